@@ -1,0 +1,1 @@
+"""The fleet command: parses, calls the engine API, renders. No cluster logic."""

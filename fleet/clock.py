@@ -1,0 +1,39 @@
+"""Time as a dependency: pure code gets instants as arguments, the rest asks a ``Clock`` so that tests can be the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+__all__ = ["Clock", "SystemClock"]
+
+
+class Clock(Protocol):
+    """Wall time, monotonic time and sleeping."""
+
+    def now(self) -> datetime:
+        """Wall time, timezone-aware UTC; goes into replicated state and onto terminals."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary origin that never go back; for intervals and deadlines."""
+        ...
+
+    async def sleep(self, duration_s: float) -> None:
+        """Sleep; cancels safely."""
+        ...
+
+
+class SystemClock:
+    """The real clock."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, duration_s: float) -> None:
+        await asyncio.sleep(duration_s)

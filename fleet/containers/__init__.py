@@ -1,0 +1,1 @@
+"""This host's container engine: records, lifecycle, logs; joins images, network and node_runtime."""

@@ -1,0 +1,1 @@
+"""Engines under the store. One contract, several implementations: sqlite for one manager."""

@@ -1,0 +1,1 @@
+"""The manager role: dispatcher, orchestrator and scheduler loops, allocator, certificate authority, swarm HTTP routes."""

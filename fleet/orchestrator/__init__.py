@@ -1,0 +1,1 @@
+"""Which tasks should exist: replicated, global, restarts, drain, history. Pure plans over values; the manager applies them."""
