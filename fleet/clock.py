@@ -1,4 +1,4 @@
-"""Time as a dependency: pure code gets instants as arguments, the rest asks a ``Clock`` so that tests can be the clock."""
+"""Time as a dependency: pure code gets instants as arguments, the rest asks a ``Clock``, so tests can be the clock."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A small HTTP/1.1 client for the engine API over a unix socket or TCP with TLS.
 
-Standard library only, because every ``fleet`` command pays for its imports (httpx costs 100 ms of start-up, this 15 ms). It is
-synchronous: the command line does one thing at a time. Streams (logs, events, image upload) are read and sent in chunks.
+Standard library only, because every ``fleet`` command pays for its imports (httpx costs 100 ms of start-up, this 15).
+It is synchronous: the command line does one thing at a time. Streams (logs, events, uploads) travel in chunks.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What the cluster is made of: services, tasks, nodes, networks, secrets, configs as values. Pure: no I/O, no clock, no chance."""
+"""What the cluster is made of, as values: services, tasks, nodes, networks, secrets. Pure: no I/O, clock or chance."""

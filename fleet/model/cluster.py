@@ -1,0 +1,119 @@
+"""The cluster object: one a store, named ``default``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from fleet.model.common import SECOND_NS, Driver, TlsInfo, Version
+from fleet.model.ids import ClusterId
+from fleet.model.wire import Value
+
+__all__ = [
+    "DEFAULT_ADDRESS_POOL",
+    "DEFAULT_CERT_EXPIRY_NS",
+    "DEFAULT_DATA_PATH_PORT",
+    "DEFAULT_HEARTBEAT_NS",
+    "Authority",
+    "CaConfig",
+    "Cluster",
+    "DispatcherConfig",
+    "EncryptionConfig",
+    "ExternalCa",
+    "JoinTokens",
+    "OrchestrationConfig",
+    "RaftConfig",
+    "SwarmSpec",
+    "TaskDefaults",
+]
+
+DEFAULT_HEARTBEAT_NS: Final = 1 * SECOND_NS
+"""fleet beats every second (Swarm: 5 s) because a beat is one small frame; *down* follows after 3 of them."""
+DEFAULT_CERT_EXPIRY_NS: Final = 90 * 24 * 3600 * SECOND_NS
+DEFAULT_DATA_PATH_PORT: Final = 4789
+DEFAULT_ADDRESS_POOL: Final = ("10.0.0.0/8",)
+
+
+class OrchestrationConfig(Value, frozen=True, kw_only=True):
+    task_history_retention_limit: int = 5
+
+
+class RaftConfig(Value, frozen=True, kw_only=True):
+    snapshot_interval: int = 10_000
+    keep_old_snapshots: int = 0
+    log_entries_for_slow_followers: int = 500
+    election_tick: int = 10
+    heartbeat_tick: int = 1
+
+
+class DispatcherConfig(Value, frozen=True, kw_only=True):
+    heartbeat_period_ns: int = 0
+
+
+class ExternalCa(Value, frozen=True, kw_only=True):
+    protocol: str = ""
+    url: str = ""
+    options: dict[str, str] = {}
+    ca_cert: str = ""
+
+
+class CaConfig(Value, frozen=True, kw_only=True):
+    node_cert_expiry_ns: int = 0
+    external_cas: tuple[ExternalCa, ...] = ()
+    signing_ca_cert: str = ""
+    signing_ca_key: str = ""
+    force_rotate: int = 0
+
+
+class EncryptionConfig(Value, frozen=True, kw_only=True):
+    auto_lock_managers: bool = False
+
+
+class TaskDefaults(Value, frozen=True, kw_only=True):
+    log_driver: Driver | None = None
+
+
+class SwarmSpec(Value, frozen=True, kw_only=True):
+    name: str = "default"
+    labels: dict[str, str] = {}
+    orchestration: OrchestrationConfig = OrchestrationConfig()
+    raft: RaftConfig = RaftConfig()
+    dispatcher: DispatcherConfig = DispatcherConfig()
+    ca_config: CaConfig = CaConfig()
+    task_defaults: TaskDefaults = TaskDefaults()
+    encryption_config: EncryptionConfig = EncryptionConfig()
+
+
+class JoinTokens(Value, frozen=True, kw_only=True):
+    worker: str = ""
+    manager: str = ""
+
+
+class Cluster(Value, frozen=True, kw_only=True):
+    id: ClusterId
+    version: Version = Version()
+    created_at: datetime
+    updated_at: datetime
+    spec: SwarmSpec = SwarmSpec()
+    tls_info: TlsInfo = TlsInfo()
+    root_rotation_in_progress: bool = False
+    data_path_port: int = DEFAULT_DATA_PATH_PORT
+    default_addr_pool: tuple[str, ...] = DEFAULT_ADDRESS_POOL
+    subnet_size: int = 24
+    join_tokens: JoinTokens = JoinTokens()
+
+
+class Authority(Value, frozen=True, kw_only=True):
+    """The root's key pair, PEM; kept apart from the cluster object so that no read of that one can show it."""
+
+    id: str = "root"
+    version: Version = Version()
+    created_at: datetime
+    updated_at: datetime
+    certificate_pem: str
+    key_pem: str = msgspec.field(name="KeyPEM")
+
+    def __repr__(self) -> str:
+        return "Authority(<root key>)"
