@@ -1,4 +1,4 @@
-"""What every engine API route needs: bounded bodies, Docker's query spellings, JSON answers, errors as ``{"message"}``."""
+"""What every engine API route needs: bounded bodies, query spellings, JSON answers, errors as ``{"message"}``."""
 
 from __future__ import annotations
 
