@@ -1,0 +1,340 @@
+"""The allocator: subnets and VNIs for networks, virtual addresses and ports for services, addresses for tasks and nodes.
+
+A level-triggered loop. ``plan_allocation`` looks at the tables and returns the objects with what they lack filled in; the
+loop writes them with the versions they were read at, so two allocators (or an allocator and the API) can never hand out one
+address twice: the later write is refused and planned again. A task passes from *new* to *pending* when everything it needs
+is there; while something can not be had the reason stands in its status.
+
+An address is in use as long as its task may hold it: until the agent reported a terminal state, or the task is orphaned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from datetime import datetime
+from typing import Final
+
+import msgspec
+import structlog
+
+from fleet import errors
+from fleet.clock import Clock
+from fleet.model.cluster import Cluster
+from fleet.model.ids import NetworkId
+from fleet.model.network import Ipam, IpamConfig, Network
+from fleet.model.node import Node
+from fleet.model.service import (
+    Endpoint,
+    EndpointMode,
+    EndpointSpec,
+    PortConfig,
+    Protocol,
+    PublishMode,
+    Service,
+    VirtualIp,
+)
+from fleet.model.task import Attachment, Task, TaskState, TaskStatus
+from fleet.network.ipam import SubnetPool, next_address
+from fleet.store import Store, Transaction
+
+__all__ = ["LOCAL_NETWORKS", "Allocator", "plan_allocation"]
+
+log = structlog.get_logger("allocator")
+
+LOCAL_NETWORKS: Final = frozenset({"host", "none", "bridge"})
+"""Networks every host has by itself; nothing is allocated on them."""
+
+_DYNAMIC_PORTS: Final = range(30000, 32768)
+_INGRESS_PREFIX_LEN: Final = 20
+"""4,093 addresses: one a node and one a task that publishes a port (Swarm's /24 ends at 253)."""
+_FIRST_VNI: Final = 4097
+"""Below are the numbers VLANs use; Docker begins here too."""
+
+Changed = Network | Node | Service | Task
+
+
+class Allocator:
+    """The loop around ``plan_allocation``."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        subscription = self._store.subscribe("task", "service", "network", "node", "cluster")
+        try:
+            while True:
+                await self._allocate()
+                await subscription.wait()
+        finally:
+            subscription.close()
+
+    async def _allocate(self) -> None:
+        while True:
+            changed = list(plan_allocation(self._store, now=self._clock.now()))
+            if not changed:
+                return
+            step = self._store.operations_max
+            try:
+                for start in range(0, len(changed), step):
+                    transaction = Transaction()
+                    for item in changed[start : start + step]:
+                        transaction.replace(item)
+                    await self._store.commit(transaction)
+            except errors.OutOfSequenceError:
+                continue
+            log.info("allocated", objects=len(changed))
+
+
+class _Space:
+    """One network's addresses during a pass."""
+
+    def __init__(self, network: Network, used: Collection[str]) -> None:
+        config = network.ipam.config[0]
+        self.subnet = config.subnet
+        self.gateway = config.gateway
+        self.name = network.spec.name
+        self._range = config.ip_range or None
+        self._used = set(used) | set(config.auxiliary_addresses.values())
+        self._last: str | None = max(used, key=_as_number, default=None)
+
+    def take(self) -> str:
+        """The next free address as CIDR. Raises ``ConflictError`` when there is none."""
+        address = next_address(
+            self.subnet, self.gateway, self._used, ip_range=self._range, after=self._last, network=self.name
+        )
+        self._used.add(address)
+        self._last = address
+        return f"{address}/{self.subnet.partition('/')[2]}"
+
+
+def _as_number(address: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in address.split("."))
+
+
+def _bare(address: str) -> str:
+    return address.partition("/")[0]
+
+
+def plan_allocation(store: Store, *, now: datetime) -> Iterator[Changed]:
+    """Objects as they should be written; nothing when all have what they need. Reads the tables, changes nothing."""
+    cluster = next(iter(store.clusters.all()), None)
+    if cluster is None:
+        return
+    networks = {network.id: network for network in store.networks.all()}
+    if any(not network.vni for network in networks.values()):
+        for network in _plan_networks(cluster, networks.values(), now=now):
+            networks[network.id] = network
+            yield network
+    ingress = next((n for n in networks.values() if n.spec.ingress and n.vni), None)
+    needy = _Needs(store, ingress)
+    if needy.is_empty:
+        return
+    spaces = {
+        network.id: _Space(network, used)
+        for network in networks.values()
+        if network.vni and (used := _used_addresses(store, network)) is not None
+    }
+    services: dict[str, Service] = {service.id: service for service in store.services.all()}
+    for node in needy.nodes:
+        if ingress is not None:
+            yield from _plan_node(node, ingress, spaces[ingress.id], now=now)
+    ports = _ports_in_use(services.values())
+    for service in needy.services:
+        allocated = _plan_service(service, networks, spaces, ports, now=now)
+        if allocated is not None:
+            services[service.id] = allocated
+            yield allocated
+    for task in needy.tasks:
+        owner = services.get(task.service_id)
+        planned = _plan_task(task, owner, networks, spaces, ingress, now=now)
+        if planned is not None:
+            yield planned
+
+
+class _Needs:
+    """Who lacks something."""
+
+    def __init__(self, store: Store, ingress: Network | None) -> None:
+        self.services = [s for s in store.services.all() if not s.pending_delete and _lacks(s)]
+        self.tasks = [t for t in store.tasks.all() if t.status.state is TaskState.NEW and not _unwanted(t)]
+        self.nodes = [
+            n
+            for n in store.nodes.all()
+            if ingress is not None and not n.removed and not any(a.network_id == ingress.id for a in n.attachments)
+        ]
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.services or self.tasks or self.nodes)
+
+
+def _unwanted(task: Task) -> bool:
+    return task.desired_state.rank > TaskState.RUNNING.rank
+
+
+def _wanted_ports(service: Service) -> tuple[PortConfig, ...]:
+    return service.spec.endpoint_spec.ports if service.spec.endpoint_spec else ()
+
+
+def _wants_vip(service: Service) -> bool:
+    spec = service.spec.endpoint_spec
+    return (spec.mode if spec else EndpointMode.VIP) is EndpointMode.VIP
+
+
+def _vip_networks(service: Service) -> list[str]:
+    if not _wants_vip(service):
+        return []
+    return [t.target for t in service.spec.all_networks if t.target not in LOCAL_NETWORKS]
+
+
+def _lacks(service: Service) -> bool:
+    """Whether the endpoint does not (yet) say what the spec asks for."""
+    endpoint = service.endpoint
+    if endpoint.spec != (service.spec.endpoint_spec or EndpointSpec()):
+        return True
+    return {v.network_id for v in endpoint.virtual_ips} != set(_vip_networks(service))
+
+
+def _used_addresses(store: Store, network: Network) -> set[str]:
+    used: set[str] = set()
+    for service in store.services.all():
+        used.update(_bare(v.addr) for v in service.endpoint.virtual_ips if v.network_id == network.id and v.addr)
+    for task in store.tasks.all():
+        if not task.status.state.is_terminal:
+            used.update(_bare(x) for a in task.network_attachments if a.network_id == network.id for x in a.addresses)
+    for node in store.nodes.all():
+        used.update(_bare(x) for a in node.attachments if a.network_id == network.id for x in a.addresses)
+    return used
+
+
+def _plan_networks(cluster: Cluster, networks: Iterable[Network], *, now: datetime) -> Iterator[Network]:
+    known = list(networks)
+    subnets = [c.subnet for n in known for c in n.ipam.config if n.vni and c.subnet]
+    asked = [c.subnet for n in known if not n.vni and n.spec.ipam for c in n.spec.ipam.config if c.subnet]
+    pool = SubnetPool([(cidr, cluster.subnet_size) for cidr in cluster.default_addr_pool], subnets)
+    wide = SubnetPool([(cidr, _INGRESS_PREFIX_LEN) for cidr in cluster.default_addr_pool], subnets)
+    vnis = {n.vni for n in known}
+    vni = _FIRST_VNI
+    for network in sorted((n for n in known if not n.vni), key=lambda n: not n.spec.ingress):
+        wanted = network.spec.ipam.config[0] if network.spec.ipam and network.spec.ipam.config else IpamConfig()
+        try:
+            subnet = wanted.subnet or (wide if network.spec.ingress else pool).next_subnet(avoid=[*asked, *subnets])
+        except errors.ConflictError as cause:
+            log.warning("no subnet", network=network.spec.name, cause=str(cause))
+            continue
+        subnets.append(subnet)
+        gateway = wanted.gateway or next_address(subnet, "", ())
+        while vni in vnis:
+            vni += 1
+        vnis.add(vni)
+        config = msgspec.structs.replace(wanted, subnet=subnet, gateway=gateway)
+        yield msgspec.structs.replace(network, ipam=Ipam(config=(config,)), vni=vni, updated_at=now)
+
+
+def _plan_node(node: Node, ingress: Network, space: _Space, *, now: datetime) -> Iterator[Node]:
+    try:
+        attachment = Attachment(network_id=ingress.id, addresses=(space.take(),))
+    except errors.ConflictError as cause:
+        log.warning("node gets no address on the ingress network", node=node.id, cause=str(cause))
+        return
+    yield msgspec.structs.replace(node, attachments=(*node.attachments, attachment), updated_at=now)
+
+
+PortKey = tuple[Protocol, int]
+
+
+def _ports_in_use(services: Iterable[Service]) -> dict[PortKey, str]:
+    return {
+        (port.protocol, port.published_port): service.id
+        for service in services
+        if not service.pending_delete
+        for port in service.endpoint.ports
+        if port.publish_mode is PublishMode.INGRESS
+    }
+
+
+def _plan_service(
+    service: Service,
+    networks: dict[NetworkId, Network],
+    spaces: dict[NetworkId, _Space],
+    ports: dict[PortKey, str],
+    *,
+    now: datetime,
+) -> Service | None:
+    had = {v.network_id: v for v in service.endpoint.virtual_ips}
+    virtual_ips = []
+    for target in _vip_networks(service):
+        network_id = NetworkId(target)
+        if network_id not in networks or network_id not in spaces:
+            return None
+        try:
+            address = had[network_id].addr if network_id in had else spaces[network_id].take()
+        except errors.ConflictError as cause:
+            log.warning("service gets no virtual address", service=service.spec.name, cause=str(cause))
+            return None
+        virtual_ips.append(VirtualIp(network_id=network_id, addr=address))
+    before = {(p.protocol, p.target_port): p.published_port for p in service.endpoint.ports}
+    allocated = []
+    for port in _wanted_ports(service):
+        number = port.published_port
+        if not number and port.publish_mode is PublishMode.INGRESS:
+            number = before.get((port.protocol, port.target_port)) or _free_port(port.protocol, ports)
+            ports[port.protocol, number] = service.id
+        allocated.append(msgspec.structs.replace(port, published_port=number))
+    endpoint = Endpoint(
+        spec=service.spec.endpoint_spec or EndpointSpec(), ports=tuple(allocated), virtual_ips=tuple(virtual_ips)
+    )
+    if endpoint == service.endpoint:
+        return None
+    return msgspec.structs.replace(service, endpoint=endpoint, updated_at=now)
+
+
+def _free_port(protocol: Protocol, ports: dict[PortKey, str]) -> int:
+    for number in _DYNAMIC_PORTS:
+        if (protocol, number) not in ports:
+            return number
+    raise errors.ConflictError(
+        f"all {protocol.value} ports of {_DYNAMIC_PORTS.start}-{_DYNAMIC_PORTS.stop - 1} are taken"
+    )
+
+
+def _plan_task(
+    task: Task,
+    service: Service | None,
+    networks: dict[NetworkId, Network],
+    spaces: dict[NetworkId, _Space],
+    ingress: Network | None,
+    *,
+    now: datetime,
+) -> Task | None:
+    if service is None or service.pending_delete or _lacks(service):
+        return None
+    targets = [
+        NetworkId(t.target) for t in task.spec.networks or service.spec.networks if t.target not in LOCAL_NETWORKS
+    ]
+    if ingress is not None and any(p.publish_mode is PublishMode.INGRESS for p in service.endpoint.ports):
+        targets.append(ingress.id)
+    attachments = []
+    try:
+        for network_id in targets:
+            if network_id not in networks:
+                raise errors.NotFoundError(f"network {network_id} was removed")
+            if network_id not in spaces:
+                raise errors.UnavailableError(f"network {networks[network_id].spec.name} has no subnet yet")
+            attachments.append(Attachment(network_id=network_id, addresses=(spaces[network_id].take(),)))
+    except errors.FleetError as cause:
+        return _waiting(task, str(cause), now=now)
+    status = TaskStatus(timestamp=now, state=TaskState.PENDING, message="pending task scheduling")
+    return msgspec.structs.replace(
+        task, network_attachments=tuple(attachments), ports=service.endpoint.ports, status=status, updated_at=now
+    )
+
+
+def _waiting(task: Task, reason: str, *, now: datetime) -> Task | None:
+    if task.status.err == reason:
+        return None
+    return msgspec.structs.replace(
+        task, status=msgspec.structs.replace(task.status, err=reason, message="waiting for addresses"), updated_at=now
+    )

@@ -1,0 +1,201 @@
+"""What each node must know, computed from the tables: tasks, networks, endpoints, services, published ports, secrets.
+
+Pure over the tables. ``Assembler.items_for`` gives the complete set for a node; ``difference`` the step from what was last
+sent. Network-wide items (endpoints, services) are computed once per pass and shared by all nodes of that pass.
+
+When an endpoint gets traffic (``ready``): its task is *running*, is wanted to run, and its node answers. A task wanted to
+stop is unready from the moment the wish is stored, which is before its agent hears of it: so it leaves names and
+balancing first and stops second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from fleet.api.dispatch import (
+    Assign,
+    ConfigItem,
+    EndpointItem,
+    Item,
+    NetworkItem,
+    NodeItem,
+    PublishedItem,
+    SecretItem,
+    ServiceItem,
+    TaskItem,
+    key_of,
+)
+from fleet.model.ids import NetworkId, NodeId
+from fleet.model.network import Network
+from fleet.model.node import Node, NodeState
+from fleet.model.service import EndpointMode, PublishMode, Service
+from fleet.model.task import Attachment, Task, TaskState, task_name
+from fleet.store import Store
+
+__all__ = ["Assembler", "difference", "slot_name"]
+
+
+def _bare(address: str) -> str:
+    return address.partition("/")[0]
+
+
+def slot_name(task: Task) -> str:
+    """The stable name of the task's place: ``web.1``, or ``web.<node id>`` for global services."""
+    return f"{task.service_name}.{task.slot or task.node_id}"
+
+
+def _holds_address(task: Task) -> bool:
+    return (
+        bool(task.node_id) and not task.status.state.is_terminal and task.status.state.rank >= TaskState.ASSIGNED.rank
+    )
+
+
+class Assembler:
+    """One pass over the tables; throw it away when they change."""
+
+    def __init__(self, store: Store, *, vxlan_port: int) -> None:
+        self._store = store
+        self._vxlan_port = vxlan_port
+        self._network_items: dict[str, list[Item]] | None = None
+        self._published: list[Item] | None = None
+        self._ingress: Network | None = None
+
+    def items_for(self, node_id: NodeId) -> dict[str, Item]:
+        """The complete assignment set of a node by key."""
+        items: list[Item] = []
+        needed: set[str] = set()
+        secrets: set[str] = set()
+        configs: set[str] = set()
+        for task in self._store.tasks.by_node(node_id):
+            if task.status.state.rank < TaskState.ASSIGNED.rank:
+                continue
+            items.append(TaskItem(task=task))
+            if not task.status.state.is_terminal:
+                needed.update(a.network_id for a in task.network_attachments)
+            if task.desired_state.rank <= TaskState.RUNNING.rank and not task.status.state.is_terminal:
+                secrets.update(s.secret_id for s in task.spec.container_spec.secrets)
+                configs.update(c.config_id for c in task.spec.container_spec.configs)
+        network_items = self._shared()
+        if self._ingress is not None and self._published:
+            needed.add(self._ingress.id)
+            items.extend(self._published)
+        node = self._store.nodes.get(node_id)
+        for network_id in sorted(needed):
+            network = self._store.networks.get(network_id)
+            if network is None:
+                continue
+            own = next((a for a in (node.attachments if node else ()) if a.network_id == network_id), None)
+            address = _bare(own.addresses[0]) if own and own.addresses else ""
+            items.append(NetworkItem(network=network, vxlan_port=self._vxlan_port, node_address=address))
+            items.extend(network_items.get(network_id, ()))
+        items.extend(
+            SecretItem(secret_id=secret.id, data=secret.spec.data)
+            for secret_id in sorted(secrets)
+            if (secret := self._store.secrets.get(secret_id)) is not None
+        )
+        items.extend(
+            ConfigItem(config_id=config.id, data=config.spec.data)
+            for config_id in sorted(configs)
+            if (config := self._store.configs.get(config_id)) is not None
+        )
+        return {key_of(item): item for item in items}
+
+    def _shared(self) -> Mapping[str, list[Item]]:
+        if self._network_items is not None:
+            return self._network_items
+        by_network: dict[str, list[Item]] = {}
+        nodes = {node.id: node for node in self._store.nodes.all() if not node.removed}
+        services = {service.id: service for service in self._store.services.all()}
+        for task in self._store.tasks.all():
+            if not _holds_address(task):
+                continue
+            node = nodes.get(task.node_id)
+            if node is None:
+                continue
+            for attachment in task.network_attachments:
+                item = _endpoint(task, node, attachment)
+                if item is not None:
+                    by_network.setdefault(attachment.network_id, []).append(item)
+        published: list[Item] = []
+        for service in services.values():
+            if service.pending_delete:
+                continue
+            for item in _services(service):
+                by_network.setdefault(item.network_id, []).append(item)
+            published.extend(
+                PublishedItem(
+                    protocol=port.protocol,
+                    published_port=port.published_port,
+                    target_port=port.target_port,
+                    service_id=service.id,
+                )
+                for port in service.endpoint.ports
+                if port.publish_mode is PublishMode.INGRESS and port.published_port
+            )
+        for node in nodes.values():
+            for attachment in node.attachments:
+                network = self._store.networks.get(attachment.network_id)
+                if network is not None and network.spec.ingress and attachment.addresses:
+                    by_network.setdefault(network.id, []).append(
+                        NodeItem(
+                            network_id=network.id,
+                            node_id=node.id,
+                            underlay=node.status.addr,
+                            address=_bare(attachment.addresses[0]),
+                        )
+                    )
+                    self._ingress = network
+        self._network_items = by_network
+        self._published = published
+        return by_network
+
+
+def _endpoint(task: Task, node: Node, attachment: Attachment) -> EndpointItem | None:
+    if not attachment.addresses:
+        return None
+    ready = (
+        task.status.state is TaskState.RUNNING
+        and task.desired_state.rank <= TaskState.RUNNING.rank
+        and node.status.state is NodeState.READY
+    )
+    return EndpointItem(
+        network_id=attachment.network_id,
+        task_id=task.id,
+        service_id=task.service_id,
+        names=(task_name(task), slot_name(task)),
+        aliases=attachment.aliases,
+        address=_bare(attachment.addresses[0]),
+        node_id=node.id,
+        underlay=node.status.addr,
+        ready=ready,
+    )
+
+
+def _services(service: Service) -> Iterable[ServiceItem]:
+    mode = service.spec.endpoint_spec.mode if service.spec.endpoint_spec else EndpointMode.VIP
+    vips = {v.network_id: _bare(v.addr) for v in service.endpoint.virtual_ips}
+    for target in service.spec.all_networks:
+        network_id = NetworkId(target.target)
+        yield ServiceItem(
+            network_id=network_id,
+            service_id=service.id,
+            name=service.spec.name,
+            aliases=target.aliases,
+            vip=vips.get(network_id, "") if mode is EndpointMode.VIP else "",
+        )
+
+
+def _same(old: Item, new: Item) -> bool:
+    if isinstance(old, TaskItem) and isinstance(new, TaskItem):
+        # A task is immutable for its agent but for the wish; its own reports coming back are no news.
+        return old.task.desired_state is new.task.desired_state
+    return old == new
+
+
+def difference(sent: Mapping[str, Item], wanted: Mapping[str, Item], *, applies_to: int) -> Assign | None:
+    """The increment from ``sent`` to ``wanted``, or ``None`` when there is none."""
+    items = tuple(item for key, item in wanted.items() if key not in sent or not _same(sent[key], item))
+    removed = tuple(key for key in sent if key not in wanted)
+    if not items and not removed:
+        return None
+    return Assign(applies_to=applies_to, results_in=applies_to + 1, items=items, removed=removed)

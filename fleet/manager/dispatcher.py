@@ -1,0 +1,437 @@
+"""Sessions with agents: assignments down, task status up, and who is alive.
+
+Three loops share the sessions:
+
+* *changes*: any change of the tables wakes every session's sender, which computes its node's set once more and sends the
+  difference. Senders coalesce: while one computes and sends, further changes only leave it marked.
+* *reports*: statuses of all sessions are collected and written in few, large transactions; a report is acknowledged after
+  its transaction is durable.
+* *leases*: a silent node becomes *disconnected* after ``suspect_after`` (its endpoints leave names and balancing at once) and
+  *down* after ``down_after`` (its tasks are replaced). When the connection was closed by the node's own kernel the host is
+  alive and only its daemon is gone: then ``daemon_grace_s`` holds, so restarting or upgrading fleetd moves no task. After a
+  start of this manager, ``startup_grace_s`` lets nodes come back before any is called down.
+
+A stall of this process looks like silence of all nodes; the lease loop measures its own lateness and grants it to everyone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from fleet import errors
+from fleet.api import dispatch
+from fleet.clock import Clock
+from fleet.manager.assignments import Assembler, difference
+from fleet.model.common import SECOND_NS
+from fleet.model.ids import NodeId, TaskId
+from fleet.model.node import Node, NodeState, NodeStatus
+from fleet.model.task import Task, TaskState, TaskStatus, later
+from fleet.store import Store, Transaction
+
+__all__ = ["Channel", "ChannelClosed", "Dispatcher", "Tolerances"]
+
+log = structlog.get_logger("dispatcher")
+
+_COALESCE_S: Final = 0.005
+"""How long a sender lets changes gather; a burst of 100 tasks then leaves in a few frames."""
+_REPORTS_MAX: Final = 10_000
+_COMMIT_TRIES: Final = 8
+
+
+class ChannelClosed(Exception):
+    """The peer closed, or its kernel did for it."""
+
+
+class Channel(Protocol):
+    """One open connection to an agent; frames keep their order and bounds."""
+
+    async def send(self, frame: bytes) -> None:
+        """Raises ``ChannelClosed``."""
+        ...
+
+    async def receive(self) -> bytes:
+        """Raises ``ChannelClosed``."""
+        ...
+
+    async def close(self, reason: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerances:
+    """In seconds, or in beats where the name says so."""
+
+    suspect_after_beats: float = 1.5
+    down_after_beats: float = 3.0
+    daemon_suspect_s: float = 5.0
+    """The host lives and so do its containers: they keep getting traffic while the daemon restarts."""
+    daemon_grace_s: float = 15.0
+    startup_grace_s: float = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    id: str
+    node_id: NodeId
+    channel: Channel
+    last_heard: float
+    sequence: int = 0
+    sent: dict[str, dispatch.Item] | None = None
+    dirty: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class _Silence:
+    """A node without a session: since when, and how long that is tolerated."""
+
+    since: float
+    tolerance_s: float
+
+
+class Dispatcher:
+    """Runs on the leader. ``run`` owns all loops; ``serve`` is one session's life and is called by the listener."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        new_session_id: Callable[[], str],
+        manager_addresses: Callable[[], tuple[str, ...]],
+        tolerances: Tolerances | None = None,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._new_session_id = new_session_id
+        self._manager_addresses = manager_addresses
+        self._tolerances = tolerances or Tolerances()
+        self._sessions: dict[NodeId, _Session] = {}
+        self._silent: dict[NodeId, _Silence] = {}
+        self._images: dict[NodeId, tuple[str, ...]] = {}
+        self._reports: list[tuple[_Session, dispatch.Report]] = []
+        self._reports_ready = asyncio.Event()
+        self._reports_room = asyncio.Event()
+        self._reports_room.set()
+
+    # What others ask ------------------------------------------------------------------------------------------
+
+    @property
+    def beat_period_s(self) -> float:
+        """The cluster's heartbeat period in seconds."""
+        for cluster in self._store.clusters.all():
+            if cluster.spec.dispatcher.heartbeat_period_ns > 0:
+                return cluster.spec.dispatcher.heartbeat_period_ns / SECOND_NS
+        return 1.0
+
+    def holders_of(self, image: str) -> list[Node]:
+        """Live nodes whose agents said they have ``image`` (a reference or a digest)."""
+        nodes = (self._store.nodes.get(node_id) for node_id, names in self._images.items() if image in names)
+        return [node for node in nodes if node is not None and node.id in self._sessions]
+
+    def is_connected(self, node_id: NodeId) -> bool:
+        """Whether the node has a session here."""
+        return node_id in self._sessions
+
+    # Loops ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        now = self._clock.monotonic()
+        for node in self._store.nodes.all():
+            if not node.removed and node.status.state is not NodeState.DOWN:
+                self._silent[node.id] = _Silence(since=now, tolerance_s=self._tolerances.startup_grace_s)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch_changes())
+                group.create_task(self._write_reports())
+                group.create_task(self._watch_leases())
+        finally:
+            for session in list(self._sessions.values()):
+                with contextlib.suppress(Exception):
+                    await session.channel.close("this manager is stopping")
+
+    async def _watch_changes(self) -> None:
+        subscription = self._store.subscribe("task", "service", "node", "network", "secret", "config")
+        try:
+            while True:
+                await subscription.wait()
+                for session in self._sessions.values():
+                    session.dirty.set()
+        finally:
+            subscription.close()
+
+    # One session ----------------------------------------------------------------------------------------------
+
+    async def serve(self, channel: Channel, node_id: NodeId) -> None:
+        """The life of one session; returns when it ends. ``node_id`` is from the peer's certificate.
+
+        Raises ``ForbiddenError`` for a node that is not (any more) a member, ``UserError`` for a peer that does not keep
+        to the protocol. A newer session of the same node ends the older one.
+        """
+        node = self._store.nodes.get(node_id)
+        if node is None or node.removed:
+            raise errors.ForbiddenError(
+                f"node {node_id} is not a member of this cluster; it was removed or never joined"
+            )
+        hello = dispatch.decode_agent(await channel.receive())
+        if not isinstance(hello, dispatch.Hello):
+            raise errors.UserError(f"session of node {node_id}: expected Hello first, got {type(hello).__name__}")
+        session = _Session(
+            id=self._new_session_id(), node_id=node_id, channel=channel, last_heard=self._clock.monotonic()
+        )
+        older = self._sessions.pop(node_id, None)
+        self._sessions[node_id] = session
+        self._silent.pop(node_id, None)
+        self._images[node_id] = hello.images
+        if older is not None:
+            await older.channel.close("replaced by a newer session of this node")
+        await self._register(node_id, hello)
+        await channel.send(
+            dispatch.encode(
+                dispatch.Welcome(
+                    session_id=session.id,
+                    node_id=node_id,
+                    beat_period_s=self.beat_period_s,
+                    managers=self._manager_addresses(),
+                )
+            )
+        )
+        log.info("session opened", node=node_id, session=session.id, address=hello.address)
+        session.dirty.set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._send_assignments(session))
+                group.create_task(self._receive(session))
+        except* ChannelClosed as closed:
+            log.info("session closed", node=node_id, session=session.id, cause=str(closed.exceptions[0]))
+        except* errors.FleetError as failed:
+            log.warning("session ended", node=node_id, session=session.id, cause=str(failed.exceptions[0]))
+            await channel.close(str(failed.exceptions[0]))
+        finally:
+            if self._sessions.get(node_id) is session:
+                del self._sessions[node_id]
+                self._silent[node_id] = _Silence(
+                    since=self._clock.monotonic(), tolerance_s=self._tolerances.daemon_grace_s
+                )
+
+    async def _register(self, node_id: NodeId, hello: dispatch.Hello) -> None:
+        def registered(node: Node) -> Node:
+            return msgspec.structs.replace(
+                node,
+                description=hello.description,
+                status=NodeStatus(state=NodeState.READY, addr=hello.address),
+                cluster_addr=f"{hello.address}:{hello.cluster_port}",
+                down_since=None,
+            )
+
+        await self._change_node(node_id, registered)
+
+    async def _change_node(self, node_id: NodeId, change: Callable[[Node], Node]) -> None:
+        for _ in range(_COMMIT_TRIES):
+            node = self._store.nodes.get(node_id)
+            if node is None or node.removed:
+                return
+            changed = change(node)
+            if changed == node:
+                return
+            if changed.status.state is not node.status.state:
+                log.info(
+                    "node changed",
+                    node=node_id,
+                    hostname=changed.description.hostname,
+                    state=f"{node.status.state} -> {changed.status.state}",
+                    cause=changed.status.message,
+                )
+            try:
+                await self._store.commit(
+                    Transaction().replace(msgspec.structs.replace(changed, updated_at=self._clock.now()))
+                )
+            except errors.OutOfSequenceError:
+                continue
+            return
+        raise errors.ConflictError(f"node {node_id} kept changing while its state was written")
+
+    async def _receive(self, session: _Session) -> None:
+        while True:
+            frame = await session.channel.receive()
+            session.last_heard = self._clock.monotonic()
+            message = dispatch.decode_agent(frame)
+            match message:
+                case dispatch.Beat():
+                    await session.channel.send(dispatch.encode(dispatch.BeatReply(beat_period_s=self.beat_period_s)))
+                case dispatch.Report():
+                    await self._reports_room.wait()
+                    self._reports.append((session, message))
+                    self._reports_ready.set()
+                    if len(self._reports) >= _REPORTS_MAX:
+                        self._reports_room.clear()
+                case dispatch.Describe():
+                    self._images[session.node_id] = message.images
+                    description = message.description
+                    await self._change_node(
+                        session.node_id, lambda node, d=description: msgspec.structs.replace(node, description=d)
+                    )
+                case dispatch.Hello():
+                    raise errors.UserError(f"session of node {session.node_id}: a second Hello")
+            node = self._store.nodes.get(session.node_id)
+            if node is not None and node.status.state is not NodeState.READY:
+                await self._set_state(session.node_id, NodeState.READY, "")
+
+    async def _send_assignments(self, session: _Session) -> None:
+        while True:
+            await session.dirty.wait()
+            await self._clock.sleep(_COALESCE_S)
+            session.dirty.clear()
+            wanted = self._assembler().items_for(session.node_id)
+            message: dispatch.Assign | None
+            if session.sent is None:
+                message = dispatch.Assign(complete=True, results_in=session.sequence + 1, items=tuple(wanted.values()))
+            else:
+                message = difference(session.sent, wanted, applies_to=session.sequence)
+            if message is None:
+                continue
+            session.sequence = message.results_in
+            session.sent = wanted
+            await session.channel.send(dispatch.encode(message))
+
+    def _assembler(self) -> Assembler:
+        port = next((cluster.data_path_port for cluster in self._store.clusters.all()), 4789)
+        return Assembler(self._store, vxlan_port=port)
+
+    # Reports --------------------------------------------------------------------------------------------------
+
+    async def _write_reports(self) -> None:
+        while True:
+            await self._reports_ready.wait()
+            self._reports_ready.clear()
+            batch, self._reports = self._reports, []
+            self._reports_room.set()
+            newest: dict[TaskId, tuple[NodeId, TaskStatus]] = {}
+            for session, report in batch:
+                for item in report.tasks:
+                    known = newest.get(item.task_id)
+                    if known is None or later(known[1].state, item.status.state) is item.status.state:
+                        newest[item.task_id] = (session.node_id, item.status)
+            try:
+                await self._commit_statuses(newest)
+            except errors.UnavailableError as cause:
+                # Unacknowledged, so every agent says it again after it has reconnected.
+                log.warning("task statuses not written", tasks=len(newest), cause=str(cause))
+                for session, _ in batch:
+                    await session.channel.close("the manager could not store the report")
+                continue
+            for session, report in batch:
+                with contextlib.suppress(ChannelClosed):
+                    await session.channel.send(dispatch.encode(dispatch.Reported(number=report.number)))
+
+    async def _commit_statuses(self, newest: dict[TaskId, tuple[NodeId, TaskStatus]]) -> None:
+        pending = list(newest.items())
+        step = self._store.operations_max
+        while pending:
+            piece, pending = pending[:step], pending[step:]
+            for _ in range(_COMMIT_TRIES):
+                transaction = Transaction()
+                changed = [
+                    task
+                    for task_id, (node_id, status) in piece
+                    if (task := self._with_status(task_id, node_id, status)) is not None
+                ]
+                if not changed:
+                    break
+                for task in changed:
+                    transaction.replace(task)
+                try:
+                    await self._store.commit(transaction)
+                except errors.OutOfSequenceError:
+                    continue
+                break
+            else:
+                raise errors.UnavailableError(f"{len(piece)} tasks kept changing while their status was written")
+
+    def _with_status(self, task_id: TaskId, node_id: NodeId, status: TaskStatus) -> Task | None:
+        task = self._store.tasks.get(task_id)
+        if task is None or task.node_id != node_id:
+            return None
+        old = task.status
+        if status.state.rank < old.state.rank or old.state is TaskState.ORPHANED:
+            return None
+        now = self._clock.now()
+        new = msgspec.structs.replace(status, applied_by=old.applied_by, applied_at=old.applied_at)
+        if new == old:
+            return None
+        return msgspec.structs.replace(
+            task, status=msgspec.structs.replace(status, applied_by=node_id, applied_at=now), updated_at=now
+        )
+
+    # Leases ---------------------------------------------------------------------------------------------------
+
+    async def _watch_leases(self) -> None:
+        woke = self._clock.monotonic()
+        while True:
+            period = self.beat_period_s
+            tick = min(period / 4, 0.25)
+            await self._clock.sleep(tick)
+            now = self._clock.monotonic()
+            lateness = now - woke - tick
+            woke = now
+            if lateness > tick:
+                self._grant(lateness)
+            for session in list(self._sessions.values()):
+                silence = now - session.last_heard
+                if silence > self._tolerances.down_after_beats * period:
+                    await self._give_up(session, silence)
+                elif silence > self._tolerances.suspect_after_beats * period:
+                    await self._set_state(session.node_id, NodeState.DISCONNECTED, f"silent for {silence:.1f} s")
+            for node_id, gone in list(self._silent.items()):
+                silence = now - gone.since
+                if silence > gone.tolerance_s:
+                    self._silent.pop(node_id, None)
+                    await self._set_state(node_id, NodeState.DOWN, f"no session for {silence:.1f} s")
+                elif silence > self._tolerances.daemon_suspect_s:
+                    await self._set_state(node_id, NodeState.DISCONNECTED, "its daemon closed the session")
+
+    def _grant(self, lateness_s: float) -> None:
+        for session in self._sessions.values():
+            session.last_heard += lateness_s
+        for gone in self._silent.values():
+            gone.since += lateness_s
+
+    async def _give_up(self, session: _Session, silence_s: float) -> None:
+        if self._sessions.get(session.node_id) is session:
+            del self._sessions[session.node_id]
+        await self._set_state(session.node_id, NodeState.DOWN, f"heartbeat failure: silent for {silence_s:.1f} s")
+        with contextlib.suppress(ChannelClosed):
+            await session.channel.close("no heartbeat")
+
+    async def _set_state(self, node_id: NodeId, state: NodeState, message: str) -> None:
+        now = self._clock.now()
+
+        def changed(node: Node) -> Node:
+            if node.status.state is state:
+                return node
+            if state is NodeState.DISCONNECTED and node.status.state is not NodeState.READY:
+                return node
+            return msgspec.structs.replace(
+                node,
+                status=msgspec.structs.replace(node.status, state=state, message=message),
+                down_since=now if state is NodeState.DOWN else None,
+            )
+
+        await self._change_node(node_id, changed)
+
+    async def disconnect(self, node_id: NodeId, reason: str) -> None:
+        """End a node's session, if it has one (it was removed, or left)."""
+        session = self._sessions.pop(node_id, None)
+        self._silent.pop(node_id, None)
+        if session is not None:
+            await session.channel.close(reason)
+
+    def sessions(self) -> Iterable[NodeId]:
+        """Nodes with a session."""
+        return self._sessions.keys()
