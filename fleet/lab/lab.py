@@ -189,8 +189,13 @@ class Lab:
         self.layout.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         with locked_folder(self.layout.folder, waiting=self._waiting):
             RUN_ROOT.mkdir(mode=0o755, exist_ok=True)
-            with locked_folder(RUN_ROOT):
-                record = self._claim(subnet)
+            try:
+                with locked_folder(RUN_ROOT):
+                    record = self._claim(subnet)
+            except errors.FleetError:
+                if not any(self.layout.folder.iterdir()):
+                    self.layout.folder.rmdir()
+                raise
             yield record
 
     def _claim(self, subnet: str | None) -> LabRecord:
