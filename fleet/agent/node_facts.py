@@ -1,0 +1,48 @@
+"""What this host is: name, platform, resources, engine. Read from the kernel, not configured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from fleet import __version__
+from fleet.model.common import Platform, TlsInfo
+from fleet.model.node import EngineDescription, EnginePlugin, NodeDescription, NodeResources
+
+__all__ = ["cpu_count", "describe_host", "memory_total_bytes"]
+
+_PLUGINS: Final = (
+    EnginePlugin(type="Log", name="json-file"),
+    EnginePlugin(type="Network", name="bridge"),
+    EnginePlugin(type="Network", name="host"),
+    EnginePlugin(type="Network", name="null"),
+    EnginePlugin(type="Network", name="overlay"),
+    EnginePlugin(type="Volume", name="local"),
+)
+
+
+def memory_total_bytes() -> int:
+    """Physical memory in bytes (``MemTotal`` of proc(5))."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def cpu_count() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def describe_host(*, hostname: str, labels: Mapping[str, str], trust_root_pem: str) -> NodeDescription:
+    """The node's description as Docker shapes it; a few file reads, does not block long."""
+    uname = os.uname()
+    return NodeDescription(
+        hostname=hostname,
+        platform=Platform(architecture=uname.machine, os=uname.sysname.lower()),
+        resources=NodeResources(nano_cpus=cpu_count() * 1_000_000_000, memory_bytes=memory_total_bytes()),
+        engine=EngineDescription(engine_version=__version__, labels=dict(labels), plugins=_PLUGINS),
+        tls_info=TlsInfo(trust_root=trust_root_pem),
+    )

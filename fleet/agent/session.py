@@ -1,0 +1,175 @@
+"""The agent's connection to a manager: one at a time, opened again for as long as the agent runs.
+
+A session ends when the connection breaks, when the manager is silent for ``_SILENT_BEATS`` beats, or when an increment does
+not follow. Then the next manager is tried, soon at first, then less often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, WebSocketException
+
+from fleet import errors
+from fleet.agent.reporter import Reporter
+from fleet.agent.worker import OutOfStepError, Worker
+from fleet.api import dispatch
+from fleet.clock import Clock
+from fleet.identity.tls import verify_peer
+from fleet.model.ids import ClusterId
+from fleet.model.node import NodeDescription, NodeRole
+
+__all__ = ["Session"]
+
+log = structlog.get_logger("session")
+
+_OPEN_TIMEOUT_S: Final = 5.0
+_SILENT_BEATS: Final = 5
+_RETRY_FIRST_S: Final = 0.1
+_RETRY_MAX_S: Final = 2.0
+
+
+class Session:
+    """``run`` until cancelled; ``describe`` sends a changed description or image list on the open session."""
+
+    def __init__(
+        self,
+        *,
+        worker: Worker,
+        reporter: Reporter,
+        clock: Clock,
+        tls: Callable[[], ssl.SSLContext],
+        cluster_id: ClusterId,
+        managers: Sequence[str],
+        managers_changed: Callable[[tuple[str, ...]], None],
+        hello: Callable[[], dispatch.Hello],
+    ) -> None:
+        self._worker = worker
+        self._reporter = reporter
+        self._clock = clock
+        self._tls = tls
+        self._cluster_id = cluster_id
+        self._managers = list(managers)
+        self._managers_changed = managers_changed
+        self._hello = hello
+        self._connection: ClientConnection | None = None
+        self._heard = 0.0
+        self._period_s = 1.0
+        self.connected = asyncio.Event()
+        self.last_error = ""
+
+    async def run(self) -> None:
+        """Until cancelled. Refusals (removed node, foreign certificate) are logged and tried again, less and less often."""
+        delay_s = _RETRY_FIRST_S
+        while True:
+            address = self._managers[0]
+            try:
+                await self._hold(address)
+                delay_s = _RETRY_FIRST_S
+            except* (OSError, WebSocketException, TimeoutError, errors.FleetError) as group:
+                first = _first(group)
+                if self.connected.is_set():
+                    delay_s = _RETRY_FIRST_S
+                self.last_error = _sentence(first)
+                log.warning("session ended", manager=address, cause=self.last_error)
+            finally:
+                self.connected.clear()
+                self._connection = None
+                self._reporter.rewind()
+            self._managers.append(self._managers.pop(0))
+            await self._clock.sleep(delay_s * random.uniform(0.7, 1.3))  # noqa: S311 - spreading load, not secrets
+            delay_s = min(delay_s * 2, _RETRY_MAX_S)
+
+    async def describe(self, description: NodeDescription, images: tuple[str, ...]) -> None:
+        """Tell the manager; nothing when no session is open (``Hello`` will say it)."""
+        if self._connection is not None and self.connected.is_set():
+            with contextlib.suppress(WebSocketException, OSError):
+                await self._connection.send(dispatch.encode(dispatch.Describe(description=description, images=images)))
+
+    async def _hold(self, address: str) -> None:
+        async with connect(
+            f"wss://{address}{dispatch.PATH}",
+            ssl=self._tls(),
+            server_hostname="fleet-node",
+            max_size=dispatch.FRAME_LIMIT,
+            compression=None,
+            ping_interval=None,
+            open_timeout=_OPEN_TIMEOUT_S,
+            close_timeout=1.0,
+            proxy=None,
+        ) as connection:
+            ssl_object = connection.transport.get_extra_info("ssl_object")
+            verify_peer(ssl_object, cluster_id=self._cluster_id, role=NodeRole.MANAGER)
+            await connection.send(dispatch.encode(self._hello()))
+            async with asyncio.timeout(_OPEN_TIMEOUT_S):
+                welcome = dispatch.decode_manager(await _frame(connection))
+            if not isinstance(welcome, dispatch.Welcome):
+                raise errors.UserError(f"manager {address}: expected Welcome first, got {type(welcome).__name__}")
+            log.info("session opened", manager=address, session=welcome.session_id)
+            self._connection = connection
+            self._period_s = welcome.beat_period_s
+            self._heard = self._clock.monotonic()
+            self.last_error = ""
+            if welcome.managers:
+                self._managers = [address, *(m for m in welcome.managers if m != address)]
+                self._managers_changed(welcome.managers)
+            self._worker.report_all()
+            self.connected.set()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._receive(connection))
+                group.create_task(self._beat(connection))
+                group.create_task(self._reporter.run(lambda r: connection.send(dispatch.encode(r))))
+
+    async def _receive(self, connection: ClientConnection) -> None:
+        while True:
+            message = dispatch.decode_manager(await _frame(connection))
+            self._heard = self._clock.monotonic()
+            match message:
+                case dispatch.Assign():
+                    self._worker.apply(message)
+                case dispatch.Reported():
+                    self._reporter.acknowledge(message.number)
+                case dispatch.BeatReply():
+                    self._period_s = message.beat_period_s
+                case dispatch.Welcome():
+                    raise OutOfStepError("a second Welcome in one session")
+
+    async def _beat(self, connection: ClientConnection) -> None:
+        beat = dispatch.encode(dispatch.Beat())
+        woke = self._clock.monotonic()
+        while True:
+            await self._clock.sleep(self._period_s / 2)
+            now = self._clock.monotonic()
+            self._heard += max(0.0, now - woke - self._period_s)  # our own stall is not the manager's silence
+            woke = now
+            silence_s = now - self._heard
+            if silence_s > _SILENT_BEATS * self._period_s:
+                raise errors.UnavailableError(f"the manager has been silent for {silence_s:.1f} s")
+            await connection.send(beat)
+
+
+async def _frame(connection: ClientConnection) -> bytes:
+    frame = await connection.recv()
+    if isinstance(frame, str):
+        raise errors.UserError("text frame from manager; expected a binary one")
+    return frame
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+def _sentence(cause: BaseException) -> str:
+    if isinstance(cause, InvalidHandshake):
+        return f"the manager refused the session: {cause}"
+    return str(cause) or type(cause).__name__

@@ -1,0 +1,179 @@
+"""Assignments -> controllers: keeps exactly one controller per assigned task, and everything they need at hand.
+
+The worker holds the assignment set as numbered by the manager. ``apply`` refuses an increment that does not follow (the
+session then starts over with a complete set). Tasks that leave the set are stopped and removed; tasks in it are driven
+toward their desired state whether or not a manager can be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import structlog
+
+from fleet import errors
+from fleet.agent.controller import Controller, TaskRuntime
+from fleet.agent.local_state import LocalState
+from fleet.agent.network_sync import NetworkSync
+from fleet.agent.reporter import Reporter
+from fleet.api import dispatch
+from fleet.clock import Clock
+from fleet.model.ids import ConfigId, SecretId, TaskId
+from fleet.model.task import Task, TaskStatus, later
+
+__all__ = ["OutOfStepError", "Worker"]
+
+log = structlog.get_logger("worker")
+
+_CONCURRENT_STARTS: Final = 8
+"""Prepare and start steps at a time: enough to keep two cores busy, few enough not to thrash."""
+_SAVE_DELAY_S: Final = 0.1
+
+
+class OutOfStepError(errors.FleetError):
+    """An increment does not apply to the set held here; a complete one is needed."""
+
+
+class Worker:
+    """``run`` owns the controllers; ``apply`` and the getters are called on the same loop."""
+
+    def __init__(
+        self,
+        *,
+        runtime: Callable[[Worker], TaskRuntime],
+        network_sync: NetworkSync,
+        reporter: Reporter,
+        local_state: LocalState,
+        clock: Clock,
+    ) -> None:
+        self._runtime = runtime(self)
+        self._network_sync = network_sync
+        self._reporter = reporter
+        self._local_state = local_state
+        self._clock = clock
+        self._items: dict[str, dispatch.Item] = {}
+        self._sequence = 0
+        self._controllers: dict[TaskId, Controller] = {}
+        self._limiter = asyncio.Semaphore(_CONCURRENT_STARTS)
+        self._group: asyncio.TaskGroup | None = None
+        self._save_needed = asyncio.Event()
+        self._kept: dict[TaskId, TaskStatus] = {}
+
+    # What tasks need ------------------------------------------------------------------------------------------
+
+    def secret(self, secret_id: str) -> bytes:
+        """The secret's data. Raises ``UnavailableError`` while it has not come."""
+        item = self._items.get(f"secret/{secret_id}")
+        if not isinstance(item, dispatch.SecretItem):
+            raise errors.UnavailableError(f"secret {SecretId(secret_id)} is not here yet")
+        return item.data
+
+    def config(self, config_id: str) -> bytes:
+        """The config's data. Raises ``UnavailableError`` while it has not come."""
+        item = self._items.get(f"config/{config_id}")
+        if not isinstance(item, dispatch.ConfigItem):
+            raise errors.UnavailableError(f"config {ConfigId(config_id)} is not here yet")
+        return item.data
+
+    @property
+    def network_sync(self) -> NetworkSync:
+        return self._network_sync
+
+    def task(self, task_id: str) -> Task | None:
+        """An assigned task by id."""
+        controller = self._controllers.get(TaskId(task_id))
+        return controller.task if controller else None
+
+    def assigned_networks(self) -> set[str]:
+        """Ids of the networks that belong on this host now."""
+        return {item.network.id for item in self._items.values() if isinstance(item, dispatch.NetworkItem)}
+
+    # Life -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Take up what the last run left, then serve until cancelled; cancelling leaves all containers running."""
+        items, self._kept = await asyncio.to_thread(self._local_state.load)
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            group.create_task(self._network_sync.run())
+            group.create_task(self._save_when_needed())
+            if items:
+                log.info("taking up kept assignments", items=len(items))
+                self._replace({dispatch.key_of(item): item for item in items}, sequence=0)
+
+    def apply(self, message: dispatch.Assign) -> None:
+        """The manager's next message. Raises ``OutOfStepError`` when it does not follow."""
+        if message.complete:
+            items = {dispatch.key_of(item): item for item in message.items}
+        else:
+            if message.applies_to != self._sequence:
+                raise OutOfStepError(f"assignment {message.applies_to} -> {message.results_in} on set {self._sequence}")
+            items = dict(self._items)
+            for key in message.removed:
+                items.pop(key, None)
+            for item in message.items:
+                items[dispatch.key_of(item)] = item
+        self._replace(items, sequence=message.results_in)
+        self._save_needed.set()
+
+    def report_all(self) -> None:
+        """Say everything again: a new session began, and the manager may know less or more than this node."""
+        for task_id, controller in self._controllers.items():
+            self._reporter.note(task_id, controller.status)
+
+    def _replace(self, items: Mapping[str, dispatch.Item], *, sequence: int) -> None:
+        self._items = dict(items)
+        self._sequence = sequence
+        self._network_sync.update(self._items)
+        tasks = {item.task.id: item.task for item in items.values() if isinstance(item, dispatch.TaskItem)}
+        for task_id, controller in self._controllers.items():
+            if task_id not in tasks:
+                controller.remove()
+        for task_id, task in tasks.items():
+            known = self._controllers.get(task_id)
+            if known is not None:
+                known.update(task)
+            else:
+                self._adopt(task)
+
+    def _adopt(self, task: Task) -> None:
+        assert self._group is not None, "assignments before run()"
+        kept = self._kept.pop(task.id, None)
+        status = task.status
+        if kept is not None and later(kept.state, status.state) is kept.state:
+            status = kept
+        controller = Controller(
+            task,
+            status,
+            runtime=self._runtime,
+            clock=self._clock,
+            limiter=self._limiter,
+            report=self._report,
+        )
+        self._controllers[task.id] = controller
+        self._group.create_task(self._drive(controller))
+
+    async def _drive(self, controller: Controller) -> None:
+        await controller.run()
+        self._controllers.pop(controller.task.id, None)
+        self._reporter.forget(controller.task.id)
+        self._save_needed.set()
+
+    def _report(self, task: Task, status: TaskStatus) -> None:
+        self._reporter.note(task.id, status)
+        self._save_needed.set()
+
+    async def _save_when_needed(self) -> None:
+        while True:
+            await self._save_needed.wait()
+            await self._clock.sleep(_SAVE_DELAY_S)
+            self._save_needed.clear()
+            items = list(self._items.values())
+            statuses = {task_id: controller.status for task_id, controller in self._controllers.items()}
+            try:
+                await asyncio.to_thread(self._local_state.save, items, statuses)
+            except OSError as cause:
+                # Tasks go on; only a restart without a manager would not find them assigned.
+                log.warning("assignments not kept on disk", cause=str(cause))
