@@ -1,1 +1,10 @@
-"""Tasks -> nodes: constraints, filters that explain themselves, spread. Pure; reading and writing state is the manager's."""
+"""Tasks -> nodes: constraints, filters that explain themselves, spread. Pure; reading and writing state is the manager's.
+
+``constraints``  what a user demands of nodes: parse, match
+``filters``      which nodes can take a task, and why the others can not
+``node_view``    a node as placing sees it: what is free, what runs there
+``spread``       the tree by which tasks spread over values of labels
+``place``        the decision
+
+Not here: which tasks should exist (orchestrator), addresses (allocator), preemption, packing, moving what runs.
+"""

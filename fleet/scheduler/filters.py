@@ -1,0 +1,160 @@
+"""Which nodes can take a task. Each filter is one predicate that can say for a person how many nodes it excluded.
+
+The order is SwarmKit's (scheduler/pipeline.go), cheapest first; a node counts for the first filter that excludes it.
+Texts are Swarm's to the letter, since people search for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from fleet.model.node import Availability, NodeState
+from fleet.model.service import TaskSpec
+from fleet.model.task import Task
+from fleet.scheduler.constraints import match_all, normal_architecture, parse_constraints
+from fleet.scheduler.node_view import HostPort, NodeView, host_ports
+
+__all__ = ["FILTERS", "Demand", "Filter", "explain_pending", "failing_filter"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """``check(demand, view)`` says whether the node can take the task; ``explain(count)`` that ``count`` nodes can not."""
+
+    name: str
+    check: Callable[[Demand, NodeView], bool]
+    explain: Callable[[int], str]
+
+
+class Demand:
+    """What a task demands of its node, taken apart once for a whole group of like tasks.
+
+    ``network_drivers`` are the drivers of the networks it attaches to.
+    """
+
+    __slots__ = (
+        "constraints",
+        "generic",
+        "max_replicas",
+        "memory_bytes",
+        "named",
+        "nano_cpus",
+        "platforms",
+        "plugins",
+        "ports",
+        "service_id",
+        "spec_version",
+    )
+
+    def __init__(self, task: Task, *, network_drivers: Iterable[str] = ()) -> None:
+        """Raises ``UserError`` when the task's constraints do not parse; the API refuses those on the way in."""
+        spec, reserved = task.spec, task.spec.resources.reservations
+        self.service_id = task.service_id
+        self.spec_version = task.spec_version
+        self.constraints = parse_constraints(spec.placement.constraints)
+        self.max_replicas = spec.placement.max_replicas
+        self.platforms = tuple((normal_architecture(p.architecture), p.os.lower()) for p in spec.placement.platforms)
+        self.nano_cpus = reserved.nano_cpus
+        self.memory_bytes = reserved.memory_bytes
+        self.generic: dict[str, int] = {}
+        self.named: list[tuple[str, str]] = []
+        for resource in reserved.generic_resources:
+            if resource.discrete is not None:
+                kind = resource.discrete.kind
+                self.generic[kind] = self.generic.get(kind, 0) + resource.discrete.value
+            elif resource.named is not None:
+                self.named.append((resource.named.kind, resource.named.value))
+        self.ports: tuple[HostPort, ...] = tuple(host_ports(task.ports))
+        self.plugins = tuple(_plugins(spec, network_drivers))
+
+
+def failing_filter(demand: Demand, view: NodeView) -> Filter | None:
+    """The first filter that excludes the node, or None when the node can take the task."""
+    for each in FILTERS:
+        if not each.check(demand, view):
+            return each
+    return None
+
+
+def explain_pending(demand: Demand, views: Iterable[NodeView]) -> str:
+    """Swarm's sentence: ``no suitable node (insufficient resources on 2 nodes; missing plugin on 1 node)`` (SCH-09)."""
+    counts: dict[str, int] = {}
+    for view in views:
+        failing = failing_filter(demand, view)
+        if failing is not None:
+            counts[failing.name] = counts.get(failing.name, 0) + 1
+    by_count = sorted((each for each in FILTERS if each.name in counts), key=lambda each: -counts[each.name])
+    reasons = "; ".join(each.explain(counts[each.name]) for each in by_count)
+    return f"no suitable node ({reasons})" if reasons else "no suitable node"
+
+
+def _ready(_demand: Demand, view: NodeView) -> bool:
+    node = view.node
+    return node.status.state is NodeState.READY and node.spec.availability is Availability.ACTIVE
+
+
+def _resources(demand: Demand, view: NodeView) -> bool:
+    if demand.nano_cpus > max(view.nano_cpus_free, 0) or demand.memory_bytes > max(view.memory_free_bytes, 0):
+        return False
+    if any(amount > view.generic_free(kind) for kind, amount in demand.generic.items()):
+        return False
+    return all(value in view.named_free.get(kind, ()) for kind, value in demand.named)
+
+
+def _has_plugins(demand: Demand, view: NodeView) -> bool:
+    # A node that reports no plugin of a type at all does not report that type: do not exclude it for silence.
+    return all(kind not in view.plugins or name in view.plugins[kind] for kind, name in demand.plugins)
+
+
+def _satisfies_constraints(demand: Demand, view: NodeView) -> bool:
+    return match_all(demand.constraints, view.node)
+
+
+def _runs_platform(demand: Demand, view: NodeView) -> bool:
+    if not demand.platforms:
+        return True
+    own = view.node.description.platform
+    architecture, system = normal_architecture(own.architecture), own.os.lower()
+    return any((not a or a == architecture) and (not o or o == system) for a, o in demand.platforms)
+
+
+def _ports_free(demand: Demand, view: NodeView) -> bool:
+    return not any(port in view.ports for port in demand.ports)
+
+
+def _below_max_replicas(demand: Demand, view: NodeView) -> bool:
+    return demand.max_replicas == 0 or view.count(demand.service_id) < demand.max_replicas
+
+
+def _on_nodes(text: str) -> Callable[[int], str]:
+    return lambda count: f"{text} on 1 node" if count == 1 else f"{text} on {count} nodes"
+
+
+def _not_available(count: int) -> str:
+    return "1 node not available for new tasks" if count == 1 else f"{count} nodes not available for new tasks"
+
+
+FILTERS: Final = (
+    Filter(name="ready", check=_ready, explain=_not_available),
+    Filter(name="resources", check=_resources, explain=_on_nodes("insufficient resources")),
+    Filter(name="plugins", check=_has_plugins, explain=_on_nodes("missing plugin")),
+    Filter(name="constraints", check=_satisfies_constraints, explain=_on_nodes("scheduling constraints not satisfied")),
+    Filter(name="platform", check=_runs_platform, explain=_on_nodes("unsupported platform")),
+    Filter(name="host ports", check=_ports_free, explain=_on_nodes("host-mode port already in use")),
+    Filter(name="max replicas", check=_below_max_replicas, explain=lambda _count: "max replicas per node limit exceed"),
+)
+
+
+def _plugins(spec: TaskSpec, network_drivers: Iterable[str]) -> list[tuple[str, str]]:
+    """(type, name) as engines report them: Volume, Network, Log."""
+    found = [("Network", driver) for driver in sorted(set(network_drivers)) if driver]
+    for mount in spec.container_spec.mounts:
+        options = mount.volume_options
+        driver = options.driver_config if options is not None else None
+        if mount.type == "volume" and driver is not None and driver.name:
+            found.append(("Volume", driver.name))
+    if spec.log_driver is not None and spec.log_driver.name not in ("", "none"):
+        found.append(("Log", spec.log_driver.name))
+    return found

@@ -1,0 +1,122 @@
+"""The heaps decide as a dumb oracle does that looks at every node for every task."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+from support.decision_builders import a_node, a_task, a_task_spec
+
+from fleet.model.ids import NodeId, TaskId
+from fleet.model.node import Node
+from fleet.model.service import TaskSpec
+from fleet.model.task import Task, TaskState
+from fleet.scheduler.constraints import attribute_reader
+from fleet.scheduler.filters import Demand, failing_filter
+from fleet.scheduler.node_view import NodeView, build_views
+from fleet.scheduler.place import place
+from fleet.scheduler.spread import rank
+
+ZONES = ("", "eu", "us")
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> list[Node]:
+    count = draw(st.integers(0, 8))
+    return [
+        a_node(
+            f"n{i}",
+            labels={"zone": zone} if (zone := draw(st.sampled_from(ZONES))) else {},
+            cpus=draw(st.integers(0, 4)),
+        )
+        for i in range(count)
+    ]
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> TaskSpec:
+    return a_task_spec(
+        cpus=draw(st.sampled_from([0, 0.5, 1, 2])),
+        max_replicas=draw(st.sampled_from([0, 0, 1, 3])),
+        constraints=draw(st.sampled_from([(), ("node.labels.zone==eu",), ("node.labels.zone!=us",)])),
+        spread=draw(st.sampled_from([(), ("node.labels.zone",), ("node.labels.zone", "node.role")])),
+    )
+
+
+def oracle(waiting: list[Task], views: dict[NodeId, NodeView]) -> dict[TaskId, NodeId]:
+    """One task at a time; every node filtered again; branches counted again; the least rank wins."""
+    chosen: dict[TaskId, NodeId] = {}
+    for task in waiting:
+        demand = Demand(task)
+        pool = list(views.values())
+        able = [view for view in pool if failing_filter(demand, view) is None]
+        if not able:
+            continue
+        for preference in task.spec.placement.preferences:
+            assert preference.spread is not None
+            reader = attribute_reader(preference.spread.spread_descriptor)
+            load: Counter[str] = Counter()
+            for view in pool:
+                load[reader(view.node)] += view.count(task.service_id)
+            best = min({reader(view.node) for view in able}, key=lambda value: (load[value], value))
+            pool = [view for view in pool if reader(view.node) == best]
+            able = [view for view in able if reader(view.node) == best]
+        winner = min(able, key=lambda view: rank(view, service_id=task.service_id, spec_version=task.spec_version))
+        winner.assume(task)
+        chosen[task.id] = winner.node.id
+    return chosen
+
+
+@st.composite
+def loads(draw: st.DrawFn, nodes: list[Node], spec: TaskSpec) -> list[Task]:
+    if not nodes:
+        return []
+    names = st.sampled_from([node.id for node in nodes])
+    services = st.sampled_from(["web", "other"])
+    return [
+        a_task(draw(services), slot=100 + i, node=draw(names), state=TaskState.RUNNING, spec=spec)
+        for i in range(draw(st.integers(0, 6)))
+    ]
+
+
+@given(st.data())
+def test_heaps_place_as_the_oracle_does(data: st.DataObject) -> None:
+    nodes, spec = data.draw(clusters()), data.draw(specs())
+    running = data.draw(loads(nodes, spec))
+    waiting = [a_task(slot=i, spec=spec, task_id=f"t{i:02}") for i in range(data.draw(st.integers(0, 20)))]
+    result = place(waiting, build_views(nodes, running))
+    assert result.assignments == oracle(waiting, build_views(nodes, running))
+    assert set(result.assignments) | set(result.pending) == {task.id for task in waiting}
+    assert not set(result.assignments) & set(result.pending)
+
+
+@given(clusters().filter(bool), st.integers(0, 30))
+def test_unconstrained_tasks_spread_within_one(nodes: list[Node], count: int) -> None:
+    result = place([a_task(slot=i) for i in range(count)], build_views(nodes, []))
+    per_node = Counter(result.assignments.values())
+    numbers = [per_node[node.id] for node in nodes]
+    assert sum(numbers) == count
+    assert max(numbers) - min(numbers) <= 1
+
+
+@given(st.data())
+def test_nothing_is_promised_twice(data: st.DataObject) -> None:
+    nodes, spec = data.draw(clusters()), data.draw(specs())
+    views = build_views(nodes, [])
+    place([a_task(slot=i, spec=spec) for i in range(30)], views)
+    assert all(view.nano_cpus_free >= 0 for view in views.values())
+
+
+@given(st.data())
+def test_placing_again_from_the_result_changes_nothing(data: st.DataObject) -> None:
+    nodes, spec = data.draw(clusters()), data.draw(specs())
+    waiting = [a_task(slot=i, spec=spec) for i in range(10)]
+    first = place(waiting, build_views(nodes, []))
+    there = [
+        a_task(slot=i, node=n, state=TaskState.ASSIGNED, spec=spec) for i, n in enumerate(first.assignments.values())
+    ]
+    left = [task for task in waiting if task.id in first.pending]
+    second = place(left, build_views(nodes, there))
+    assert second.assignments == {}
+    assert second.pending == first.pending
