@@ -104,7 +104,7 @@ class HostPower:
 
     def _discard(self, name: str) -> None:
         """End whatever a crash left of this host and clear what a boot finds empty."""
-        processes.end_all(processes.find(self.token, label=f"{self.layout.name}/{name}"), timeout_s=_OFF_TIMEOUT_S)
+        processes.end_found(self.token, label=f"{self.layout.name}/{name}", timeout_s=_OFF_TIMEOUT_S)
         self.switch.pull(name)
         cgroups.sweep(self.layout.host_cgroup(name))
         if self.layout.exec_root(name).exists():

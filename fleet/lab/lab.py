@@ -161,7 +161,7 @@ class Lab:
     def _remove(self, record: LabRecord) -> None:
         switch = self._switch(record)
         switch.unplug([host.name for host in record.hosts])
-        processes.end_all(processes.find(record.token), timeout_s=30.0)
+        processes.end_found(record.token, timeout_s=30.0)
         switch.remove()
         cgroups.sweep(self.layout.cgroup)
         with contextlib.suppress(errors.RuntimeFault):  # in use by another lab: then it is not ours to remove
@@ -169,6 +169,8 @@ class Lab:
         for entry in sorted(self.layout.folder.iterdir()):
             if entry != self.layout.record:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if (draft := self.layout.owner_draft(record.token)).exists():
+            shutil.rmtree(draft)
         owner = owners().get(self.name)
         if owner is not None and owner.token == record.token:
             shutil.rmtree(self.layout.run)
@@ -176,6 +178,7 @@ class Lab:
         self.layout.folder.rmdir()
 
     def _remove_unfinished_folder(self) -> None:
+        self.layout.record_draft.unlink(missing_ok=True)
         try:
             self.layout.folder.rmdir()
         except OSError as cause:
@@ -200,14 +203,12 @@ class Lab:
 
     def _claim(self, subnet: str | None) -> LabRecord:
         record = load(self.layout)
+        self.layout.record_draft.unlink(missing_ok=True)
         held = owners()
         owner = held.pop(self.name, None)
         token = record.token if record else secrets.token_hex(8)
         if (owner is not None and owner.token != token) or (record is None and any(self.layout.folder.iterdir())):
             where = owner.root if owner else f"{self.layout.folder}, which has no lab.json"
-            if record is None:
-                with contextlib.suppress(OSError):
-                    self.layout.folder.rmdir()
             raise errors.ConflictError(
                 f"lab name {self.name!r} is taken: its data is in {where}; choose another --name"
             )
@@ -233,7 +234,7 @@ class Lab:
         return record
 
     def _write_owner(self, record: LabRecord) -> None:
-        draft = RUN_ROOT / f".{self.name}.{record.token}"
+        draft = self.layout.owner_draft(record.token)
         draft.mkdir(mode=0o755, exist_ok=True)
         owner = Owner(root=str(self.layout.root), token=record.token, subnet=record.subnet)
         write_durably(draft / "owner.json", msgspec.json.encode(owner))

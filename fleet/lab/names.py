@@ -152,12 +152,21 @@ class Layout:
         return self.folder / "lab.json"
 
     @property
+    def record_draft(self) -> Path:
+        """What a crash while writing the record may leave."""
+        return self.folder / "lab.json.new"
+
+    @property
     def run(self) -> Path:
         return RUN_ROOT / self.name
 
     @property
     def owner(self) -> Path:
         return self.run / "owner.json"
+
+    def owner_draft(self, token: str) -> Path:
+        """Becomes ``run`` in one step, owner and all."""
+        return RUN_ROOT / f".{self.name}.{token}"
 
     @property
     def netns(self) -> str:

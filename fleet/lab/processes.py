@@ -14,7 +14,7 @@ from typing import Final
 
 from fleet import errors
 
-__all__ = ["HOSTINIT", "Identity", "end_all", "find", "identify", "is_alive"]
+__all__ = ["HOSTINIT", "Identity", "end_all", "end_found", "find", "identify", "is_alive"]
 
 HOSTINIT: Final = str(Path(__file__).with_name("hostinit.py"))
 
@@ -100,3 +100,9 @@ def end_all(identities: Iterable[Identity], *, timeout_s: float, signum: int = s
             for handle, _ in poll.poll(left_s * 1000):
                 poll.unregister(handle)
                 del waiting[handle]
+
+
+def end_found(token: str, *, label: str | None = None, timeout_s: float) -> None:
+    """End every process ``find`` finds, looking again until there is none: an outer one may have forked while we looked."""
+    while found := find(token, label=label):
+        end_all(found, timeout_s=timeout_s)
