@@ -1,1 +1,5 @@
-"""Engines under the store. One contract, several implementations: sqlite for one manager."""
+"""Engines under the store. One contract, several implementations: sqlite for one manager.
+
+Responsible for making the transactions of ``fleet.store.engine`` durable and telling what changed. Knows nothing of what
+keys and values mean.
+"""
