@@ -1,0 +1,256 @@
+"""Getting an image's content from several sources: manifest, then configuration and layers, in parallel, each with
+failover.
+
+Sources are asked in order. One that lacks something, answers wrong bytes, or stays unreachable after a few tries is
+passed over for that blob; bytes already received are kept and the next source continues after them, since the digest
+judges the whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+from fleet.clock import Clock
+from fleet.errors import FleetError, NotFoundError, RejectedFault, UnavailableError
+from fleet.images.blobs import BlobStore, Ingest
+from fleet.images.config import CONFIG_BYTES_MAX, ConfigDocument, parse_config
+from fleet.images.manifest import (
+    MANIFEST_BYTES_MAX,
+    Descriptor,
+    ImageIndex,
+    ImageManifest,
+    Manifest,
+    Platform,
+    choose_platform,
+    parse_manifest,
+)
+from fleet.images.progress import Progress, ProgressCallback, Stage
+from fleet.images.reference import Reference
+from fleet.images.sources import Source
+from fleet.images.threads import in_thread
+from fleet.images.unpack import UnpackLimits
+
+__all__ = ["Fetcher", "FetchedImage"]
+
+_PARALLEL_LAYERS = 3  # as Docker's max-concurrent-downloads
+_ATTEMPTS = 5  # a source, without a byte of progress between them
+_BACKOFF_FIRST_S = 0.25
+_BACKOFF_MAX_S = 10.0
+_WRITE_BYTES = 1 << 20
+_INDEX_DEPTH_MAX = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedImage:
+    """Everything of one image is in the blob store."""
+
+    target: Manifest
+    """What the reference names: an index, or the manifest itself."""
+    indexes: tuple[Manifest, ...]
+    manifest: Manifest
+    image: ImageManifest
+    config: ConfigDocument
+
+
+class Fetcher:
+    """Fetches into one blob store. Two fetches of the same blob share one transfer."""
+
+    def __init__(
+        self, blobs: BlobStore, *, limits: UnpackLimits, platform: Platform, clock: Clock, rng: random.Random
+    ) -> None:
+        self._blobs = blobs
+        self._limits = limits
+        self._platform = platform
+        self._clock = clock
+        self._rng = rng
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def fetch(self, reference: Reference, sources: Sequence[Source], report: ProgressCallback) -> FetchedImage:
+        """Fetch whatever of the image is not here yet. Cancels safely: half a blob is dropped.
+
+        Raises ``NotFoundError`` when no source has it, else the first error that is not that.
+        """
+        if not sources:
+            raise NotFoundError(f"fetch {reference.familiar}: nowhere to fetch it from")
+        name = str(reference)
+        report(Progress(reference=reference.familiar, stage="resolving"))
+        target = await self._manifest(name, sources, report)
+        indexes: list[Manifest] = []
+        manifest = target
+        for _ in range(_INDEX_DEPTH_MAX):
+            document = parse_manifest(manifest)
+            if isinstance(document, ImageManifest):
+                break
+            indexes.append(manifest)
+            chosen = choose_platform(document.manifests, self._platform)
+            manifest = await self._manifest(str(reference.with_digest(chosen.digest)), sources, report)
+            if manifest.media_type != chosen.media_type:
+                raise RejectedFault(
+                    f"manifest {chosen.digest}: listed as {chosen.media_type}, is {manifest.media_type}"
+                )
+        if isinstance(document, ImageIndex):
+            raise RejectedFault(f"manifest {target.digest}: indexes nested deeper than {_INDEX_DEPTH_MAX}")
+        for item in (*indexes, manifest):
+            await in_thread(self._blobs.put, item.body)
+        await self._blob(document.config, sources, reference, report, bytes_max=CONFIG_BYTES_MAX)
+        body = await in_thread(lambda: self._blobs.read(document.config.digest, bytes_max=CONFIG_BYTES_MAX))
+        config = parse_config(body, what=f"configuration {document.config.digest}")
+        if len(config.diff_ids) != len(document.layers):
+            raise RejectedFault(
+                f"image {document.config.digest}: {len(config.diff_ids)} diff_ids for {len(document.layers)} layers"
+            )
+        await self._layers(document.layers, sources, reference, report)
+        return FetchedImage(target=target, indexes=tuple(indexes), manifest=manifest, image=document, config=config)
+
+    async def _layers(
+        self, layers: Sequence[Descriptor], sources: Sequence[Source], reference: Reference, report: ProgressCallback
+    ) -> None:
+        gate = asyncio.Semaphore(_PARALLEL_LAYERS)
+
+        async def one(layer: Descriptor) -> None:
+            async with gate:
+                await self._blob(layer, sources, reference, report, bytes_max=self._limits.blob_bytes_max)
+
+        for layer in layers:
+            _report(report, reference, "waiting", layer)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for layer in {item.digest: item for item in layers}.values():
+                    group.create_task(one(layer))
+        except BaseExceptionGroup as failures:
+            first = failures.exceptions[0]
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            raise first from failures
+
+    async def _manifest(self, reference: str, sources: Sequence[Source], report: ProgressCallback) -> Manifest:
+        failures: list[FleetError] = []
+        for source in sources:
+            for attempt in range(_ATTEMPTS):
+                try:
+                    async with asyncio.timeout(120):
+                        manifest = await source.manifest(reference)
+                    if len(manifest.body) > MANIFEST_BYTES_MAX:
+                        raise RejectedFault(f"{source.name}: manifest {reference}: too large")
+                    return manifest
+                except UnavailableError as error:
+                    if attempt == _ATTEMPTS - 1 or len(sources) > 1:  # with others to ask, do not wait for this one
+                        failures.append(error)
+                        break
+                    await self._back_off(attempt, error, reference, "", report)
+                except TimeoutError:
+                    failures.append(UnavailableError(f"{source.name}: manifest {reference}: no answer in 120 s"))
+                    break
+                except FleetError as error:
+                    failures.append(error)
+                    break
+        raise _worst(failures, f"fetch {reference}")
+
+    async def _blob(
+        self,
+        descriptor: Descriptor,
+        sources: Sequence[Source],
+        reference: Reference,
+        report: ProgressCallback,
+        *,
+        bytes_max: int,
+    ) -> None:
+        if descriptor.size > bytes_max:
+            raise RejectedFault(f"blob {descriptor.digest}: {descriptor.size} bytes, more than {bytes_max}")
+        lock = self._locks.setdefault(descriptor.digest, asyncio.Lock())
+        async with lock:
+            if self._blobs.has(descriptor.digest):
+                _report(report, reference, "exists", descriptor)
+                return
+            with self._blobs.ingest() as ingest:
+                failures: list[FleetError] = []
+                for source in sources:
+                    try:
+                        await self._blob_from(source, descriptor, ingest, reference, report)
+                        await in_thread(ingest.commit, descriptor.digest)
+                    except RejectedFault as error:
+                        ingest.reset()  # somebody's bytes are wrong, and nobody can tell whose
+                        failures.append(error)
+                    except FleetError as error:
+                        failures.append(error)
+                    else:
+                        _report(report, reference, "downloaded", descriptor, current=descriptor.size)
+                        return
+            raise _worst(failures, f"fetch {reference.familiar}: blob {descriptor.digest}")
+
+    async def _blob_from(
+        self, source: Source, descriptor: Descriptor, ingest: Ingest, reference: Reference, report: ProgressCallback
+    ) -> None:
+        attempt = 0
+        while ingest.offset < descriptor.size:
+            before = ingest.offset
+            try:
+                await self._receive(source, descriptor, ingest, reference, report)
+                if ingest.offset < descriptor.size:
+                    raise UnavailableError(
+                        f"{source.name}: blob {descriptor.digest}:"
+                        f" ended after {ingest.offset} of {descriptor.size} bytes"
+                    )
+            except UnavailableError as error:
+                attempt = 0 if ingest.offset > before else attempt + 1
+                if attempt >= _ATTEMPTS:
+                    raise
+                await self._back_off(attempt, error, reference.familiar, descriptor.digest, report)
+
+    async def _receive(
+        self, source: Source, descriptor: Descriptor, ingest: Ingest, reference: Reference, report: ProgressCallback
+    ) -> None:
+        pending = bytearray()
+
+        async def flush() -> None:
+            await in_thread(ingest.write, bytes(pending))
+            pending.clear()
+            _report(report, reference, "downloading", descriptor, current=ingest.offset)
+
+        try:
+            async for data in source.blob(descriptor.digest, ingest.offset):
+                pending += data
+                if ingest.offset + len(pending) > descriptor.size:
+                    raise RejectedFault(f"{source.name}: blob {descriptor.digest}: longer than {descriptor.size} bytes")
+                if len(pending) >= _WRITE_BYTES:
+                    await flush()
+        except UnavailableError:
+            await flush()
+            raise
+        await flush()
+
+    async def _back_off(
+        self, attempt: int, error: UnavailableError, reference: str, digest: str, report: ProgressCallback
+    ) -> None:
+        delay_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2**attempt) * self._rng.uniform(0.5, 1.0)
+        if error.retry_after_s is not None:
+            delay_s = min(max(delay_s, error.retry_after_s), 3 * _BACKOFF_MAX_S)
+        report(Progress(reference=reference, stage="retrying", digest=digest, detail=f"in {delay_s:.1f} s: {error}"))
+        await self._clock.sleep(delay_s)
+
+
+def _report(
+    report: ProgressCallback, reference: Reference, stage: Stage, descriptor: Descriptor, *, current: int = 0
+) -> None:
+    report(
+        Progress(
+            reference=reference.familiar,
+            stage=stage,
+            digest=descriptor.digest,
+            current_bytes=current,
+            total_bytes=descriptor.size,
+        )
+    )
+
+
+def _worst(failures: Sequence[FleetError], what: str) -> FleetError:
+    """The error to raise when every source failed: the first that is more telling than "not found", with all texts."""
+    telling = next((error for error in failures if not isinstance(error, NotFoundError)), failures[0])
+    text = "; ".join(str(error) for error in failures)
+    if isinstance(telling, UnavailableError):
+        return UnavailableError(f"{what}: {text}", retry_after_s=telling.retry_after_s)
+    return type(telling)(f"{what}: {text}")

@@ -1,0 +1,556 @@
+"""The images of one host: the way in and out of everything in this package.
+
+    load, import_tar, fetch  ->  blobs (by digest)  ->  layers (by chain id)  ->  record (names)  ->  Image
+
+Content is written first and the record last, so a crash leaves either an image or garbage, and garbage is swept when
+the store opens. Removing goes the other way round: the record goes first, then whatever no record leads to. Content is
+swept only while nothing is being added, which is why adding never needs to announce what it is about to use.
+
+One process at a time holds the store (a lock on ``lock``). Methods belong to one event loop; blocking work runs in
+threads. ``get`` and ``list`` answer from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import random
+import re
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import structlog
+
+from fleet.clock import Clock, SystemClock
+from fleet.errors import ConflictError, NotFoundError, RejectedFault, UserError
+from fleet.images.archive import ImageToSave, import_layer, read_archive, spool, write_archive
+from fleet.images.blobs import BlobStore
+from fleet.images.changes import apply_changes
+from fleet.images.config import CONFIG_BYTES_MAX, ConfigDocument, parse_config
+from fleet.images.fetch import Fetcher
+from fleet.images.image import Image
+from fleet.images.inspect import image_history
+from fleet.images.layers import LayerSource, LayerStore, chain_ids
+from fleet.images.manifest import MANIFEST_BYTES_MAX, ImageManifest, Manifest, Platform, host_platform, parse_manifest
+from fleet.images.progress import Progress, ProgressCallback
+from fleet.images.records import ImageRecord, RecordFile
+from fleet.images.reference import Reference, is_digest, parse_reference
+from fleet.images.sources import Source
+from fleet.images.threads import in_thread, in_thread_until_cancelled
+from fleet.images.unpack import UnpackLimits
+
+__all__ = ["ImageStore", "Image"]
+
+_SHORT_ID = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})", re.ASCII)
+_CHUNK = 1 << 20
+
+# named here because ``ImageStore.list`` hides the type inside the class
+Images: TypeAlias = list[Image]
+Names: TypeAlias = list[str]
+Removals: TypeAlias = list[dict[str, str]]
+Steps: TypeAlias = list[dict[str, Any]]
+
+_log = structlog.get_logger(__name__)
+
+
+class ImageStore:
+    """Images below one directory. Make one with ``open``, give it back with ``close``."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        limits: UnpackLimits,
+        platform: Platform,
+        clock: Clock,
+        rng: random.Random,
+        lock_fd: int,
+    ) -> None:
+        """Use ``open``."""
+        self._clock = clock
+        self._limits = limits
+        self._platform = platform
+        self._file = RecordFile(root)
+        self._blobs = BlobStore(root)
+        self._layers = LayerStore(root, self._blobs, limits=limits)
+        self._fetcher = Fetcher(self._blobs, limits=limits, platform=platform, clock=clock, rng=rng)
+        self._records: dict[str, ImageRecord] = {}
+        self._images: dict[str, Image] = {}
+        self._gate = asyncio.Lock()
+        """Held while content is swept and while an addition starts: they exclude each other."""
+        self._adding = 0
+        self._unpacking = asyncio.Lock()
+        self._writing = asyncio.Lock()
+        self._release = weakref.finalize(self, os.close, lock_fd)
+
+    @classmethod
+    async def open(
+        cls,
+        root: Path,
+        *,
+        limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - frozen
+        platform: Platform | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> ImageStore:
+        """Open or make the store. Sweeps what a crash left, and unpacks anew what is missing.
+
+        Raises ``ConflictError`` while another process holds it, ``RuntimeFault`` when ``images.json`` is damaged.
+        """
+        store = cls(
+            root,
+            limits=limits,
+            platform=platform or host_platform(),
+            clock=clock or SystemClock(),
+            rng=rng or random.Random(),  # noqa: S311 - spreads retries, nothing secret
+            lock_fd=await in_thread(_lock, root),
+        )
+        try:
+            await in_thread(store._blobs.open)
+            await in_thread(store._layers.open)
+            store._records = await in_thread(store._file.read)
+            for record in list(store._records.values()):
+                await store._revive(record)
+            await in_thread(store._sweep)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def close(self) -> None:
+        """Give the store back. Work under way is the caller's to end first. Idempotent."""
+        self._release()
+
+    # --- adding
+
+    async def load(self, stream: AsyncIterator[bytes]) -> Images:
+        """Load a ``docker save`` or OCI layout archive (plain, gzip or zstd). All images or, on error, none.
+
+        Raises ``UserError`` saying what is wrong with the archive, ``TooLargeError``, ``StorageFullError``.
+        """
+        async with self._addition(), self._spooled(stream) as path:
+            try:
+                found = await in_thread_until_cancelled(
+                    lambda cancel: read_archive(
+                        path, self._blobs, platform=self._platform, limits=self._limits, cancel=cancel
+                    )
+                )
+                loaded = []
+                for item in found:
+                    config = await self._prepare(item.manifest)
+                    loaded.append((item, config))
+            except RejectedFault as fault:
+                raise UserError(f"load: {fault}") from fault
+            images = []
+            for item, _ in loaded:
+                record = ImageRecord(
+                    manifest_digest=item.manifest.digest,
+                    media_type=item.manifest.media_type,
+                    references=tuple(str(reference) for reference in item.references),
+                    indexes={index.digest: index.media_type for index in item.indexes},
+                )
+                images.append(await self._add(record))
+            return images
+
+    async def import_tar(
+        self, stream: AsyncIterator[bytes], *, reference: str | None, changes: Sequence[str] = (), message: str = ""
+    ) -> Image:
+        """Make a one-layer image of a root file system tar (plain, gzip or zstd), as ``docker import`` does.
+
+        ``changes`` are Dockerfile lines (CMD, ENTRYPOINT, ENV, EXPOSE, ...). Raises ``UserError`` and
+        ``TooLargeError``.
+        """
+        name = parse_reference(reference) if reference else None
+        if name is not None and name.digest:
+            raise UserError(f"import: {reference!r} names a digest; give a tag")
+        config = apply_changes({}, changes)
+        async with self._addition(), self._spooled(stream) as path:
+            try:
+                manifest = await in_thread(
+                    import_layer,
+                    path,
+                    self._blobs,
+                    config=config,
+                    platform=self._platform,
+                    created=self._clock.now(),
+                    message=message,
+                    limits=self._limits,
+                )
+                await self._prepare(manifest)
+            except RejectedFault as fault:
+                raise UserError(f"import: {fault}") from fault
+            record = ImageRecord(
+                manifest_digest=manifest.digest,
+                media_type=manifest.media_type,
+                references=(str(name),) if name else (),
+            )
+            return await self._add(record)
+
+    async def fetch(
+        self, reference: str, sources: Sequence[Source], *, progress: ProgressCallback | None = None
+    ) -> Image:
+        """Have the image a reference names, asking the sources in order; a digest that is here already asks nobody.
+
+        Content that is here is not fetched again. Cancels safely. Raises ``NotFoundError``, ``UnavailableError``
+        (retry), ``UnauthorizedError``, ``RejectedFault`` (this image will never do), ``StorageFullError``.
+        """
+        name = parse_reference(reference)
+        report = progress or (lambda _step: None)
+        async with self._addition():
+            if name.digest and (known := self._by_digest(name.digest)) is not None:
+                record = self._records[known.manifest_digest]
+                image = await self._add(replace(record, repo_digests=(f"{name.name}@{name.digest}",)))
+                report(Progress(reference=name.familiar, stage="done", digest=image.manifest_digest))
+                return image
+            fetched = await self._fetcher.fetch(name, sources, report)
+            await self._prepare(fetched.manifest, report=report, reference=name)
+            record = ImageRecord(
+                manifest_digest=fetched.manifest.digest,
+                media_type=fetched.manifest.media_type,
+                references=() if name.digest else (str(name),),
+                repo_digests=(f"{name.name}@{fetched.target.digest}",),
+                indexes={index.digest: index.media_type for index in fetched.indexes},
+            )
+            image = await self._add(record)
+            report(Progress(reference=name.familiar, stage="done", digest=image.manifest_digest))
+            return image
+
+    # --- asking
+
+    def get(self, name_or_id: str) -> Image:
+        """The image with a name (``busybox``), id (whole or the beginning) or digest. ``NotFoundError`` "no such
+        image".
+        """
+        if is_digest(name_or_id):
+            image = self._by_digest(name_or_id)
+        else:
+            image = self._by_name(name_or_id) or self._by_short_id(name_or_id)
+        if image is None:
+            raise NotFoundError(f"no such image: {name_or_id}")
+        return image
+
+    def list(self) -> Images:
+        """Every image, newest first."""
+        return sorted(
+            self._images.values(),
+            key=lambda image: (image.created.timestamp() if image.created else 0.0, image.manifest_digest),
+            reverse=True,
+        )
+
+    def history(self, image: Image) -> Steps:
+        """How the image was made, in the Docker Engine API's shape, newest step first."""
+        return image_history(image)
+
+    def manifest(self, reference_or_digest: str) -> Manifest:
+        """What this host answers a peer that asks for a name or digest: the index if there is one. Reads one small
+        file.
+
+        Raises ``NotFoundError``.
+        """
+        digest = reference_or_digest if is_digest(reference_or_digest) else parse_reference(reference_or_digest).digest
+        image = self.get(digest or reference_or_digest)
+        record = self._records[image.manifest_digest]
+        if digest is None:
+            name = parse_reference(reference_or_digest).name
+            served = [item.partition("@")[2] for item in record.repo_digests if item.startswith(f"{name}@")]
+            digest = next((item for item in reversed(served) if item in record.indexes), record.manifest_digest)
+        elif digest != record.manifest_digest and digest not in record.indexes:
+            raise NotFoundError(f"no such manifest: {reference_or_digest}")
+        media_type = record.indexes.get(digest, record.media_type)
+        body = self._blobs.read(digest, bytes_max=MANIFEST_BYTES_MAX)
+        return Manifest(media_type=media_type, digest=digest, body=body)
+
+    def blob_path(self, digest: str) -> Path:
+        """The file with a blob's bytes, to be served as it is. ``NotFoundError``; ``UserError`` for what is no
+        digest.
+        """
+        return self._blobs.path(digest)
+
+    # --- changing
+
+    async def tag(self, ref_or_id: str, new_ref: str) -> Image:
+        """Give an image one more name; an image that had the name loses it."""
+        name = parse_reference(new_ref)
+        if name.digest:
+            raise UserError(f"tag: {new_ref!r} names a digest; give a tag")
+        async with self._addition():
+            record = self._records[self.get(ref_or_id).manifest_digest]
+            return await self._add(replace(record, references=(str(name),)))
+
+    async def remove(self, ref_or_id: str, *, force: bool = False, in_use: Collection[str] = ()) -> Removals:
+        """Remove a name, and the image with its last one; ``Untagged`` and ``Deleted`` entries as Docker answers.
+
+        ``in_use``: image ids that containers were made from; such an image never loses its content. ``force`` removes
+        all names of an image given by id, and the names of one that is in use. Raises ``NotFoundError`` and
+        ``ConflictError``.
+        """
+        async with self._writing:
+            image = self.get(ref_or_id)
+            record = self._records[image.manifest_digest]
+            named = self._named_by(record, ref_or_id)
+            going = (named,) if named else record.references
+            left = tuple(name for name in record.references if name not in going)
+            if named is None and len(record.references) > 1 and not force:
+                raise ConflictError(
+                    f"unable to delete {ref_or_id} (must be forced) - image is referenced in multiple repositories"
+                )
+            if not left and image.id in in_use and not force:
+                raise ConflictError(
+                    f"unable to delete {ref_or_id} (must be forced) - image is being used by a container"
+                )
+            answer = [{"Untagged": parse_reference(name).familiar} for name in going]
+            records = dict(self._records)
+            if left or image.id in in_use:
+                kept = tuple(item for item in record.repo_digests if left)
+                records[image.manifest_digest] = replace(record, references=left, repo_digests=kept)
+            else:
+                answer += [{"Untagged": parse_reference(item).familiar} for item in record.repo_digests]
+                answer.append({"Deleted": image.id})
+                del records[image.manifest_digest]
+            await self._write(records)
+        freed = await self._collect()
+        return answer + [{"Deleted": chain_id} for chain_id in freed]
+
+    async def prune(self, *, dangling_only: bool = True, in_use: Collection[str] = ()) -> tuple[Removals, int]:
+        """Remove images nobody uses - those without names, or all; Docker's ``ImagesDeleted`` and the bytes freed."""
+        answer: Removals = []
+        before = sum(image.size_bytes for image in self._images.values())
+        for image in self.list():
+            if image.id in in_use or (dangling_only and image.references):
+                continue
+            answer += await self.remove(image.manifest_digest, force=True, in_use=in_use)
+        return answer, before - sum(image.size_bytes for image in self._images.values())
+
+    async def save(self, names: Sequence[str], sink: Callable[[bytes], Awaitable[None]]) -> None:
+        """Write images as one archive that both Docker and OCI tools load, piece by piece into ``sink``."""
+        async with self._addition():  # nothing is swept while it is read
+            wanted: dict[str, ImageToSave] = {}
+            for name in names:
+                image = self.get(name)
+                record = self._records[image.manifest_digest]
+                manifest = Manifest(
+                    media_type=record.media_type,
+                    digest=record.manifest_digest,
+                    body=self._blobs.read(record.manifest_digest, bytes_max=MANIFEST_BYTES_MAX),
+                )
+                named = self._named_by(record, name)
+                references = {parse_reference(named)} if named else set()
+                known = wanted.get(manifest.digest)
+                document = parse_manifest(manifest)
+                assert isinstance(document, ImageManifest)
+                wanted[manifest.digest] = ImageToSave(
+                    manifest=manifest,
+                    image=document,
+                    references=tuple(sorted({*references, *(known.references if known else ())}, key=str)),
+                )
+            scratch = self._blobs.scratch_path()
+            try:
+                await in_thread(_write_archive_file, list(wanted.values()), self._blobs, scratch)
+                with scratch.open("rb") as file:
+                    while data := await in_thread(file.read, _CHUNK):
+                        await sink(data)
+            finally:
+                scratch.unlink(missing_ok=True)
+
+    # --- inside
+
+    @asynccontextmanager
+    async def _addition(self) -> AsyncIterator[None]:
+        async with self._gate:
+            self._adding += 1
+        try:
+            yield
+        finally:
+            self._adding -= 1
+
+    @asynccontextmanager
+    async def _spooled(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Path]:
+        path = self._blobs.scratch_path()
+        try:
+            await spool(stream, path, bytes_max=self._limits.archive_bytes_max)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def _prepare(
+        self, manifest: Manifest, *, report: ProgressCallback | None = None, reference: Reference | None = None
+    ) -> ConfigDocument:
+        """Have every layer of a manifest unpacked whose blobs are all here."""
+        image, config = await in_thread(self._read, manifest)
+        layers = [
+            LayerSource(digest=layer.digest, diff_id=diff_id)
+            for layer, diff_id in zip(image.layers, config.diff_ids, strict=True)
+        ]
+        loop = asyncio.get_running_loop()
+
+        def on_layer(layer: LayerSource, finished: bool) -> None:
+            if report is not None and reference is not None:
+                stage = Progress(
+                    reference=reference.familiar, stage="unpacked" if finished else "unpacking", digest=layer.digest
+                )
+                loop.call_soon_threadsafe(report, stage)
+
+        async with self._unpacking:
+            await in_thread_until_cancelled(
+                lambda cancel: self._layers.ensure(layers, cancel=cancel, on_layer=on_layer)
+            )
+        return config
+
+    async def _add(self, record: ImageRecord) -> Image:
+        """Merge a record whose content is complete, take its names from others, write, and show the image."""
+        async with self._writing:
+            record = replace(record, added=self._clock.now().isoformat())
+            known = self._records.get(record.manifest_digest)
+            merged = replace(known.merged_with(record), added=record.added) if known else record
+            records = {
+                digest: replace(other, references=tuple(n for n in other.references if n not in record.references))
+                for digest, other in self._records.items()
+            }
+            records[merged.manifest_digest] = merged
+            await self._write(records)
+            return self._images[merged.manifest_digest]
+
+    async def _write(self, records: dict[str, ImageRecord]) -> None:
+        images = await in_thread(lambda: {digest: self._view(record) for digest, record in records.items()})
+        await in_thread(self._file.write, records)
+        self._records, self._images = records, images
+
+    def _read(self, manifest: Manifest) -> tuple[ImageManifest, ConfigDocument]:
+        document = parse_manifest(manifest)
+        if not isinstance(document, ImageManifest):
+            raise RejectedFault(f"manifest {manifest.digest}: is an index, not an image")
+        body = self._blobs.read(document.config.digest, bytes_max=CONFIG_BYTES_MAX)
+        config = parse_config(body, what=f"configuration {document.config.digest}")
+        if len(config.diff_ids) != len(document.layers):
+            raise RejectedFault(
+                f"image {document.config.digest}: {len(config.diff_ids)} diff_ids for {len(document.layers)} layers"
+            )
+        if config.config.os != self._platform.os:
+            raise RejectedFault(f"image {document.config.digest}: made for {config.config.os}, this host runs Linux")
+        return document, config
+
+    def _view(self, record: ImageRecord) -> Image:
+        known = self._images.get(record.manifest_digest)
+        names = tuple(sorted(parse_reference(name).familiar for name in record.references))
+        digests = tuple(sorted(parse_reference(name).familiar for name in record.repo_digests))
+        if known is not None:
+            return replace(known, references=names, repo_digests=digests)
+        document, config = self._read(self._stored_manifest(record))
+        sizes = tuple(self._layers.record(chain_id).size_bytes for chain_id in chain_ids(config.diff_ids))
+        return Image(
+            id=document.config.digest,
+            manifest_digest=record.manifest_digest,
+            references=names,
+            repo_digests=digests,
+            config=config.config,
+            created=config.created,
+            author=config.author,
+            comment=config.comment,
+            history=config.history,
+            diff_ids=config.diff_ids,
+            layer_digests=tuple(layer.digest for layer in document.layers),
+            layer_sizes=sizes,
+            layer_dirs=self._layers.directories(config.diff_ids),
+            size_bytes=sum(sizes),
+        )
+
+    def _stored_manifest(self, record: ImageRecord) -> Manifest:
+        body = self._blobs.read(record.manifest_digest, bytes_max=MANIFEST_BYTES_MAX)
+        return Manifest(media_type=record.media_type, digest=record.manifest_digest, body=body)
+
+    async def _revive(self, record: ImageRecord) -> None:
+        """At opening: show an image, unpacking layers that are missing. One whose blobs are gone or damaged is
+        dropped, loudly.
+        """
+        try:
+            await self._prepare(await in_thread(self._stored_manifest, record))
+            self._images[record.manifest_digest] = await in_thread(self._view, record)
+        except (NotFoundError, RejectedFault) as error:
+            _log.warning("image dropped", manifest=record.manifest_digest, names=record.references, cause=str(error))
+            del self._records[record.manifest_digest]
+
+    async def _collect(self) -> Names:
+        """Sweep if nothing is being added; else the next removal, or opening, does. Chain ids of the layers that
+        went.
+        """
+        async with self._gate:
+            return await in_thread(self._sweep) if self._adding == 0 else []
+
+    def _sweep(self) -> Names:
+        """Delete every blob and layer that no record leads to."""
+        blobs: set[str] = set()
+        layers: set[str] = set()
+        for digest, record in self._records.items():
+            image = self._images[digest]
+            blobs |= {digest, image.id, *image.layer_digests, *record.indexes}
+            layers |= set(chain_ids(image.diff_ids))
+        gone = [chain_id for chain_id in self._layers.chain() if chain_id not in layers]
+        for chain_id in gone:
+            self._layers.remove(chain_id)
+        for digest in list(self._blobs.digests()):
+            if digest not in blobs:
+                self._blobs.remove(digest)
+        return gone
+
+    def _by_digest(self, digest: str) -> Image | None:
+        if digest in self._images:
+            return self._images[digest]
+        found = [
+            record
+            for record in self._records.values()
+            if digest in record.indexes or self._images[record.manifest_digest].id == digest
+        ]
+        newest = max(found, key=lambda record: (bool(record.references), record.added), default=None)
+        return self._images[newest.manifest_digest] if newest else None
+
+    def _by_name(self, text: str) -> Image | None:
+        try:
+            name = parse_reference(text)
+        except UserError:
+            return None
+        if name.digest:
+            return self._by_digest(name.digest)
+        wanted = str(name)
+        return next(
+            (self._images[digest] for digest, record in self._records.items() if wanted in record.references), None
+        )
+
+    def _by_short_id(self, text: str) -> Image | None:
+        match = _SHORT_ID.fullmatch(text)
+        if match is None:
+            return None
+        found = {image.id for image in self._images.values() if image.id.startswith(f"sha256:{match[1]}")}
+        if len(found) > 1:
+            raise UserError(f"image id {text} is ambiguous: {len(found)} images begin with it")
+        return self._by_digest(found.pop()) if found else None
+
+    def _named_by(self, record: ImageRecord, text: str) -> str | None:
+        """The complete name ``text`` means, when it is one of the record's rather than an id."""
+        try:
+            name = str(parse_reference(text))
+        except UserError:
+            return None
+        return name if name in record.references else None
+
+
+def _lock(root: Path) -> int:
+    """Make the root private and hold it; the descriptor to close when done."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root.chmod(0o700)
+    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise ConflictError(f"image store {root} is in use by another process") from error
+    return fd
+
+
+def _write_archive_file(images: Sequence[ImageToSave], blobs: BlobStore, path: Path) -> None:
+    with path.open("xb") as file:
+        write_archive(images, blobs, file)
