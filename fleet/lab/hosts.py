@@ -41,6 +41,9 @@ _DAEMON_ENV: Final = {
     "HOME": "/root",
     "PYTHONUNBUFFERED": "1",
 }
+_CONFIG: Final = (
+    "# Settings of this lab host's fleetd; they hold from its next start. The machine's own are not read.\n"
+)
 _RESOLV_CONF: Final = "# A lab host has no way out, so it has no name servers; /etc/hosts knows the other hosts.\n"
 
 
@@ -121,6 +124,8 @@ class HostPower:
         (folder / "hostname").write_text(host.name + "\n", encoding="utf-8")
         (folder / "resolv.conf").write_text(_RESOLV_CONF, encoding="utf-8")
         kept = [self.layout.run, self.layout.folder]
+        if not self.layout.config(host.name).exists():
+            self.layout.config(host.name).write_text(_CONFIG, encoding="utf-8")
         return {
             "hostname": host.name,
             "control": str(self.layout.control(host.name)),
@@ -165,6 +170,7 @@ class HostPower:
         layout, name = self.layout, host.name
         argv = [
             *record.daemon,
+            *("--config", str(layout.config(name))),
             *("--data-root", str(layout.data(name))),
             *("--exec-root", str(layout.exec_root(name))),
             *("--host", f"unix://{layout.socket(name)}"),
@@ -226,7 +232,7 @@ class HostPower:
     def _check_daemon_runs(self, host: HostRecord) -> None:
         state = self.daemon_state(host)
         if state != "running":
-            last = "\n".join("    " + line[:400] for line in tail(self.layout.log(host.name), lines=8))
+            last = "\n".join("    " + line[:400] for line in tail(self.layout.log(host.name), lines=3))
             raise errors.RuntimeFault(
                 f"fleetd of {host.name} {state}; its log {self.layout.log(host.name)} ends:\n{last}"
             )

@@ -25,7 +25,7 @@ class Ping(http.server.BaseHTTPRequestHandler):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for option in ("data-root", "exec-root", "host", "cgroup-parent", "hostname", "log-format", "die-saying"):
+    for option in ("config", "data-root", "exec-root", "host", "cgroup-parent", "hostname", "log-format", "die-saying"):
         parser.add_argument(f"--{option}")
     options = parser.parse_args()
     if options.die_saying:
