@@ -41,8 +41,6 @@ T = TypeVar("T")
 
 _IN_FLIGHT_MAX: Final = 512
 """Commits accepted and not yet answered; more callers wait."""
-_RING_REVISIONS: Final = 2048
-_RING_BYTES: Final = 16 * 1024 * 1024
 _HISTORY_PAGE_ROWS: Final = 1000
 _LEASE_BITS: Final = 62
 
@@ -56,15 +54,16 @@ class _Lease:
 class _Ring:
     """The last batches in memory, consecutive revisions; trimmed when twice too long, so that trimming is rare."""
 
-    def __init__(self, revision: int) -> None:
+    def __init__(self, revision: int, limits: HistoryLimits) -> None:
         self.first = revision + 1
+        self._limits = limits
         self._batches: list[WatchBatch] = []
         self._bytes = 0
 
     def add(self, batch: WatchBatch) -> None:
         self._batches.append(batch)
         self._bytes += _size(batch)
-        if len(self._batches) > 2 * _RING_REVISIONS or self._bytes > 2 * _RING_BYTES:
+        if len(self._batches) > 2 * self._limits.memory_revisions or self._bytes > 2 * self._limits.memory_bytes:
             self._trim()
 
     def since(self, revision: int) -> list[WatchBatch]:
@@ -73,7 +72,9 @@ class _Ring:
 
     def _trim(self) -> None:
         drop = 0
-        while len(self._batches) - drop > _RING_REVISIONS or (self._bytes > _RING_BYTES and drop < len(self._batches)):
+        while drop < len(self._batches) and (
+            len(self._batches) - drop > self._limits.memory_revisions or self._bytes > self._limits.memory_bytes
+        ):
             self._bytes -= _size(self._batches[drop])
             drop += 1
         del self._batches[:drop]
@@ -133,7 +134,7 @@ class SqliteEngine:
         self._closed = False
         self._failure: EngineFailedError | None = None
         self._revision = 0
-        self._ring = _Ring(0)
+        self._ring = _Ring(0, self._limits)
         self._changed = asyncio.Event()
         self._waiting: set[asyncio.Future[Any]] = set()
         self._in_flight = asyncio.Semaphore(_IN_FLIGHT_MAX)
@@ -154,7 +155,7 @@ class SqliteEngine:
         self._file = file
         self._writer = Writer(file, inbox, limits=self._limits)
         self._revision = self._writer.revision
-        self._ring = _Ring(self._revision)
+        self._ring = _Ring(self._revision, self._limits)
         now = self._clock.monotonic()
         for lease, ttl_ms in file.leases():
             self._leases[lease] = _Lease(ttl_ms / 1000, now + ttl_ms / 1000)

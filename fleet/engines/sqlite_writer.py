@@ -35,10 +35,15 @@ _LEASE_KEYS_STEP: Final = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryLimits:
-    """How much history watches and lists at a revision may reach back into; whichever bound is met first."""
+    """How much history watches and lists at a revision may reach back into; whichever bound is met first.
+
+    ``memory_*``: how much of it is also kept in memory, for watches that keep up (up to twice that, between trimmings).
+    """
 
     revisions: int = 10_000
     data_bytes: int = 64 * 1024 * 1024
+    memory_revisions: int = 2048
+    memory_bytes: int = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

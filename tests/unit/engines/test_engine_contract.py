@@ -31,13 +31,12 @@ Body = Callable[[Engine], Awaitable[None]]
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Body], None]:
     """Runs a test body against a started engine."""
 
+    def make() -> Engine:
+        return MemoryEngine() if request.param == "memory" else SqliteEngine(tmp_path / "state", cluster_id="c1")
+
     def runner(body: Body) -> None:
         async def main() -> None:
-            engine: Engine
-            if request.param == "memory":
-                engine = MemoryEngine()
-            else:
-                engine = SqliteEngine(tmp_path / "state", cluster_id="c1")
+            engine: Engine = make()
             await engine.start()
             try:
                 async with asyncio.timeout(20):
@@ -190,7 +189,7 @@ def test_a_watch_sees_a_commit_no_later_than_its_caller(run: Callable[[Body], No
 
         async def follow() -> None:
             async for batch in engine.watch("/", 1):
-                seen.append(batch.revision)
+                seen.append(batch.revision)  # noqa: PERF401 - read while it grows
 
         follower = asyncio.create_task(follow())
         revisions = await asyncio.gather(*(engine.commit(put((f"/{i}", b"1"))) for i in range(30)))

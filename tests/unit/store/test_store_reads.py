@@ -32,7 +32,7 @@ def test_find_goes_by_id_then_name_then_prefix(run_store) -> None:
         assert store.services.find("abd").spec.name == "y"
         with pytest.raises(errors.UserError, match=r"service ab is ambiguous \(2 matches found\)"):
             store.services.find("ab")
-        with pytest.raises(errors.NotFoundError, match="^service nope not found$"):
+        with pytest.raises(errors.NotFoundError, match=r"^service nope not found$"):
             store.services.find("nope")
         with pytest.raises(errors.NotFoundError):
             store.services.find("")
