@@ -1,0 +1,1 @@
+"""Names inside the cluster: a small DNS server process, and the tables it answers from."""

@@ -1,0 +1,210 @@
+"""``HostNetwork``: one host's network for asyncio code. A thin shell over ``plane``, which does the work on its own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from fleet.errors import InvariantError, RuntimeFault
+from fleet.network.kernel.thread import KernelThread
+from fleet.network.naming import Owner
+from fleet.network.plane import Plane
+from fleet.network.store import Store
+from fleet.network.topology import (
+    AttachmentSpec,
+    Interface,
+    NetworkSpec,
+    NetworkState,
+    PublishedPort,
+    Sandbox,
+    SandboxSpec,
+)
+
+__all__ = ["HostNetwork"]
+
+T = TypeVar("T")
+
+_RESTART_FIRST_S, _RESTART_MAX_S = 0.02, 5.0
+
+
+class HostNetwork:
+    """This host's part of the cluster network.
+
+    Use: ``open`` once, then anything in any order; calls from several tasks are carried out one after another. Every
+    ``ensure``, ``apply``, ``create`` and ``remove`` is idempotent. Cancelling a call stops the waiting, not the
+    work. Errors are ``UserError`` and its kin for bad requests, ``RuntimeFault`` when the kernel refuses.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        state_dir: Path,
+        owner: str,
+        underlay_address: Callable[[], str] | str,
+        local_node_id: str = "",
+        host_netns: Path | None = None,
+        resolv_conf: Path = Path("/etc/resolv.conf"),
+    ) -> None:
+        """``run_dir`` (a tmpfs) is for what ends with the boot, ``state_dir`` for what does not; ``owner`` marks
+        kernel objects.
+
+        ``underlay_address`` is this host's IPv4 address for VXLAN. ``host_netns`` is the host's network namespace if it is not
+        the calling thread's (tests, labs).
+        """
+        self._store = Store(run_dir=run_dir, state_dir=state_dir)
+        self._owner = Owner(owner)
+        self._underlay = underlay_address if callable(underlay_address) else lambda: underlay_address
+        self._node_id = local_node_id
+        self._resolv_conf = resolv_conf
+        self._thread = KernelThread(host_netns=host_netns)
+        self._plane: Plane | None = None
+        self._guard: asyncio.Task[None] | None = None
+
+    async def open(self) -> list[str]:
+        """Adopt what an earlier daemon left, start the DNS process if needed; returns what had to be mended, in sentences."""
+        done = await self._thread.run(self._open)
+        self._guard = asyncio.create_task(self._guard_dns(), name="fleet-dns-guard")
+        return done
+
+    async def close(self) -> None:
+        """Stop; containers keep their network and their names."""
+        await self._stop(lambda plane: plane.close())
+
+    async def destroy(self) -> None:
+        """Remove everything this owner ever made on this host, then stop."""
+
+        def destroy(plane: Plane) -> None:
+            plane.destroy()
+            plane.close()
+
+        await self._stop(destroy)
+
+    async def ensure_network(self, spec: NetworkSpec) -> None:
+        """Make a network's bridge (and VXLAN device); needed before a sandbox can join it."""
+        await self._run(lambda plane: plane.ensure_network(spec))
+
+    async def remove_network(self, network_id: str) -> None:
+        """Remove a network. Raises ``ConflictError`` while a sandbox is on it."""
+        await self._run(lambda plane: plane.remove_network(network_id))
+
+    async def apply_state(self, state: NetworkState) -> None:
+        """Bring one network to a complete state: reachability, virtual addresses, published ports, names."""
+        await self._run(lambda plane: plane.apply_state(state))
+
+    async def apply_published(self, ports: Sequence[PublishedPort]) -> None:
+        """Open exactly these ports on this host, leading to the ingress network."""
+        await self._run(lambda plane: plane.apply_published(ports))
+
+    async def create_sandbox(self, spec: SandboxSpec) -> Sandbox:
+        """Make a container's network namespace, complete with cards, routes, rules, names and host ports."""
+        return await self._run(lambda plane: plane.create_sandbox(spec))
+
+    async def connect(self, sandbox_id: str, attachment: AttachmentSpec) -> Interface:
+        """Attach a running sandbox to one more network."""
+        return await self._run(lambda plane: plane.connect(sandbox_id, attachment))
+
+    async def disconnect(self, sandbox_id: str, network_id: str) -> None:
+        """Detach a running sandbox from a network."""
+        await self._run(lambda plane: plane.disconnect(sandbox_id, network_id))
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        """Close a sandbox. End the container's processes first: its namespace lives as long as they do."""
+        await self._run(lambda plane: plane.remove_sandbox(sandbox_id))
+
+    async def sandboxes(self) -> list[str]:
+        """Ids of all sandboxes on this host."""
+        return await self._run(lambda plane: plane.sandboxes())
+
+    async def sandbox(self, sandbox_id: str) -> Sandbox:
+        """Describe a sandbox. Raises ``NotFoundError``."""
+        return await self._run(lambda plane: plane.sandbox(sandbox_id))
+
+    async def reconcile(self, *, keep_sandboxes: Collection[str], keep_networks: Collection[str]) -> list[str]:
+        """Remove what is not to be kept and mend whatever drifted; returns what was done, in sentences."""
+        return await self._run(
+            lambda plane: plane.reconcile(keep_sandboxes=keep_sandboxes, keep_networks=keep_networks)
+        )
+
+    def open_netns(self, sandbox_id: str) -> int:
+        """Open a sandbox's namespace, to enter it or pass it on; the caller closes the descriptor. Raises ``NotFoundError``."""
+        return self._opened().open_netns(sandbox_id)
+
+    def dns_pid(self) -> int:
+        """The DNS process of this host."""
+        return self._opened().dns.pid
+
+    def _open(self) -> list[str]:
+        plane = Plane(
+            thread=self._thread,
+            store=self._store,
+            owner=self._owner,
+            underlay=self._underlay,
+            node_id=self._node_id,
+            resolv_conf=self._resolv_conf,
+        )
+        try:
+            done = plane.open()
+        except BaseException:
+            plane.close()
+            raise
+        self._plane = plane
+        return done
+
+    def _opened(self) -> Plane:
+        if self._plane is None:
+            raise InvariantError("HostNetwork is used before open() or after close()")
+        return self._plane
+
+    async def _run(self, function: Callable[[Plane], T]) -> T:
+        plane = self._opened()
+        return await self._thread.run(lambda: function(plane))
+
+    async def _stop(self, function: Callable[[Plane], None]) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await guard
+        plane, self._plane = self._plane, None
+        if plane is not None:
+            await self._thread.run(lambda: function(plane))
+        self._thread.stop()
+
+    async def _guard_dns(self) -> None:
+        """Replace the DNS process as soon as it ends, however it ended; slower each time if it keeps ending."""
+        pause_s = _RESTART_FIRST_S
+        while True:
+            pid = self.dns_pid()
+            started = asyncio.get_running_loop().time()
+            if pid:
+                await _process_end(pid)
+            if asyncio.get_running_loop().time() - started > _RESTART_MAX_S:
+                pause_s = _RESTART_FIRST_S
+            with contextlib.suppress(
+                RuntimeFault
+            ):  # it will not start now: the next turn tries again, and reconcile reports it
+                await self._run(partial(Plane.revive_dns, pid=pid))
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _RESTART_MAX_S)
+
+
+async def _process_end(pid: int) -> None:
+    """Wait until a process ends, whoever its parent is (pidfd_open(2))."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    try:
+        loop.add_reader(descriptor, ended.set)
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,107 @@
+"""nftables through libnftables: whole transactions as text, without a process a call.
+
+One transaction is atomic in the kernel: packets see the old rules or the new ones. It acts on the network namespace in
+which the context was opened. Two things the library's documentation does not say, both measured:
+
+- Opening a context costs 0.1 ms, running a few rules 0.2 to 1 ms; the ``nft`` program takes 16 ms for either.
+- *Closing* a context after a transaction that removed something waits for an RCU grace period (20 ms: the kernel flushes its
+  destroy queue when the netlink socket is released, nf_tables_api.c ``nft_rcv_nl_event``). So contexts are closed by a
+  thread of their own (``NftCloser``); that thread does nothing else and never enters a namespace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import threading
+from types import TracebackType
+
+from fleet.errors import RuntimeFault, UnsupportedError
+
+__all__ = ["NftCloser", "NftContext"]
+
+_PENDING_MAX = 64
+"""Contexts waiting to be closed: one grace period serves all that wait, so the queue empties some 3,000 times a second."""
+_TEXT_MAX = 2000
+"""Characters of rule text quoted in an error."""
+
+
+def _load() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libnftables.so.1")
+    except OSError as error:
+        raise UnsupportedError(
+            "libnftables.so.1 is missing: install the package libnftables1 (Debian) or nftables"
+        ) from error
+    library.nft_ctx_new.restype = ctypes.c_void_p
+    library.nft_ctx_new.argtypes = [ctypes.c_uint32]
+    for name in ("nft_ctx_free", "nft_ctx_buffer_output", "nft_ctx_buffer_error"):
+        getattr(library, name).argtypes = [ctypes.c_void_p]
+    library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+        getattr(library, name).argtypes = [ctypes.c_void_p]
+        getattr(library, name).restype = ctypes.c_char_p
+    return library
+
+
+class NftContext:
+    """An open libnftables context, bound to the namespace of the thread that constructs it. Not thread-safe."""
+
+    def __init__(self, closer: NftCloser) -> None:
+        self._closer = closer
+        self._library = closer.library
+        self._handle = self._library.nft_ctx_new(0)
+        if not self._handle:
+            raise RuntimeFault("open libnftables context: out of memory or no netlink socket")
+        self._library.nft_ctx_buffer_output(self._handle)
+        self._library.nft_ctx_buffer_error(self._handle)
+
+    def __enter__(self) -> NftContext:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hand the context to the closer; idempotent."""
+        handle, self._handle = self._handle, None
+        if handle:
+            self._closer.close(handle)
+
+    def run(self, text: str) -> str:
+        """Apply ``text`` (nft(8) syntax, one command a line) as one transaction and return what it printed.
+
+        Raises ``RuntimeFault`` with the library's explanation; then nothing of it was applied.
+        """
+        status = self._library.nft_run_cmd_from_buffer(self._handle, text.encode())
+        output: bytes = self._library.nft_ctx_get_output_buffer(self._handle) or b""
+        if status != 0:
+            error: bytes = self._library.nft_ctx_get_error_buffer(self._handle) or b""
+            detail = " ".join(error.decode(errors="replace").split())
+            raise RuntimeFault(f"nftables: {detail[:_TEXT_MAX] or 'refused without explanation'}")
+        return output.decode()
+
+
+class NftCloser:
+    """Owns the library and the thread that closes contexts."""
+
+    def __init__(self) -> None:
+        self.library = _load()
+        self._pending: queue.Queue[int | None] = queue.Queue(_PENDING_MAX)
+        self._thread = threading.Thread(target=self._run, name="fleet-nft-close", daemon=True)
+        self._thread.start()
+
+    def close(self, handle: int) -> None:
+        """Close later; blocks only while ``_PENDING_MAX`` others wait."""
+        self._pending.put(handle)
+
+    def stop(self) -> None:
+        """Close all that wait, then end the thread."""
+        self._pending.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (handle := self._pending.get()) is not None:
+            self.library.nft_ctx_free(handle)

@@ -1,0 +1,518 @@
+"""rtnetlink(7): messages as bytes, batches in one system call, typed answers.
+
+About a dozen message kinds is all a host's part of the network needs. They are packed here rather than by a library
+because of what it costs on the path of every container start: building and sending the five messages of an attachment
+takes 0.1 ms here and 1.4 ms through pyroute2 0.9, which runs an event loop (and a thread) of its own behind each call.
+
+A ``Netlink`` socket belongs to the network namespace it was opened in, whatever thread uses it later. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from fleet.errors import RuntimeFault
+
+__all__ = [
+    "FdbEntry",
+    "Link",
+    "Message",
+    "NeighbourEntry",
+    "Netlink",
+    "NetlinkError",
+    "add_address",
+    "add_bridge",
+    "add_default_route",
+    "add_fdb",
+    "add_neighbour",
+    "add_veth",
+    "add_vxlan",
+    "delete_fdb",
+    "delete_group",
+    "delete_link",
+    "delete_neighbour",
+    "link_up",
+    "set_alias",
+    "set_bridge_port",
+    "set_link_address",
+    "set_master",
+    "set_mtu",
+]
+
+# linux/rtnetlink.h, linux/netlink.h, linux/if_link.h, linux/neighbour.h
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWADDR, RTM_GETADDR = 20, 22
+RTM_NEWROUTE = 24
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 10, 18, 20
+IFLA_GROUP, IFLA_NET_NS_FD = 27, 28
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PROXY, IFLA_VXLAN_PORT = 1, 4, 7, 11, 15
+IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_MCAST_SNOOPING = 1, 5, 23
+IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING = 4, 8
+VETH_INFO_PEER = 1
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
+RTA_OIF, RTA_GATEWAY = 4, 5
+NDA_DST, NDA_LLADDR = 1, 2
+NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
+NTF_SELF, NTF_MASTER = 0x02, 0x04
+IFF_UP = 1
+NETLINK_EXT_ACK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK, SOL_NETLINK = 11, 10, 12, 270
+NLMSGERR_ATTR_MSG = 1
+_HEADER = struct.Struct("=IHHII")
+_IFINFO = struct.Struct("=BxHiII")
+_BATCH_BYTES_MAX = 60_000
+_RECEIVE_BYTES = 1 << 17  # a dump's parts are at most 32 KiB; acknowledgements of a batch are far smaller
+_TIMEOUT_S = 10.0  # the kernel answers in microseconds; beyond this something is very wrong and must not hang a thread
+
+
+class NetlinkError(RuntimeFault):
+    """The kernel refused a message. ``number`` is the errno."""
+
+    def __init__(self, what: str, number: int, detail: str) -> None:
+        super().__init__(f"{what}: {os.strerror(number)}" + (f" ({detail})" if detail else ""))
+        self.number = number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One request. ``tolerate`` lists error numbers that mean "already so"."""
+
+    kind: int
+    flags: int
+    body: bytes
+    describe: str
+    tolerate: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A network device as the kernel lists it."""
+
+    index: int
+    name: str
+    up: bool
+    mtu: int
+    group: int
+    master: int
+    mac: str
+    alias: str
+    kind: str
+    vxlan_id: int = 0
+    vxlan_local: str = ""
+    vxlan_port: int = 0
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FdbEntry:
+    """Forwarding entry of a VXLAN device: frames for ``mac`` go to the host ``underlay``."""
+
+    mac: str
+    underlay: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class NeighbourEntry:
+    """Proxied ARP answer of a VXLAN device."""
+
+    address: str
+    mac: str
+
+
+class Netlink:
+    """One rtnetlink socket, in the namespace of the thread that constructs it."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket.settimeout(_TIMEOUT_S)
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket; idempotent."""
+        self._socket.close()
+
+    def __enter__(self) -> Netlink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, *messages: Message) -> None:
+        """Apply messages in order. Raises ``NetlinkError`` for the first refused one; later ones were still applied.
+
+        Not a transaction: rtnetlink has none. Callers order messages so that each prefix is harmless.
+        """
+        self.send_all(messages)
+
+    def send_all(self, messages: Sequence[Message]) -> None:
+        """``send`` for many messages, in batches of bounded size."""
+        first_error: NetlinkError | None = None
+        for batch in _batches(messages):
+            error = self._exchange(batch)
+            first_error = first_error or error
+        if first_error is not None:
+            raise first_error
+
+    def links(self) -> list[Link]:
+        """All links of the namespace."""
+        return [_parse_link(body) for body in self._dump(RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))]
+
+    def link(self, name: str) -> Link | None:
+        """The link called ``name``, or ``None``."""
+        body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name)
+        try:
+            answer = self._get(RTM_GETLINK, body, describe=f"look up link {name}")
+        except NetlinkError as error:
+            if error.number == errno.ENODEV:
+                return None
+            raise
+        return _parse_link(answer)
+
+    def addresses(self, index: int) -> set[tuple[str, int]]:
+        """IPv4 (address, prefix length) of a link."""
+        found: set[tuple[str, int]] = set()
+        for body in self._dump(RTM_GETADDR, struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, index)):
+            _, prefix_len, _, _, link_index = struct.unpack_from("=BBBBI", body)
+            local = _attributes(body, 8).get(IFA_LOCAL)
+            if local is not None and link_index == index:
+                found.add((socket.inet_ntoa(local), prefix_len))
+        return found
+
+    def address_index(self, address: str) -> int:
+        """Index of the link that carries ``address``; 0 if none does."""
+        for body in self._dump(RTM_GETADDR, struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0)):
+            if _attributes(body, 8).get(IFA_LOCAL) == socket.inet_aton(address):
+                return int(struct.unpack_from("=BBBBI", body)[4])
+        return 0
+
+    def fdb(self, index: int) -> set[FdbEntry]:
+        """Static forwarding entries of a VXLAN device."""
+        found: set[FdbEntry] = set()
+        # family AF_BRIDGE; with strict checking the dump is filtered by ndm_ifindex
+        for body in self._dump(RTM_GETNEIGH, struct.pack("=BBHiHBB", socket.AF_BRIDGE, 0, 0, index, 0, 0, 0)):
+            _, _, _, link_index, _, flags, _ = struct.unpack_from("=BBHiHBB", body)
+            attributes = _attributes(body, 12)
+            if link_index == index and flags & NTF_SELF and len(attributes.get(NDA_DST, b"")) == 4:
+                found.add(FdbEntry(_mac(attributes[NDA_LLADDR]), socket.inet_ntoa(attributes[NDA_DST])))
+        return found
+
+    def neighbours(self, index: int) -> set[NeighbourEntry]:
+        """Permanent IPv4 neighbour entries of a link."""
+        found: set[NeighbourEntry] = set()
+        for body in self._dump(RTM_GETNEIGH, struct.pack("=BBHiHBB", socket.AF_INET, 0, 0, 0, 0, 0, 0)):
+            _, _, _, link_index, state, _, _ = struct.unpack_from("=BBHiHBB", body)
+            attributes = _attributes(body, 12)
+            if link_index == index and state & NUD_PERMANENT and NDA_LLADDR in attributes:
+                found.add(NeighbourEntry(socket.inet_ntoa(attributes[NDA_DST]), _mac(attributes[NDA_LLADDR])))
+        return found
+
+    def _exchange(self, batch: Sequence[Message]) -> NetlinkError | None:
+        start = self._sequence + 1
+        parts = []
+        for offset, message in enumerate(batch):
+            flags = message.flags | NLM_F_REQUEST | NLM_F_ACK
+            parts.append(_HEADER.pack(16 + len(message.body), message.kind, flags, start + offset, 0) + message.body)
+        self._sequence += len(batch)
+        self._socket.send(b"".join(parts))
+        first_error: NetlinkError | None = None
+        missing = len(batch)
+        while missing:
+            for kind, sequence, flags, body in self._receive():
+                if kind != NLMSG_ERROR or not start <= sequence < start + len(batch):
+                    continue  # an echo or a late answer to something that timed out
+                missing -= 1
+                message = batch[sequence - start]
+                number = -struct.unpack_from("=i", body)[0]
+                if number and number not in message.tolerate and first_error is None:
+                    first_error = NetlinkError(message.describe, number, _extended_error(body, flags))
+        return first_error
+
+    def _get(self, kind: int, body: bytes, *, describe: str) -> bytes:
+        self._sequence += 1
+        self._socket.send(_HEADER.pack(16 + len(body), kind, NLM_F_REQUEST, self._sequence, 0) + body)
+        while True:
+            for answer_kind, sequence, flags, answer in self._receive():
+                if sequence != self._sequence:
+                    continue
+                if answer_kind == NLMSG_ERROR:
+                    number = -struct.unpack_from("=i", answer)[0]
+                    raise NetlinkError(describe, number, _extended_error(answer, flags))
+                return answer
+
+    def _dump(self, kind: int, body: bytes) -> Iterator[bytes]:
+        self._sequence += 1
+        sequence = self._sequence
+        self._socket.send(_HEADER.pack(16 + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, sequence, 0) + body)
+        answers: list[bytes] = []
+        while True:
+            for answer_kind, answer_sequence, flags, answer in self._receive():
+                if answer_sequence != sequence:
+                    continue
+                if answer_kind == NLMSG_DONE:
+                    return iter(answers)
+                if answer_kind == NLMSG_ERROR:
+                    number = -struct.unpack_from("=i", answer)[0]
+                    raise NetlinkError(f"list (message {kind})", number, _extended_error(answer, flags))
+                answers.append(answer)
+
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except TimeoutError as error:
+            raise RuntimeFault(f"netlink: no answer from the kernel within {_TIMEOUT_S:.0f} s") from error
+        offset = 0
+        while offset + 16 <= len(data):
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            yield kind, sequence, flags, data[offset + 16 : offset + length]
+            offset += (length + 3) & ~3
+
+
+def add_bridge(name: str, *, mac: str, mtu: int, group: int) -> Message:
+    """Create a bridge, up: no spanning tree, no forwarding delay, no multicast snooping (its timers cost, floods are small)."""
+    data = _attribute(IFLA_BR_FORWARD_DELAY, struct.pack("=I", 0))
+    data += _attribute(IFLA_BR_STP_STATE, struct.pack("=I", 0)) + _attribute(IFLA_BR_MCAST_SNOOPING, b"\0")
+    body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + _text(IFLA_IFNAME, name) + _attribute(IFLA_ADDRESS, _mac_bytes(mac))
+    body += _u32(IFLA_MTU, mtu) + _u32(IFLA_GROUP, group) + _attribute(IFLA_LINKINFO, _kind("bridge", data))
+    return _create_link(body, f"create bridge {name}")
+
+
+def add_vxlan(name: str, *, vni: int, local: str, port: int, mtu: int, group: int, master: int) -> Message:
+    """Create a VXLAN device, up, as a port of bridge ``master``: no learning, ARP answered from its neighbour table."""
+    data = _u32(IFLA_VXLAN_ID, vni) + _attribute(IFLA_VXLAN_LOCAL, socket.inet_aton(local))
+    data += _attribute(IFLA_VXLAN_LEARNING, b"\0") + _attribute(IFLA_VXLAN_PROXY, b"\1")
+    data += _attribute(IFLA_VXLAN_PORT, struct.pack("!H", port))
+    body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + _text(IFLA_IFNAME, name) + _u32(IFLA_MTU, mtu)
+    body += _u32(IFLA_GROUP, group) + _u32(IFLA_MASTER, master) + _attribute(IFLA_LINKINFO, _kind("vxlan", data))
+    return _create_link(body, f"create VXLAN device {name} (VNI {vni}, port {port})")
+
+
+def add_veth(name: str, *, mtu: int, group: int, master: int, peer: str, peer_mac: str, peer_netns: int) -> Message:
+    """Create a cable: this end up and a port of bridge ``master``, the other called ``peer`` in namespace ``peer_netns`` (fd)."""
+    other = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, peer) + _attribute(IFLA_ADDRESS, _mac_bytes(peer_mac))
+    other += _u32(IFLA_MTU, mtu) + _u32(IFLA_NET_NS_FD, peer_netns)
+    body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + _text(IFLA_IFNAME, name) + _u32(IFLA_MTU, mtu)
+    body += _u32(IFLA_GROUP, group) + _u32(IFLA_MASTER, master)
+    body += _attribute(IFLA_LINKINFO, _kind("veth", _attribute(VETH_INFO_PEER, other)))
+    return _create_link(body, f"create cable {name} to {peer}")
+
+
+def set_alias(name: str, alias: str) -> Message:
+    """Write the text people see beside a link."""
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + _text(IFLA_IFALIAS, alias)
+    return Message(kind=RTM_SETLINK, flags=0, body=body, describe=f"set alias of {name}")
+
+
+def set_mtu(index: int, mtu: int) -> Message:
+    """Change a link's MTU in bytes."""
+    return Message(
+        kind=RTM_SETLINK, flags=0, body=_IFINFO.pack(0, 0, index, 0, 0) + _u32(IFLA_MTU, mtu), describe=f"set MTU {mtu}"
+    )
+
+
+def set_link_address(index: int, mac: str) -> Message:
+    """Change a link's MAC address."""
+    body = _IFINFO.pack(0, 0, index, 0, 0) + _attribute(IFLA_ADDRESS, _mac_bytes(mac))
+    return Message(kind=RTM_SETLINK, flags=0, body=body, describe=f"set MAC address {mac}")
+
+
+def set_bridge_port(index: int, *, learning: bool | None = None, hairpin: bool | None = None) -> Message:
+    """Change how a bridge treats one of its ports."""
+    data = b""
+    if learning is not None:
+        data += _attribute(IFLA_BRPORT_LEARNING, bytes([learning]))
+    if hairpin is not None:
+        data += _attribute(IFLA_BRPORT_MODE, bytes([hairpin]))
+    info = _text(IFLA_INFO_SLAVE_KIND, "bridge") + _attribute(IFLA_INFO_SLAVE_DATA, data)
+    body = _IFINFO.pack(0, 0, index, 0, 0) + _attribute(IFLA_LINKINFO, info)
+    return Message(kind=RTM_NEWLINK, flags=0, body=body, describe=f"set bridge port {index}")
+
+
+def set_master(index: int, master: int) -> Message:
+    """Make a link a port of a bridge, and bring it up."""
+    body = _IFINFO.pack(0, 0, index, IFF_UP, IFF_UP) + _u32(IFLA_MASTER, master)
+    return Message(kind=RTM_SETLINK, flags=0, body=body, describe=f"make link {index} a port of bridge {master}")
+
+
+def link_up(index: int) -> Message:
+    """Bring a link up."""
+    return Message(
+        kind=RTM_SETLINK, flags=0, body=_IFINFO.pack(0, 0, index, IFF_UP, IFF_UP), describe=f"bring link {index} up"
+    )
+
+
+def delete_link(name: str) -> Message:
+    """Delete a link; absent is fine. About 20 ms: the kernel waits for a grace period."""
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name)
+    return Message(kind=RTM_DELLINK, flags=0, body=body, describe=f"delete link {name}", tolerate=(errno.ENODEV,))
+
+
+def delete_group(group: int) -> Message:
+    """Delete all links of a group at once, for the price of one."""
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + _u32(IFLA_GROUP, group)
+    return Message(
+        kind=RTM_DELLINK, flags=0, body=body, describe=f"delete link group {group:#x}", tolerate=(errno.ENODEV,)
+    )
+
+
+def add_address(index: int, address: str, prefix_len: int) -> Message:
+    """Give a link an IPv4 address; having it already is fine."""
+    packed = socket.inet_aton(address)
+    body = struct.pack("=BBBBI", socket.AF_INET, prefix_len, 0, 0, index)
+    body += _attribute(IFA_LOCAL, packed) + _attribute(IFA_ADDRESS, packed)
+    flags = NLM_F_CREATE | NLM_F_EXCL
+    return Message(
+        kind=RTM_NEWADDR,
+        flags=flags,
+        body=body,
+        describe=f"add address {address}/{prefix_len}",
+        tolerate=(errno.EEXIST,),
+    )
+
+
+def add_default_route(index: int, gateway: str) -> Message:
+    """Replace the default route."""
+    # rtmsg: family, dst_len, src_len, tos, table main 254, protocol boot 3, scope universe 0, type unicast 1
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 254, 3, 0, 1, 0)
+    body += _attribute(RTA_GATEWAY, socket.inet_aton(gateway)) + _u32(RTA_OIF, index)
+    return Message(
+        kind=RTM_NEWROUTE, flags=NLM_F_CREATE | NLM_F_REPLACE, body=body, describe=f"add default route via {gateway}"
+    )
+
+
+def add_fdb(index: int, entry: FdbEntry) -> Message:
+    """Send frames for a MAC address to a host: entry in the VXLAN device and, in the same message, in its bridge."""
+    # NUD_NOARP is "static" for both; NUD_PERMANENT would mean "this MAC is the bridge's own" to the bridge.
+    body = struct.pack("=BBHiHBB", socket.AF_BRIDGE, 0, 0, index, NUD_NOARP | NUD_REACHABLE, NTF_SELF | NTF_MASTER, 0)
+    body += _attribute(NDA_LLADDR, _mac_bytes(entry.mac)) + _attribute(NDA_DST, socket.inet_aton(entry.underlay))
+    return Message(
+        kind=RTM_NEWNEIGH,
+        flags=NLM_F_CREATE | NLM_F_REPLACE,
+        body=body,
+        describe=f"forward {entry.mac} to {entry.underlay}",
+    )
+
+
+def delete_fdb(index: int, mac: str) -> Message:
+    """Forget where frames for a MAC address go; absent is fine."""
+    body = struct.pack("=BBHiHBB", socket.AF_BRIDGE, 0, 0, index, 0, NTF_SELF | NTF_MASTER, 0) + _attribute(
+        NDA_LLADDR, _mac_bytes(mac)
+    )
+    return Message(kind=RTM_DELNEIGH, flags=0, body=body, describe=f"stop forwarding {mac}", tolerate=(errno.ENOENT,))
+
+
+def add_neighbour(index: int, entry: NeighbourEntry) -> Message:
+    """Answer ARP for an address on behalf of its owner."""
+    body = struct.pack("=BBHiHBB", socket.AF_INET, 0, 0, index, NUD_PERMANENT, 0, 0)
+    body += _attribute(NDA_DST, socket.inet_aton(entry.address)) + _attribute(NDA_LLADDR, _mac_bytes(entry.mac))
+    return Message(
+        kind=RTM_NEWNEIGH, flags=NLM_F_CREATE | NLM_F_REPLACE, body=body, describe=f"answer ARP for {entry.address}"
+    )
+
+
+def delete_neighbour(index: int, address: str) -> Message:
+    """Stop answering ARP for an address; absent is fine."""
+    body = struct.pack("=BBHiHBB", socket.AF_INET, 0, 0, index, 0, 0, 0) + _attribute(
+        NDA_DST, socket.inet_aton(address)
+    )
+    return Message(kind=RTM_DELNEIGH, flags=0, body=body, describe=f"stop ARP for {address}", tolerate=(errno.ENOENT,))
+
+
+def _create_link(body: bytes, describe: str) -> Message:
+    return Message(kind=RTM_NEWLINK, flags=NLM_F_CREATE | NLM_F_EXCL, body=body, describe=describe)
+
+
+def _kind(kind: str, data: bytes) -> bytes:
+    return _text(IFLA_INFO_KIND, kind) + _attribute(IFLA_INFO_DATA, data)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
+def _text(kind: int, value: str) -> bytes:
+    return _attribute(kind, value.encode() + b"\0")
+
+
+def _u32(kind: int, value: int) -> bytes:
+    return _attribute(kind, struct.pack("=I", value))
+
+
+def _attributes(body: bytes, offset: int) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    while offset + 4 <= len(body):
+        length, kind = struct.unpack_from("=HH", body, offset)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = body[offset + 4 : offset + length]  # top two bits: nested, byte order
+        offset += (length + 3) & ~3
+    return found
+
+
+def _parse_link(body: bytes) -> Link:
+    _, _, index, flags, _ = _IFINFO.unpack_from(body)
+    attributes = _attributes(body, 16)
+    info = _attributes(attributes.get(IFLA_LINKINFO, b""), 0)
+    kind = _string(info.get(IFLA_INFO_KIND))
+    data = _attributes(info.get(IFLA_INFO_DATA, b""), 0) if kind == "vxlan" else {}
+    local = data.get(IFLA_VXLAN_LOCAL)
+    return Link(
+        index=index,
+        name=_string(attributes.get(IFLA_IFNAME)),
+        up=bool(flags & IFF_UP),
+        mtu=_number(attributes.get(IFLA_MTU)),
+        group=_number(attributes.get(IFLA_GROUP)),
+        master=_number(attributes.get(IFLA_MASTER)),
+        mac=_mac(attributes.get(IFLA_ADDRESS, b"")),
+        alias=_string(attributes.get(IFLA_IFALIAS)),
+        kind=kind,
+        vxlan_id=_number(data.get(IFLA_VXLAN_ID)),
+        vxlan_local=socket.inet_ntoa(local) if local else "",
+        vxlan_port=int.from_bytes(data.get(IFLA_VXLAN_PORT, b""), "big"),
+    )
+
+
+def _string(value: bytes | None) -> str:
+    return (value or b"").rstrip(b"\0").decode(errors="replace")
+
+
+def _number(value: bytes | None) -> int:
+    return int.from_bytes(value or b"", "little" if struct.pack("=H", 1) == b"\1\0" else "big")
+
+
+def _mac(value: bytes) -> str:
+    return value.hex(":")
+
+
+def _mac_bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def _extended_error(body: bytes, flags: int) -> str:
+    if not flags & 0x200:  # NLM_F_ACK_TLVS: the kernel explains itself
+        return ""
+    return _string(_attributes(body, 20).get(NLMSGERR_ATTR_MSG))
+
+
+def _batches(messages: Iterable[Message]) -> Iterator[list[Message]]:
+    batch: list[Message] = []
+    size = 0
+    for message in messages:
+        if batch and (size + len(message.body) + 20 > _BATCH_BYTES_MAX or len(batch) >= 500):
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += len(message.body) + 20
+    if batch:
+        yield batch

@@ -1,0 +1,239 @@
+"""One network's devices on this host: bridge, VXLAN device, and where every remote endpoint is.
+
+    container -- cable -- bridge (gateway address, on every host the same) -- VXLAN device ==> other hosts
+
+The VXLAN device learns nothing. For each remote endpoint three things are written, from the managers' state: the host its MAC
+address is on (forwarding entry of the device), that the MAC is behind the device (static entry of the bridge), and its MAC
+address (neighbour entry; the device answers ARP from it). Unknown addresses get no answer and broadcasts go nowhere, so
+the network cannot disagree with the control plane, and ARP for the gateway never leaves the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleet.errors import RuntimeFault
+from fleet.network.ipam import mac_for
+from fleet.network.kernel import rtnetlink
+from fleet.network.kernel.rtnetlink import FdbEntry, Link, Message, NeighbourEntry, Netlink
+from fleet.network.naming import Owner
+from fleet.network.topology import NetworkSpec, NetworkState
+
+__all__ = ["NetworkLinks", "Remotes", "remotes_of", "write_sysctl"]
+
+VXLAN_OVERHEAD_BYTES = 50  # RFC 7348: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
+_MTU_DEFAULT = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Remotes:
+    """Where the other hosts' endpoints are, and which MAC address has which address."""
+
+    forwarding: frozenset[FdbEntry] = frozenset()
+    neighbours: frozenset[NeighbourEntry] = frozenset()
+
+
+def remotes_of(state: NetworkState, *, node_id: str, underlay: str) -> Remotes:
+    """Compute what must be written for ``state`` on the host that is ``node_id`` at ``underlay``; pure."""
+    places: dict[str, tuple[str, str]] = {}
+    for node in state.nodes:
+        places[node.address] = (node.mac or mac_for(node.address), "" if node.node_id == node_id else node.underlay)
+    for endpoint in state.endpoints:
+        places[endpoint.address] = (
+            endpoint.mac or mac_for(endpoint.address),
+            "" if endpoint.node_id == node_id else endpoint.underlay,
+        )
+    remote = [(address, mac, where) for address, (mac, where) in places.items() if where and where != underlay]
+    return Remotes(
+        forwarding=frozenset(FdbEntry(mac, where) for _, mac, where in remote),
+        neighbours=frozenset(NeighbourEntry(address, mac) for address, mac, _ in remote),
+    )
+
+
+def write_sysctl(name: str, value: str) -> None:
+    """Write a sysctl of the calling thread's network namespace. Raises ``RuntimeFault``; a missing file is not ours to mind."""
+    path = Path("/proc/sys") / name
+    try:
+        path.write_text(value)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RuntimeFault(f"set {path} to {value}: {error.strerror}") from error
+
+
+class NetworkLinks:
+    """The devices of one network. Used on the network thread, in the host's namespace."""
+
+    def __init__(self, *, spec: NetworkSpec, owner: Owner, netlink: Netlink, underlay: Callable[[], str]) -> None:
+        self.spec = spec
+        self._owner = owner
+        self._netlink = netlink
+        self._underlay = underlay
+        self.bridge = owner.bridge(spec.id)
+        self.vxlan = owner.vxlan(spec.id)
+        self.bridge_index = 0
+        self.mtu = 0
+        self._vxlan_index = 0
+        self._remotes: Remotes | None = None  # None: unknown, read from the kernel before the next change
+
+    def ensure(self, *, veths: Callable[[], list[str]]) -> list[str]:
+        """Make the devices as the spec says; returns a sentence for each thing that had to be made or mended.
+
+        ``veths`` names the cables that belong to the bridge, asked for only if the bridge had to be made anew.
+        """
+        done: list[str] = []
+        underlay = self._underlay() if self.spec.driver == "overlay" else ""
+        self.mtu = self._effective_mtu(underlay)
+        bridge = self._netlink.link(self.bridge)
+        if bridge is None:
+            bridge = self._make_bridge(veths())
+            done.append(f"network {self.spec.name}: made bridge {self.bridge}")
+        self.bridge_index = bridge.index
+        done += self._mend(bridge)
+        addresses = self._addresses()
+        if addresses - self._netlink.addresses(bridge.index):
+            self._netlink.send_all([rtnetlink.add_address(bridge.index, *pair) for pair in sorted(addresses)])
+            done.append(f"network {self.spec.name}: gave the bridge its addresses")
+        if self.spec.driver == "overlay":
+            done += self._ensure_vxlan(underlay)
+        return done
+
+    def remove(self) -> None:
+        """Delete the devices; absent is fine. About 40 ms."""
+        self._netlink.send(rtnetlink.delete_link(self.vxlan), rtnetlink.delete_link(self.bridge))
+
+    def allow_loopback_routes(self) -> None:
+        """Let packets from 127.0.0.1 leave to this network, for ports published on it. Needs the host's ``guard`` chain."""
+        write_sysctl(f"net/ipv4/conf/{self.bridge}/route_localnet", "1")
+
+    def apply_remotes(self, desired: Remotes) -> int:
+        """Make the kernel's entries equal ``desired``, touching only what differs; returns the number of changes."""
+        if self.spec.driver != "overlay":
+            return 0
+        current = self._remotes or self._read_remotes()
+        index = self._vxlan_index
+        messages: list[Message] = []
+        kept = {entry.mac for entry in desired.forwarding}
+        # an entry that only moved is replaced in place, never deleted: no packet meets a gap
+        messages += [
+            rtnetlink.delete_fdb(index, e.mac)
+            for e in sorted(current.forwarding - desired.forwarding)
+            if e.mac not in kept
+        ]
+        answered = {entry.address for entry in desired.neighbours}
+        gone = current.neighbours - desired.neighbours
+        messages += [rtnetlink.delete_neighbour(index, e.address) for e in sorted(gone) if e.address not in answered]
+        messages += [rtnetlink.add_fdb(index, entry) for entry in sorted(desired.forwarding - current.forwarding)]
+        messages += [rtnetlink.add_neighbour(index, entry) for entry in sorted(desired.neighbours - current.neighbours)]
+        if messages:
+            self._remotes = None
+            self._netlink.send_all(messages)
+        self._remotes = desired
+        return len(messages)
+
+    def forget_remotes(self) -> None:
+        """Trust the kernel's own list at the next ``apply_remotes`` rather than our memory."""
+        self._remotes = None
+
+    def _addresses(self) -> set[tuple[str, int]]:
+        if self.spec.internal:
+            return set()  # nothing to reach on the host: no way out, and no way in
+        own = {(self.spec.gateway, self.spec.prefix_len)}
+        if self.spec.node_address:
+            own.add((self.spec.node_address, self.spec.prefix_len))
+        return own
+
+    def _bridge_mac(self) -> str:
+        # on the ingress network other hosts answer ARP for our address with this MAC; elsewhere it never leaves the host
+        return mac_for(self.spec.node_address or self.spec.gateway)
+
+    def _make_bridge(self, veths: list[str]) -> Link:
+        spec, owner = self.spec, self._owner
+        self._netlink.send(
+            rtnetlink.add_bridge(self.bridge, mac=self._bridge_mac(), mtu=self.mtu, group=owner.group),
+            rtnetlink.set_alias(self.bridge, owner.alias("bridge", spec.id)),
+        )
+        # IPv6 would give the bridge a link-local address and let containers reach the host's services by it
+        write_sysctl(f"net/ipv6/conf/{self.bridge}/disable_ipv6", "1")
+        if spec.ingress:
+            self.allow_loopback_routes()
+        bridge = self._netlink.link(self.bridge)
+        if bridge is None:
+            raise RuntimeFault(
+                f"bridge {self.bridge} vanished while it was made; is another daemon using this directory?"
+            )
+        links = {link.name: link for link in self._netlink.links()}
+        self._netlink.send_all(
+            [rtnetlink.set_master(links[name].index, bridge.index) for name in veths if name in links]
+        )
+        return bridge
+
+    def _mend(self, bridge: Link) -> list[str]:
+        done: list[str] = []
+        if not bridge.up:
+            self._netlink.send(rtnetlink.link_up(bridge.index))
+            done.append(f"network {self.spec.name}: brought the bridge up")
+        if bridge.mac != self._bridge_mac():
+            self._netlink.send(rtnetlink.set_link_address(bridge.index, self._bridge_mac()))
+            done.append(f"network {self.spec.name}: set the bridge's MAC address")
+        if bridge.mtu != self.mtu:
+            self._netlink.send(rtnetlink.set_mtu(bridge.index, self.mtu))
+            done.append(f"network {self.spec.name}: set the bridge's MTU from {bridge.mtu} to {self.mtu}")
+        return done
+
+    def _ensure_vxlan(self, underlay: str) -> list[str]:
+        spec, done = self.spec, []
+        device = self._netlink.link(self.vxlan)
+        wanted = (spec.vni, spec.vxlan_port, underlay, self.bridge_index)
+        if device is not None and (device.vxlan_id, device.vxlan_port, device.vxlan_local, device.master) != wanted:
+            self._netlink.send(rtnetlink.delete_link(self.vxlan))  # these cannot be changed in place
+            done.append(
+                f"network {spec.name}: VXLAN device was for {device.vxlan_local or 'another address'}, replaced"
+            )
+            device = None
+        if device is None:
+            self._netlink.send(
+                rtnetlink.add_vxlan(
+                    self.vxlan,
+                    vni=spec.vni,
+                    local=underlay,
+                    port=spec.vxlan_port,
+                    mtu=self.mtu,
+                    group=self._owner.group,
+                    master=self.bridge_index,
+                ),
+                rtnetlink.set_alias(self.vxlan, self._owner.alias("vxlan", spec.id)),
+            )
+            write_sysctl(f"net/ipv6/conf/{self.vxlan}/disable_ipv6", "1")
+            device = self._netlink.link(self.vxlan)
+            if device is None:
+                raise RuntimeFault(
+                    f"VXLAN device {self.vxlan} vanished while it was made; is another daemon using this directory?"
+                )
+            self._netlink.send(rtnetlink.set_bridge_port(device.index, learning=False))
+            self._remotes = None
+            done.append(f"network {spec.name}: made VXLAN device {self.vxlan}")
+        elif not device.up:
+            self._netlink.send(rtnetlink.link_up(device.index))
+            done.append(f"network {spec.name}: brought the VXLAN device up")
+        if device.index != self._vxlan_index:
+            self._remotes = None
+        self._vxlan_index = device.index
+        return done
+
+    def _effective_mtu(self, underlay: str) -> int:
+        if self.spec.mtu:
+            return self.spec.mtu
+        if self.spec.driver != "overlay":
+            return _MTU_DEFAULT
+        index = self._netlink.address_index(underlay)
+        mtu = next(
+            (link.mtu for link in self._netlink.links() if link.index == index and link.name != "lo"), _MTU_DEFAULT
+        )
+        return mtu - VXLAN_OVERHEAD_BYTES
+
+    def _read_remotes(self) -> Remotes:
+        index = self._vxlan_index
+        return Remotes(frozenset(self._netlink.fdb(index)), frozenset(self._netlink.neighbours(index)))

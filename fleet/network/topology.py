@@ -1,0 +1,292 @@
+"""What one host should look like on the network, as plain values.
+
+Everything here is desired state: written by managers (or by the engine for local containers), read by ``host``. Nothing
+here touches the kernel. Construction checks shape, so that nothing malformed reaches a netlink message or an nftables rule.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from fleet.errors import UserError
+
+__all__ = [
+    "AttachmentSpec",
+    "Driver",
+    "Endpoint",
+    "HostPort",
+    "Interface",
+    "NetworkSpec",
+    "NetworkState",
+    "NodeRecord",
+    "Protocol",
+    "PublishedPort",
+    "Sandbox",
+    "SandboxSpec",
+    "ServiceRecord",
+]
+
+Driver = Literal["overlay", "bridge"]
+Protocol = Literal["tcp", "udp", "sctp"]
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
+_PROTOCOLS = ("tcp", "udp", "sctp")
+_VNI_MAX = (1 << 24) - 1  # RFC 7348 section 5: 24 bits
+_MTU_MIN, _MTU_MAX = 576, 65535
+_NAMES_MAX = 64
+"""Names or aliases of one endpoint: far above any use, and a bound on what one record can cost the DNS process."""
+
+
+def check_id(kind: str, value: str) -> None:
+    """Raise ``UserError`` unless ``value`` can be a file name and a log field: 1 to 128 of ``[A-Za-z0-9_.-]``."""
+    if not _ID.match(value):
+        raise UserError(
+            f"{kind} id {value!r}: must be 1 to 128 letters, digits, '_', '.', '-' and begin with a letter or digit"
+        )
+
+
+def check_address(what: str, value: str) -> None:
+    """Raise ``UserError`` unless ``value`` is one IPv4 address without prefix."""
+    try:
+        ipaddress.IPv4Address(value)
+    except ValueError as error:
+        raise UserError(f"{what} {value!r}: not an IPv4 address without prefix length") from error
+
+
+def check_mac(what: str, value: str) -> None:
+    """Raise ``UserError`` unless ``value`` is a lower-case, colon-separated MAC address."""
+    if not _MAC.match(value):
+        raise UserError(f"{what} {value!r}: not a MAC address like 02:42:0a:00:00:02 (lower case)")
+
+
+def _check_port(what: str, protocol: str, port: int) -> None:
+    if protocol not in _PROTOCOLS:
+        raise UserError(f"{what}: protocol {protocol!r} is not tcp, udp or sctp")
+    if not 1 <= port <= 65535:
+        raise UserError(f"{what}: port {port} is not between 1 and 65535")
+
+
+def _check_names(what: str, names: tuple[str, ...]) -> None:
+    if len(names) > _NAMES_MAX:
+        raise UserError(f"{what}: {len(names)} names, at most {_NAMES_MAX} are possible")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSpec:
+    """A network as managers (``overlay``) or this host's engine (``bridge``) defined it.
+
+    ``subnet`` is CIDR, ``gateway`` an address inside it that the bridge carries on *every* host (unless ``internal``).
+    ``mtu`` 0 means: what the underlay leaves. ``node_address`` is this node's own address on an ``ingress`` network; it
+    differs from host to host, everything else is the same on all of them.
+    """
+
+    id: str
+    name: str
+    driver: Driver
+    subnet: str
+    gateway: str
+    vni: int = 0
+    internal: bool = False
+    mtu: int = 0
+    vxlan_port: int = 4789
+    ingress: bool = False
+    node_address: str = ""
+
+    def __post_init__(self) -> None:
+        check_id("network", self.id)
+        what = f"network {self.name}"
+        try:
+            subnet = ipaddress.IPv4Network(self.subnet)
+        except ValueError as error:
+            raise UserError(f"{what}: subnet {self.subnet!r} is not an IPv4 network: {error}") from error
+        check_address(f"{what}: gateway", self.gateway)
+        if ipaddress.IPv4Address(self.gateway) not in subnet:
+            raise UserError(f"{what}: gateway {self.gateway} is outside the subnet {self.subnet}")
+        if self.driver not in ("overlay", "bridge"):
+            raise UserError(f"{what}: driver {self.driver!r} is not overlay or bridge")
+        if self.driver == "overlay" and not 1 <= self.vni <= _VNI_MAX:
+            raise UserError(f"{what}: VNI {self.vni} is not between 1 and {_VNI_MAX}")
+        if self.mtu and not _MTU_MIN <= self.mtu <= _MTU_MAX:
+            raise UserError(f"{what}: MTU {self.mtu} is not between {_MTU_MIN} and {_MTU_MAX} bytes")
+        if not 1 <= self.vxlan_port <= 65535:
+            raise UserError(f"{what}: VXLAN port {self.vxlan_port} is not between 1 and 65535")
+        if self.node_address:
+            check_address(f"{what}: node address", self.node_address)
+            if ipaddress.IPv4Address(self.node_address) not in subnet:
+                raise UserError(f"{what}: node address {self.node_address} is outside the subnet {self.subnet}")
+
+    @property
+    def prefix_len(self) -> int:
+        """Prefix length of the subnet in bits."""
+        return ipaddress.IPv4Network(self.subnet).prefixlen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One container on one network, anywhere in the cluster.
+
+    ``ready`` decides about virtual addresses, ``tasks.`` names and published ports; reachability does not depend on it.
+    """
+
+    id: str
+    service_id: str = ""
+    names: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    address: str
+    mac: str = ""
+    node_id: str = ""
+    underlay: str = ""
+    ready: bool = True
+
+    def __post_init__(self) -> None:
+        check_address(f"endpoint {self.id}: address", self.address)
+        if self.mac:
+            check_mac(f"endpoint {self.id}: MAC", self.mac)
+        if self.underlay:
+            check_address(f"endpoint {self.id}: underlay", self.underlay)
+        _check_names(f"endpoint {self.id}", self.names + self.aliases)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceRecord:
+    """A service on one network. ``vip`` is its virtual address there; ``None`` means endpoint mode dnsrr."""
+
+    id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    vip: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.vip is not None:
+            check_address(f"service {self.name}: virtual address", self.vip)
+        _check_names(f"service {self.name}", self.aliases)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRecord:
+    """A node's own address on the ingress network, so that replies to published ports find their way back."""
+
+    node_id: str
+    underlay: str
+    address: str
+    mac: str = ""
+
+    def __post_init__(self) -> None:
+        check_address(f"node {self.node_id}: underlay", self.underlay)
+        check_address(f"node {self.node_id}: address", self.address)
+        if self.mac:
+            check_mac(f"node {self.node_id}: MAC", self.mac)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkState:
+    """Everything this host must know about one network; complete, so applying it twice changes nothing."""
+
+    network: NetworkSpec
+    endpoints: tuple[Endpoint, ...] = ()
+    services: tuple[ServiceRecord, ...] = ()
+    nodes: tuple[NodeRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedPort:
+    """Publish mode *ingress*: open on every node, leads to the ready endpoints of the service on the ingress network."""
+
+    protocol: Protocol
+    published_port: int
+    target_port: int
+    service_id: str
+
+    def __post_init__(self) -> None:
+        what = f"published port {self.published_port}/{self.protocol}"
+        _check_port(what, self.protocol, self.published_port)
+        _check_port(what, self.protocol, self.target_port)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPort:
+    """Publish mode *host*: open on this host only, leads to one container. ``0.0.0.0`` means every local address."""
+
+    protocol: Protocol
+    host_port: int
+    target_port: int
+    host_address: str = "0.0.0.0"
+
+    def __post_init__(self) -> None:
+        what = f"host port {self.host_port}/{self.protocol}"
+        _check_port(what, self.protocol, self.host_port)
+        _check_port(what, self.protocol, self.target_port)
+        check_address(f"{what}: host address", self.host_address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachmentSpec:
+    """A container's wish to be on a network. ``address`` ``None`` is for driver ``bridge``: this host allocates."""
+
+    network_id: str
+    address: str | None = None
+    mac: str | None = None
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_id("network", self.network_id)
+        if self.address is not None:
+            check_address(f"attachment to {self.network_id}: address", self.address)
+        if self.mac is not None:
+            check_mac(f"attachment to {self.network_id}: MAC", self.mac)
+        _check_names(f"attachment to {self.network_id}", self.aliases)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """A container's whole network. No attachments means loopback only (Docker's network ``none``)."""
+
+    id: str
+    attachments: tuple[AttachmentSpec, ...] = ()
+    host_ports: tuple[HostPort, ...] = ()
+    dns_servers: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_id("sandbox", self.id)
+        seen: set[str] = set()
+        for attachment in self.attachments:
+            if attachment.network_id in seen:
+                raise UserError(f"sandbox {self.id}: attached to network {attachment.network_id} twice")
+            seen.add(attachment.network_id)
+        for server in self.dns_servers:
+            check_address(f"sandbox {self.id}: DNS server", server)
+        _check_names(f"sandbox {self.id}", self.names)
+        for word in self.dns_search + self.dns_options:
+            if not word or len(word) > 255 or any(character.isspace() for character in word):
+                raise UserError(
+                    f"sandbox {self.id}: DNS search domain or option {word!r} is empty, too long or has a space"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """One network card inside a sandbox. ``gateway`` is empty unless the default route leads through it."""
+
+    network_id: str
+    name: str
+    address: str
+    prefix_len: int
+    mac: str
+    gateway: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """A prepared network namespace. ``netns_path`` can be opened and entered until ``remove_sandbox``."""
+
+    id: str
+    netns_path: str
+    interfaces: tuple[Interface, ...]
+    resolv_conf: str
