@@ -1,0 +1,554 @@
+"""Control groups by writing their files: v1 (one directory per controller), v2 (one tree), and v1 beside an idle v2
+(hybrid).
+
+Which it is, is read from the mount table once; a controller is used where it is mounted, never where habit puts it.
+Every container has the same relative path in each hierarchy, below one configurable parent, so what a crash leaves
+behind is found by listing that parent.
+
+Used by the supervisor (creates, limits, freezes, removes) and by its client (reads figures), so: standard library
+only, and no state but paths.
+
+Rules of the kernel that shape the code: cpuset v1 needs cpus and mems filled in before a task may enter; raising a v1
+memory limit needs memsw raised first, lowering needs it lowered last; v2 forbids processes in inner nodes and wants
+controllers switched on from the top down; a group can be removed only some time after its last process was reaped
+(EBUSY until then).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+__all__ = ["DEFAULT_DEVICE_RULES", "CgroupTree", "Layout", "detect_layout"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    DeviceRule = tuple[str, int, int, str]
+    """('c' or 'b', major, minor, access); -1 is any."""
+
+_UNLIMITED = 0x7FFFFFFFFFFFF000  # v1's way of writing "none": LONG_MAX rounded down to a page
+_FREEZE_TIMEOUT_S = 2.0
+_USED = ("memory", "cpu", "cpuacct", "pids", "devices", "freezer", "blkio")
+_USED_V2 = ("cpu", "memory", "pids", "io", "cpuset")
+
+DEFAULT_DEVICE_RULES: tuple[tuple[str, int, int, str], ...] = (
+    ("c", -1, -1, "m"),
+    ("b", -1, -1, "m"),
+    ("c", 1, 3, "rwm"),  # null
+    ("c", 1, 5, "rwm"),  # zero
+    ("c", 1, 7, "rwm"),  # full
+    ("c", 1, 8, "rwm"),  # random
+    ("c", 1, 9, "rwm"),  # urandom
+    ("c", 5, 0, "rwm"),  # tty
+    ("c", 5, 1, "rwm"),  # console
+    ("c", 5, 2, "rwm"),  # ptmx
+    ("c", 136, -1, "rwm"),  # pts/*
+)
+"""What runc and Docker let every container open; making any node is allowed, opening it is not."""
+
+
+class Layout:
+    """Where the hierarchies are mounted."""
+
+    __slots__ = ("unified", "unified_controllers", "v1")
+
+    def __init__(self, v1: dict[str, str], unified: str, unified_controllers: frozenset[str]) -> None:
+        self.v1 = v1
+        """Controller (or ``name=systemd``) to mount point."""
+        self.unified = unified
+        """Mount point of cgroup2, '' when there is none."""
+        self.unified_controllers = unified_controllers
+
+    @property
+    def is_v2(self) -> bool:
+        """True when the limits live on the unified hierarchy."""
+        return bool(self.unified) and "memory" not in self.v1 and "memory" in self.unified_controllers
+
+
+def detect_layout(mountinfo: str | None = None) -> Layout:
+    """Read /proc/self/mountinfo (or the given text of it)."""
+    text = _read("/proc/self/mountinfo") if mountinfo is None else mountinfo
+    v1: dict[str, str] = {}
+    unified = ""
+    for line in text.splitlines():
+        fields, _, tail = line.partition(" - ")
+        kind, _, rest = tail.partition(" ")
+        if kind not in ("cgroup", "cgroup2"):
+            continue
+        mount_point = fields.split()[4]
+        if kind == "cgroup2":
+            unified = unified or mount_point
+        else:
+            for option in rest.split()[-1].split(","):
+                if option in _USED or option in ("cpuset", "name=systemd"):
+                    v1.setdefault(option, mount_point)
+    controllers: frozenset[str] = frozenset()
+    if unified:
+        with contextlib.suppress(OSError):
+            controllers = frozenset(_read(f"{unified}/cgroup.controllers").split())
+    return Layout(v1, unified, controllers)
+
+
+class CgroupTree:
+    """The groups below one parent. ``path`` arguments are relative to it."""
+
+    def __init__(self, layout: Layout, parent: str) -> None:
+        self.layout = layout
+        self.parent = "/" + parent.strip("/")
+        self.is_v2 = layout.is_v2
+        if self.is_v2:
+            self._roots: tuple[str, ...] = (layout.unified,)
+        else:
+            self._roots = tuple(dict.fromkeys(layout.v1[name] for name in _USED if name in layout.v1))
+
+    # --- making -------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make the parent; on v2 hand the controllers down to it. Idempotent."""
+        if self.is_v2:
+            self._delegate(self.parent)
+        else:
+            for root in self._roots:
+                os.makedirs(root + self.parent, exist_ok=True)
+
+    def _delegate(self, inner: str) -> None:
+        """v2: let children of ``inner`` have controllers, from the root down."""
+        wanted = " ".join(f"+{name}" for name in _USED_V2 if name in self.layout.unified_controllers)
+        directory = self.layout.unified
+        _write(f"{directory}/cgroup.subtree_control", wanted)
+        for part in inner.strip("/").split("/"):
+            directory = f"{directory}/{part}"
+            os.makedirs(directory, exist_ok=True)
+            _write(f"{directory}/cgroup.subtree_control", wanted)
+
+    def create(self, path: str, *, limits: Mapping[str, Any], devices: Sequence[DeviceRule] | None) -> None:
+        """Make the group everywhere and set its limits; ``devices`` None allows all. Raises OSError with the file's
+        name.
+        """
+        inner = os.path.dirname(path)
+        if inner:
+            if self.is_v2:
+                self._delegate(f"{self.parent}/{inner}")
+            else:
+                for root in self._roots:
+                    os.makedirs(f"{root}{self.parent}/{inner}", exist_ok=True)
+        for root in self._roots:
+            directory = f"{root}{self.parent}/{path}"
+            try:
+                os.mkdir(directory, 0o755)
+            except FileExistsError:
+                if not os.path.isdir(directory):
+                    raise
+            except FileNotFoundError:  # somebody tidied the empty parent away
+                self.prepare()
+                os.makedirs(directory, exist_ok=True)
+        if devices is not None:
+            self._restrict_devices(path, devices)
+        self.apply_limits(path, limits, fresh=True)
+
+    def _restrict_devices(self, path: str, devices: Sequence[DeviceRule]) -> None:
+        if self.is_v2:
+            from fleet.node_runtime import device_filter
+
+            device_filter.attach(f"{self.layout.unified}{self.parent}/{path}", devices)
+            return
+        directory = self._v1("devices", path)
+        if directory is None:
+            return
+        _write(f"{directory}/devices.deny", "a")
+        fd = os.open(f"{directory}/devices.allow", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            for kind, major, minor, access in devices:
+                numbers = f"{'*' if major < 0 else major}:{'*' if minor < 0 else minor}"
+                os.write(fd, f"{kind} {numbers} {access}".encode())
+        finally:
+            os.close(fd)
+
+    def open_entrances(self, path: str) -> list[int]:
+        """Descriptors into which a single-threaded process writes ``0`` to enter the group.
+
+        v1 ``tasks`` instead of ``cgroup.procs``: moving one's only thread takes no global lock.
+        """
+        if self.is_v2:
+            return [os.open(f"{self.layout.unified}{self.parent}/{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
+        fds = []
+        try:
+            for root in self._roots:
+                fds.append(os.open(f"{root}{self.parent}/{path}/tasks", os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401 - closed one by one on failure
+            if os.path.isdir(f"{self.layout.v1.get('cpuset', '/nonexistent')}{self.parent}/{path}"):
+                fds.append(os.open(f"{self.layout.v1['cpuset']}{self.parent}/{path}/tasks", os.O_WRONLY | os.O_CLOEXEC))
+            systemd = self.layout.v1.get("name=systemd")
+            if systemd and os.path.isdir(systemd + self.parent):
+                fds.append(os.open(f"{systemd}{self.parent}/tasks", os.O_WRONLY | os.O_CLOEXEC))
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return fds
+
+    def shelter(self, pid: int) -> None:
+        """Move a supervisor out of the group of whoever started it, so that a service manager's kill of that group
+        spares it.
+
+        Only the hierarchy service managers track (v2, or v1's name=systemd) is changed.
+        """
+        if self.layout.unified and self.is_v2:
+            directory = f"{self.layout.unified}{self.parent}/supervisor"
+        elif "name=systemd" in self.layout.v1:
+            directory = f"{self.layout.v1['name=systemd']}{self.parent}"
+        else:
+            return
+        os.makedirs(directory, exist_ok=True)
+        _write(f"{directory}/cgroup.procs", str(pid))
+
+    # --- limits -------------------------------------------------------------------------------------------------
+
+    def apply_limits(self, path: str, limits: Mapping[str, Any], *, fresh: bool = False) -> None:
+        """Set every limit the mapping names (the fields of `ResourceLimits`); 0 and '' lift a limit unless the group
+        is fresh.
+        """
+        (self._limits_v2 if self.is_v2 else self._limits_v1)(path, limits, fresh)
+
+    def _limits_v1(self, path: str, limits: Mapping[str, Any], fresh: bool) -> None:
+        cpu, memory = self._v1("cpu", path), self._v1("memory", path)
+        nano_cpus, shares = int(limits.get("nano_cpus", 0)), int(limits.get("cpu_shares", 0))
+        if cpu and (nano_cpus or not fresh):
+            _write(f"{cpu}/cpu.cfs_period_us", "100000")
+            _write(f"{cpu}/cpu.cfs_quota_us", str(max(nano_cpus // 10_000, 1000)) if nano_cpus else "-1")
+        if cpu and (shares or not fresh):
+            _write(f"{cpu}/cpu.shares", str(max(2, min(shares, 262144))) if shares else "1024")
+        bytes_max = int(limits.get("memory_bytes", 0))
+        if memory and (bytes_max or not fresh):
+            _set_memory_v1(memory, bytes_max, _memory_and_swap(bytes_max, int(limits.get("memory_swap_bytes", 0))))
+        reservation = int(limits.get("memory_reservation_bytes", 0))
+        if memory and (reservation or not fresh):
+            _write(f"{memory}/memory.soft_limit_in_bytes", str(reservation or -1))
+        pids, pids_max = self._v1("pids", path), int(limits.get("pids_limit", 0))
+        if pids and (pids_max > 0 or not fresh):
+            _write(f"{pids}/pids.max", str(pids_max) if pids_max > 0 else "max")
+        cpus = str(limits.get("cpuset_cpus", ""))
+        if cpus:
+            self._pin_v1(path, cpus)
+        elif not fresh and (directory := self._v1("cpuset", path)) and os.path.isdir(directory):
+            _write(f"{directory}/cpuset.cpus", _read(f"{os.path.dirname(directory)}/cpuset.cpus").strip())
+
+    def _pin_v1(self, path: str, cpus: str) -> None:
+        root = self.layout.v1.get("cpuset")
+        if root is None:
+            raise OSError(95, "cpuset controller is not mounted on this host", "cpuset")
+        directory, parts = root, [*self.parent.strip("/").split("/"), *path.split("/")]
+        for part in parts:
+            above, directory = directory, f"{directory}/{part}"
+            os.makedirs(directory, exist_ok=True)
+            for name in ("cpuset.mems", "cpuset.cpus"):
+                if not _read(f"{directory}/{name}").strip():
+                    _write(f"{directory}/{name}", _read(f"{above}/{name}").strip())
+        _write(f"{directory}/cpuset.cpus", cpus)
+
+    def _limits_v2(self, path: str, limits: Mapping[str, Any], fresh: bool) -> None:
+        directory = f"{self.layout.unified}{self.parent}/{path}"
+        values: list[tuple[str, str, bool]] = []
+        nano_cpus, shares = int(limits.get("nano_cpus", 0)), int(limits.get("cpu_shares", 0))
+        values.append(
+            ("cpu.max", f"{max(nano_cpus // 10_000, 1000)} 100000" if nano_cpus else "max 100000", bool(nano_cpus))
+        )
+        weight = 1 + ((max(2, min(shares, 262144)) - 2) * 9999) // 262142 if shares else 100
+        values.append(("cpu.weight", str(weight), bool(shares)))
+        bytes_max = int(limits.get("memory_bytes", 0))
+        values.append(("memory.max", str(bytes_max) if bytes_max else "max", bool(bytes_max)))
+        total = _memory_and_swap(bytes_max, int(limits.get("memory_swap_bytes", 0)))
+        values.append(
+            ("memory.swap.max", str(max(total - bytes_max, 0)) if bytes_max and total > 0 else "max", bool(bytes_max))
+        )
+        reservation = int(limits.get("memory_reservation_bytes", 0))
+        values.append(("memory.low", str(reservation), bool(reservation)))
+        pids_max = int(limits.get("pids_limit", 0))
+        values.append(("pids.max", str(pids_max) if pids_max > 0 else "max", pids_max > 0))
+        cpus = str(limits.get("cpuset_cpus", ""))
+        values.append(("cpuset.cpus", cpus, bool(cpus)))
+        for name, value, wanted in values:
+            if not wanted and (fresh or not os.path.exists(f"{directory}/{name}")):
+                continue
+            try:
+                _write(f"{directory}/{name}", value)
+            except FileNotFoundError:
+                if name != "memory.swap.max":  # a kernel without swap accounting has no such file, and no swap to limit
+                    raise
+
+    # --- freezing, killing, removing ----------------------------------------------------------------------------
+
+    def freeze(self, path: str) -> None:
+        """Stop every process of the group; returns when they are. Raises OSError(ETIMEDOUT) and thaws if that takes
+        over two seconds.
+        """
+        if self.is_v2:
+            directory = f"{self.layout.unified}{self.parent}/{path}"
+            _write(f"{directory}/cgroup.freeze", "1")
+        else:
+            directory = self._need_v1("freezer", path)
+            _write(f"{directory}/freezer.state", "FROZEN")
+        deadline = time.monotonic() + _FREEZE_TIMEOUT_S
+        while not self._is_frozen(directory):
+            if time.monotonic() > deadline:
+                self.thaw(path)
+                raise OSError(110, "processes did not freeze within two seconds", directory)
+            time.sleep(0.001)
+            if not self.is_v2:  # v1 gives up on processes that were forking; asking again carries on
+                _write(f"{directory}/freezer.state", "FROZEN")
+
+    def _is_frozen(self, directory: str) -> bool:
+        if self.is_v2:
+            return "frozen 1" in _read(f"{directory}/cgroup.events")
+        return _read(f"{directory}/freezer.state").strip() == "FROZEN"
+
+    def is_frozen(self, path: str) -> bool:
+        """Whether the group is frozen now; False when it is gone."""
+        try:
+            return self._is_frozen(
+                f"{self.layout.unified}{self.parent}/{path}" if self.is_v2 else self._need_v1("freezer", path)
+            )
+        except OSError:
+            return False
+
+    def thaw(self, path: str) -> None:
+        """Let the group run on. Idempotent."""
+        if self.is_v2:
+            _write(f"{self.layout.unified}{self.parent}/{path}/cgroup.freeze", "0")
+        else:
+            _write(f"{self._need_v1('freezer', path)}/freezer.state", "THAWED")
+
+    def pids(self, path: str) -> list[int]:
+        """Processes in the group, as this pid namespace numbers them; [] when it is gone."""
+        root = self._roots[0] if self._roots else ""
+        try:
+            return [int(pid) for pid in _read(f"{root}{self.parent}/{path}/cgroup.procs").split()]
+        except OSError:
+            return []
+
+    def remove(self, path: str) -> bool:
+        """Remove the group everywhere, with groups made below it; False if some are still busy. Absence is success."""
+        gone = True
+        for root in self._all_roots():
+            gone &= _remove_tree(f"{root}{self.parent}/{path}")
+        return gone
+
+    def remove_parent(self) -> None:
+        """Remove the parent (and its own empty parents) where nothing is left in it."""
+        for root in self._all_roots():
+            with contextlib.suppress(OSError):
+                os.rmdir(f"{root}{self.parent}/supervisor")
+            directory = self.parent
+            while directory.strip("/"):
+                try:
+                    os.rmdir(root + directory)
+                except OSError:
+                    break
+                directory = os.path.dirname(directory)
+
+    def list_paths(self) -> list[str]:
+        """Names directly below the parent, in any hierarchy."""
+        names: set[str] = set()
+        for root in self._all_roots():
+            with contextlib.suppress(OSError), os.scandir(root + self.parent) as entries:
+                names.update(entry.name for entry in entries if entry.is_dir() and entry.name != "supervisor")
+        return sorted(names)
+
+    def _all_roots(self) -> list[str]:
+        roots = list(self._roots)
+        for extra in (self.layout.v1.get("cpuset"), self.layout.v1.get("name=systemd")):
+            if extra and extra not in roots:
+                roots.append(extra)
+        return roots
+
+    # --- out of memory ------------------------------------------------------------------------------------------
+
+    def oom_kills(self, path: str) -> int:
+        """How many processes of the group the kernel has killed for want of memory; 0 when it cannot be read."""
+        try:
+            if self.is_v2:
+                text = _read(f"{self.layout.unified}{self.parent}/{path}/memory.events")
+            else:
+                text = _read(f"{self._need_v1('memory', path)}/memory.oom_control")
+        except OSError:
+            return 0
+        return _field(text, "oom_kill")
+
+    def watch_oom(self, path: str) -> int:
+        """A descriptor that epoll reports when the group runs out of memory: an eventfd on v1, the events file itself
+        (EPOLLPRI) on v2.
+        """
+        if self.is_v2:
+            fd = os.open(f"{self.layout.unified}{self.parent}/{path}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
+            os.pread(fd, 4096, 0)
+            return fd
+        directory = self._need_v1("memory", path)
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _write(f"{directory}/cgroup.event_control", f"{event} {control}")
+        except OSError:
+            os.close(event)
+            raise
+        finally:
+            os.close(control)
+        return event
+
+    # --- figures ------------------------------------------------------------------------------------------------
+
+    def figures(self, path: str) -> dict[str, int]:
+        """What the group uses now; see `ContainerStats` for names and units. Raises FileNotFoundError when the group
+        is gone.
+        """
+        return self._figures_v2(path) if self.is_v2 else self._figures_v1(path)
+
+    def _figures_v1(self, path: str) -> dict[str, int]:
+        result: dict[str, int] = {}
+        if (directory := self._v1("cpuacct", path)) is not None:
+            result["cpu_usage_ns"] = int(_read(f"{directory}/cpuacct.usage"))
+            with contextlib.suppress(OSError):
+                result["cpu_user_ns"] = int(_read(f"{directory}/cpuacct.usage_user"))
+                result["cpu_system_ns"] = int(_read(f"{directory}/cpuacct.usage_sys"))
+        if (directory := self._v1("cpu", path)) is not None:
+            text = _read(f"{directory}/cpu.stat")
+            result["cpu_periods"], result["cpu_throttled_periods"] = (
+                _field(text, "nr_periods"),
+                _field(text, "nr_throttled"),
+            )
+            result["cpu_throttled_ns"] = _field(text, "throttled_time")
+        if (directory := self._v1("memory", path)) is not None:
+            result["memory_usage_bytes"] = int(_read(f"{directory}/memory.usage_in_bytes"))
+            result["memory_peak_bytes"] = int(_read(f"{directory}/memory.max_usage_in_bytes"))
+            limit = int(_read(f"{directory}/memory.limit_in_bytes"))
+            result["memory_limit_bytes"] = 0 if limit >= _UNLIMITED else limit
+            text = _read(f"{directory}/memory.stat")
+            result["memory_inactive_file_bytes"] = _field(text, "total_inactive_file")
+            result["memory_anonymous_bytes"] = _field(text, "total_rss")
+            result["memory_file_bytes"] = _field(text, "total_cache")
+        result["oom_kills"] = self.oom_kills(path)
+        if (directory := self._v1("pids", path)) is not None:
+            result["pids"] = int(_read(f"{directory}/pids.current"))
+            text = _read(f"{directory}/pids.max").strip()
+            result["pids_limit"] = 0 if text == "max" else int(text)
+        if (directory := self._v1("blkio", path)) is not None:
+            with contextlib.suppress(OSError):
+                for line in _read(f"{directory}/blkio.throttle.io_service_bytes").splitlines():
+                    _, _, tail = line.partition(" ")
+                    kind, _, number = tail.partition(" ")
+                    if kind in ("Read", "Write"):
+                        key = f"block_{kind.lower()}_bytes"
+                        result[key] = result.get(key, 0) + int(number)
+        return result
+
+    def _figures_v2(self, path: str) -> dict[str, int]:
+        directory = f"{self.layout.unified}{self.parent}/{path}"
+        text = _read(f"{directory}/cpu.stat")
+        result = {
+            "cpu_usage_ns": _field(text, "usage_usec") * 1000,
+            "cpu_user_ns": _field(text, "user_usec") * 1000,
+            "cpu_system_ns": _field(text, "system_usec") * 1000,
+            "cpu_periods": _field(text, "nr_periods"),
+            "cpu_throttled_periods": _field(text, "nr_throttled"),
+            "cpu_throttled_ns": _field(text, "throttled_usec") * 1000,
+            "oom_kills": self.oom_kills(path),
+        }
+        with contextlib.suppress(FileNotFoundError):
+            result["memory_usage_bytes"] = int(_read(f"{directory}/memory.current"))
+            limit = _read(f"{directory}/memory.max").strip()
+            result["memory_limit_bytes"] = 0 if limit == "max" else int(limit)
+            text = _read(f"{directory}/memory.stat")
+            result["memory_inactive_file_bytes"] = _field(text, "inactive_file")
+            result["memory_anonymous_bytes"] = _field(text, "anon")
+            result["memory_file_bytes"] = _field(text, "file")
+            result["memory_peak_bytes"] = int(_read(f"{directory}/memory.peak"))
+        with contextlib.suppress(FileNotFoundError):
+            result["pids"] = int(_read(f"{directory}/pids.current"))
+            limit = _read(f"{directory}/pids.max").strip()
+            result["pids_limit"] = 0 if limit == "max" else int(limit)
+        with contextlib.suppress(FileNotFoundError):
+            for line in _read(f"{directory}/io.stat").splitlines():
+                for pair in line.split()[1:]:
+                    key, _, number = pair.partition("=")
+                    if key in ("rbytes", "wbytes"):
+                        name = "block_read_bytes" if key == "rbytes" else "block_write_bytes"
+                        result[name] = result.get(name, 0) + int(number)
+        return result
+
+    def _v1(self, controller: str, path: str) -> str | None:
+        root = self.layout.v1.get(controller)
+        return None if root is None else f"{root}{self.parent}/{path}"
+
+    def _need_v1(self, controller: str, path: str) -> str:
+        directory = self._v1(controller, path)
+        if directory is None:
+            raise OSError(95, f"the {controller} controller is not mounted on this host", controller)
+        return directory
+
+
+def _memory_and_swap(memory: int, total: int) -> int:
+    """Docker's rule: unset means twice the memory, -1 means no limit."""
+    return total or 2 * memory
+
+
+def _set_memory_v1(directory: str, memory: int, total: int) -> None:
+    limit, both = str(memory or -1), str(total if memory and total > 0 else -1)
+    names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+    values = dict(zip(names, (limit, both), strict=True))
+    if not os.path.exists(f"{directory}/{names[1]}"):
+        _write(f"{directory}/{names[0]}", limit)
+        return
+    current = int(_read(f"{directory}/{names[1]}"))
+    if both == "-1" or int(both) > current:
+        names.reverse()
+    for name in names:
+        _write(f"{directory}/{name}", values[name])
+
+
+def _remove_tree(directory: str) -> bool:
+    for _ in range(2):
+        try:
+            os.rmdir(directory)
+            return True
+        except FileNotFoundError:
+            return True
+        except OSError:
+            try:
+                with os.scandir(directory) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            _remove_tree(entry.path)
+            except FileNotFoundError:
+                return True
+    return False
+
+
+def _field(text: str, name: str) -> int:
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0
+
+
+def _read(path: str) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        chunks = []
+        while chunk := os.read(fd, 65536):
+            chunks.append(chunk)
+        return b"".join(chunks).decode()
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, value: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    except OSError as error:
+        raise OSError(error.errno, f"write {value!r}: {error.strerror}", path) from None
+    finally:
+        os.close(fd)

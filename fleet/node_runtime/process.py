@@ -1,0 +1,400 @@
+"""The roles of the processes the supervisor forks, from clone to exec: a container's first process, and one that
+joins a container.
+
+`become_container` (a clone with new namespaces): enter the cgroups, then a cgroup namespace; network; session; mounts
+(`fleet.node_runtime.rootfs`); identity; limits; capabilities; seccomp; exec. `become_exec` (a clone that is already
+in the container's pid namespace): enter the cgroups; join the other namespaces by the first process's pidfd;
+identity; limits; capabilities; seccomp; exec.
+
+Both speak to the supervisor through one socket, closed by a successful exec: silence then means success. Otherwise
+one message, `Report`, and exit. The terminal's master travels over the same socket. Until exec the process is not
+dumpable, so a process of the container cannot reach the host's interpreter or descriptors through /proc/PID
+(CVE-2019-5736, CVE-2024-21626), and it dies with the supervisor (PR_SET_PDEATHSIG), so a crash leaves no half-made
+container.
+
+After the clone only system calls and code loaded before: an import now might read the image.
+"""
+
+from __future__ import annotations
+
+import binascii
+import errno
+import fcntl
+import os
+import resource
+import signal
+import struct
+from _socket import AF_INET, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET
+from _socket import socket as Socket  # noqa: N812 - the C class itself: the module around it costs memory in every child
+
+from fleet.node_runtime import rootfs
+from fleet.node_runtime import syscalls as sys_
+from fleet.node_runtime.users import UnknownUserError, resolve_identity
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+__all__ = ["MASTER", "Streams", "become_container", "become_exec", "parse_report"]
+
+MASTER = b"M"
+"""Message that carries a terminal's master descriptor."""
+
+_JOINED = sys_.CLONE_NEWNS | sys_.CLONE_NEWUTS | sys_.CLONE_NEWIPC | sys_.CLONE_NEWNET | sys_.CLONE_NEWCGROUP
+_TIOCSCTTY = 0x540E
+_CAP_LAST = 63
+_ALL_SIGNALS = signal.valid_signals()
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Streams:
+    """Standard descriptors; -1 is the null device. With a terminal they are not used."""
+
+    __slots__ = ("stderr", "stdin", "stdout")
+
+    def __init__(self, stdin: int, stdout: int, stderr: int) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+class _CommandError(Exception):
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def parse_report(data: bytes) -> tuple[str, int, str]:
+    """(kind, code, text) of a failure message: kind is ``rejected``, ``command`` (code 126..128) or ``fault`` (code
+    is an errno).
+    """
+    kind, code, text = data.decode("utf-8", "replace").split("\n", 2)
+    return kind, int(code), text
+
+
+def _report(report: Socket, kind: str, code: int, text: str) -> None:
+    try:
+        report.send(f"{kind}\n{code}\n{text}"[:4000].encode("utf-8", "replace"))
+    except OSError:
+        os._exit(70)  # nobody is left to tell
+
+
+def become_container(
+    plan: dict[str, Any], *, report: Socket, entrances: list[int], netns: int, streams: Streams, staging: str
+) -> NoReturn:
+    """Turn this freshly cloned process into the container's first; never returns."""
+    files = rootfs.FileSystem(plan, staging)
+    try:
+        _contain(plan, files, report, entrances=entrances, netns=netns, streams=streams)
+    except _CommandError as error:
+        _report(report, "command", error.code, str(error))
+    except (rootfs.RefusedError, UnknownUserError) as error:
+        _report(report, "rejected", 0, str(error))
+    except OSError as error:
+        where = "" if not error.filename else f" ({error.filename})"
+        _report(report, "fault", error.errno or 0, f"{files.at}: {error.strerror}{where}")
+    except BaseException as error:  # noqa: BLE001 - the last word of a process without a parent frame
+        _report(report, "fault", 0, f"{files.at}: {type(error).__name__}: {error}")
+    os._exit(70)
+
+
+def _contain(
+    plan: dict[str, Any], files: rootfs.FileSystem, report: Socket, entrances: list[int], netns: int, streams: Streams
+) -> None:
+    sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
+    process = plan["process"]
+    files.at = "enter cgroups"
+    for fd in entrances:
+        os.write(fd, b"0")
+    sys_.unshare(sys_.CLONE_NEWCGROUP)
+    files.at = "set up the network namespace"
+    if netns >= 0:
+        sys_.setns(netns, sys_.CLONE_NEWNET)
+    elif plan["network"] == "none":
+        _loopback_up()
+    os.setsid()
+    os.umask(0)
+    files.take_sources()
+    files.enter_root()
+    files.mount_proc()
+    files.mount_dev()
+    files.mount_sys()
+    if process["tty"]:
+        master, terminal = files.open_terminal()
+        files.bind_console(terminal)
+        report.sendmsg([MASTER], [(SOL_SOCKET, SCM_RIGHTS, struct.pack("i", master))])
+        streams = Streams(terminal, terminal, terminal)
+    files.mount_all()
+    files.write_sysctls()
+    files.at = "set the host name"
+    sys_.sethostname(plan["hostname"].encode())
+    if plan["domainname"]:
+        sys_.setdomainname(plan["domainname"].encode())
+    files.at = "prepare the process"
+    working_directory = rootfs.ensure_target(files.root, process["cwd"], directory=True)
+    if streams.stdin < 0:
+        streams.stdin = files.open_null()
+    for name in ("stdout", "stderr"):
+        if getattr(streams, name) < 0:
+            setattr(streams, name, files.open_null())
+    _adjust_oom_score(files.proc, process["oom_score_adj"])
+    files.restrict_paths()
+    _finish(process, files.root, working_directory, report, streams, own_init=plan["init"])
+
+
+def become_exec(
+    process: dict[str, Any], *, report: Socket, entrances: list[int], target: int, streams: Streams
+) -> NoReturn:
+    """Turn this process, cloned into the container's pid namespace, into a member of the container; ``target`` is the
+    first process's pidfd.
+    """
+    step = "enter cgroups"
+    try:
+        sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
+        for fd in entrances:
+            os.write(fd, b"0")
+        step = "join the container's namespaces"
+        sys_.setns(target, _JOINED)
+        os.setsid()
+        step = "prepare the process"
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            working_directory = rootfs.open_inside(root, process["cwd"])
+        except OSError as error:
+            raise _CommandError(126, f"exec: working directory {process['cwd']}: {error.strerror}") from error
+        if process["tty"]:
+            master, terminal = _container_terminal(root)
+            report.sendmsg([MASTER], [(SOL_SOCKET, SCM_RIGHTS, struct.pack("i", master))])
+            streams = Streams(terminal, terminal, terminal)
+        for name in ("stdin", "stdout", "stderr"):
+            if getattr(streams, name) < 0:
+                setattr(streams, name, _container_null(root))
+        _finish(process, root, working_directory, report, streams, own_init=False)
+    except _CommandError as error:
+        _report(report, "command", error.code, str(error))
+    except (rootfs.RefusedError, UnknownUserError) as error:
+        _report(report, "rejected", 0, str(error))
+    except OSError as error:
+        where = "" if not error.filename else f" ({error.filename})"
+        _report(report, "fault", error.errno or 0, f"{step}: {error.strerror}{where}")
+    except BaseException as error:  # noqa: BLE001 - the last word of a process without a parent frame
+        _report(report, "fault", 0, f"{step}: {type(error).__name__}: {error}")
+    os._exit(70)
+
+
+def _container_null(root: int) -> int:
+    """The container's null device, if it still is one; the container may have replaced the file."""
+    fd = rootfs.open_inside(root, "/dev/null", os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY)
+    if os.fstat(fd).st_rdev != os.makedev(1, 3):
+        raise rootfs.RefusedError("the container's /dev/null is not the null device")
+    os.set_blocking(fd, True)
+    return fd
+
+
+def _container_terminal(root: int) -> tuple[int, int]:
+    master = rootfs.open_inside(root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    if os.major(os.fstat(master).st_rdev) != 5:
+        raise rootfs.RefusedError("the container's /dev/pts/ptmx is not a terminal multiplexer")
+    os.set_blocking(master, True)
+    fcntl.ioctl(master, 0x40045431, b"\0\0\0\0")  # TIOCSPTLCK
+    return master, fcntl.ioctl(master, 0x5441, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)  # TIOCGPTPEER
+
+
+def _loopback_up() -> None:
+    probe = Socket(AF_INET, SOCK_DGRAM, 0)
+    fcntl.ioctl(probe.fileno(), 0x8914, struct.pack("16sh22x", b"lo", 0x41))  # SIOCSIFFLAGS: IFF_UP | IFF_RUNNING
+    probe.close()
+
+
+def _adjust_oom_score(proc: int, value: int) -> None:
+    """Lowering needs CAP_SYS_RESOURCE, which the host may not have given us: then the score stays."""
+    if not value:
+        return
+    resolve = sys_.RESOLVE_BENEATH | sys_.RESOLVE_NO_XDEV | sys_.RESOLVE_NO_SYMLINKS
+    fd = sys_.openat2(proc, f"{os.getpid()}/oom_score_adj", os.O_WRONLY, resolve=resolve)
+    try:
+        os.write(fd, str(value).encode())
+    except PermissionError:
+        if value > 0:
+            raise
+    finally:
+        os.close(fd)
+
+
+def _finish(
+    process: dict[str, Any], root: int, working_directory: int, report: Socket, streams: Streams, *, own_init: bool
+) -> None:
+    """Everything between a ready file system and exec, in the order that lets each step still do what it needs."""
+    identity = resolve_identity(
+        process["user"],
+        process["groups"],
+        passwd=rootfs.read_inside(root, "/etc/passwd"),
+        group=rootfs.read_inside(root, "/etc/group"),
+    )
+    os.fchdir(working_directory)
+    if not os.getcwd().startswith("/"):
+        raise rootfs.RefusedError("the working directory is outside the container")
+    for number, soft, hard in process["rlimits"]:
+        _set_rlimit(number, soft, hard)
+    _move_streams(streams)
+    if identity.uid:
+        for fd in (0, 1, 2):
+            # As runc does: else a program of this user could not reopen /dev/stdout. Not the null device, which all share.
+            if not os.fstat(fd).st_rdev or process["tty"]:
+                os.fchown(fd, identity.uid, -1)
+    try:
+        sys_.join_new_session_keyring()
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EDQUOT):
+            raise
+    if process["no_new_privileges"]:
+        sys_.prctl(sys_.PR_SET_NO_NEW_PRIVS, 1)
+    program = binascii.a2b_base64(process["seccomp"]) if process["seccomp"] else b""
+    if program and not process["no_new_privileges"]:
+        sys_.seccomp_set_filter(
+            program
+        )  # needs CAP_SYS_ADMIN, so before capabilities go; the profile allows what follows
+    _set_identity_and_capabilities(identity.uid, identity.gid, identity.groups, process["capabilities"])
+    os.umask(0o022)
+    if program and process["no_new_privileges"]:
+        sys_.seccomp_set_filter(program)
+    environment = _environment(process["env"], identity.home)
+    if own_init:
+        _split_off_init(report)
+        if process["tty"]:
+            os.setsid()
+    if process["tty"]:
+        fcntl.ioctl(0, _TIOCSCTTY, 0)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    sys_.close_range_cloexec(3)
+    sys_.prctl(sys_.PR_SET_PDEATHSIG, 0)
+    _execute(process["args"], environment)
+
+
+def _set_rlimit(number: int, soft: int, hard: int) -> None:
+    """Never above the own hard limit: raising it needs CAP_SYS_RESOURCE, and a container should start without."""
+    own_hard = resource.getrlimit(number)[1]
+    ceiling = own_hard if own_hard >= 0 else 1 << 64
+    wanted_hard = min(hard if hard >= 0 else 1 << 64, ceiling)
+    wanted_soft = min(soft if soft >= 0 else 1 << 64, wanted_hard)
+    infinity = resource.RLIM_INFINITY
+    resource.setrlimit(
+        number,
+        (infinity if wanted_soft >= 1 << 63 else wanted_soft, infinity if wanted_hard >= 1 << 63 else wanted_hard),
+    )
+
+
+def _move_streams(streams: Streams) -> None:
+    """To 0, 1 and 2. They are moved above 2 first, so that none is overwritten before it was copied."""
+    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (streams.stdin, streams.stdout, streams.stderr)]
+    for position, fd in enumerate(lifted):
+        os.dup2(fd, position, inheritable=True)
+        os.close(fd)
+
+
+def _set_identity_and_capabilities(uid: int, gid: int, groups: list[int], mask: int) -> None:
+    for number in range(_CAP_LAST + 1):
+        if not mask >> number & 1:
+            try:
+                sys_.prctl(sys_.PR_CAPBSET_DROP, number)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # past the last capability this kernel has
+                    break
+                raise
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    if uid:
+        os.setresuid(uid, uid, uid)  # the kernel clears effective and permitted, as execve would
+    else:
+        held = mask & _own_permitted()
+        sys_.capset(held, held, 0)
+    try:
+        sys_.prctl(sys_.PR_CAP_AMBIENT, sys_.PR_CAP_AMBIENT_CLEAR_ALL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+_permitted_at_start = 0
+
+
+def remember_permitted() -> None:
+    """Called once by the supervisor: what it may itself hand on (a host may lack some capability)."""
+    global _permitted_at_start
+    with open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("CapPrm:"):
+                _permitted_at_start = int(line.split()[1], 16)
+
+
+def _own_permitted() -> int:
+    return _permitted_at_start
+
+
+def _environment(pairs: list[str], home: str) -> dict[bytes, bytes]:
+    environment: dict[bytes, bytes] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        environment[key.encode("utf-8", "surrogateescape")] = value.encode("utf-8", "surrogateescape")
+    environment.setdefault(b"HOME", home.encode("utf-8", "surrogateescape"))
+    environment.setdefault(b"PATH", _DEFAULT_PATH.encode())
+    return environment
+
+
+def _execute(arguments: list[str], environment: dict[bytes, bytes]) -> None:
+    """execve, searching the container's PATH for a bare name. Raises `_CommandError`; status 127 not found, 126 not
+    allowed, else 128.
+    """
+    name = arguments[0]
+    vector = [argument.encode("utf-8", "surrogateescape") for argument in arguments]
+    if "/" in name:
+        candidates = [vector[0]]
+    else:
+        candidates = [directory + b"/" + vector[0] for directory in environment[b"PATH"].split(b":") if directory]
+    denied: OSError | None = None
+    for candidate in candidates:
+        try:
+            os.execve(candidate, vector, environment)  # noqa: S606 - this is what the process is for
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:
+            denied = error
+        except OSError as error:
+            raise _CommandError(128, f"exec {name}: {os.strerror(error.errno or 0).lower()}") from error
+    if denied is not None:
+        raise _CommandError(126, f"exec {name}: permission denied")
+    if "/" in name:
+        raise _CommandError(127, f"exec {name}: no such file or directory")
+    raise _CommandError(127, f'exec: "{name}": executable file not found in $PATH')
+
+
+def _split_off_init(report: Socket) -> None:
+    """Return in a child; the parent stays as the container's pid 1, reaps orphans, forwards signals, and exits as the
+    child does.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, _ALL_SIGNALS)
+    child = os.fork()
+    if not child:
+        return
+    report.close()
+    sys_.close_range(0)
+    sys_.set_name(b"fleet-init")
+    while True:
+        received = signal.sigwait(_ALL_SIGNALS)
+        if received != signal.SIGCHLD:
+            try:
+                os.kill(child, received)
+            except ProcessLookupError:
+                continue
+            continue
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                os._exit(70)
+            if not pid:
+                break
+            if pid == child:
+                os._exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))

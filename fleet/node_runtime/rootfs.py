@@ -1,0 +1,387 @@
+"""A container's file system, built by the container's own first process in its own mount namespace, so that the host
+keeps no mount.
+
+Order, and why. Sources of binds are cloned while host paths can still be seen. Then everything becomes private, the
+root is mounted and becomes ``/`` at once (pivot_root), and the host is gone: whatever goes wrong below cannot reach
+it. From there on every target is opened by openat2 inside the root without magic links, and mounted on through that
+descriptor, never through a path, so a name swapped meanwhile by another container sharing a volume changes nothing
+(CVE-2021-30465, CVE-2023-27561, CVE-2019-19921). ``/proc``, ``/sys`` and ``/dev`` must be real directories of the
+image (CVE-2026-41579). Masks are clones of a null device made here and checked (CVE-2025-31133).
+
+Runs after a raw clone: only system calls, nothing imported.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+
+from fleet.node_runtime import syscalls as sys_
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["FileSystem", "RefusedError", "ensure_target", "open_inside", "read_inside"]
+
+_PATH = os.O_PATH | os.O_CLOEXEC
+_INSIDE = sys_.RESOLVE_IN_ROOT | sys_.RESOLVE_NO_MAGICLINKS
+_NSE = sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_NOEXEC
+_NSDE = _NSE | sys_.MOUNT_ATTR_NODEV
+_OPTIONS_MAX = 4000  # mount(2) copies one page of options
+_ACCOUNT_FILE_MAX = 4 << 20
+_NODES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+_LINKS = (
+    ("ptmx", "pts/ptmx"),
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+)
+_PROPAGATION = {"private": sys_.MS_PRIVATE, "slave": sys_.MS_SLAVE, "shared": sys_.MS_SHARED}
+
+
+class RefusedError(Exception):
+    """The spec or the image asks for something that cannot be; the same again will not help."""
+
+
+def open_inside(root: int, path: str, flags: int = _PATH) -> int:
+    """Open ``path`` as a process whose root is ``root`` would, refusing magic links. Raises OSError."""
+    return sys_.openat2(root, path, flags, resolve=_INSIDE)
+
+
+def ensure_target(root: int, path: str, *, directory: bool, mode: int = 0o755) -> int:
+    """O_PATH descriptor of ``path`` inside the root; what is missing is made (directories, then an empty file unless
+    ``directory``).
+
+    Raises `RefusedError` when a component is a dangling link or not a directory.
+    """
+    try:
+        return open_inside(root, path)
+    except FileNotFoundError:
+        pass
+    parts = [part for part in path.split("/") if part]
+    fd = root
+    try:
+        for position, part in enumerate(parts):
+            prefix = "/" + "/".join(parts[: position + 1])
+            try:
+                following = open_inside(root, prefix)
+            except FileNotFoundError:
+                if directory or position < len(parts) - 1:
+                    os.mkdir(part, mode, dir_fd=fd)
+                    following = sys_.openat2(
+                        fd, part, _PATH | os.O_DIRECTORY, resolve=sys_.RESOLVE_BENEATH | sys_.RESOLVE_NO_SYMLINKS
+                    )
+                else:
+                    following = os.open(part, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=fd)
+            if fd != root:
+                os.close(fd)
+            fd = following
+    except FileExistsError as error:
+        raise RefusedError(f"{path}: {part} is a link that leads nowhere inside the container") from error
+    except NotADirectoryError as error:
+        raise RefusedError(f"{path}: {part} is below something that is not a directory") from error
+    return fd
+
+
+def read_inside(root: int, path: str) -> bytes:
+    """A regular file of the image, b'' when there is none. A FIFO, a device or more than 4 MiB is refused, for the
+    image is not trusted.
+    """
+    try:
+        fd = open_inside(root, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    except OSError as error:
+        raise RefusedError(f"{path}: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise RefusedError(f"{path} in the image is not a regular file")
+        data = os.read(fd, _ACCOUNT_FILE_MAX + 1)
+    finally:
+        os.close(fd)
+    if len(data) > _ACCOUNT_FILE_MAX:
+        raise RefusedError(f"{path} in the image is larger than {_ACCOUNT_FILE_MAX} bytes")
+    return data
+
+
+def _new_mount(kind: str, attributes: int, *options: tuple[str, str]) -> int:
+    fd = sys_.fsopen(kind)
+    try:
+        for key, value in options:
+            sys_.fsconfig_string(fd, key, value)
+        sys_.fsconfig_create(fd)
+        return sys_.fsmount(fd, attributes)
+    finally:
+        os.close(fd)
+
+
+class FileSystem:
+    """One building of one root; steps are called in the order they stand in."""
+
+    def __init__(self, plan: dict[str, Any], staging: str) -> None:
+        self._plan = plan
+        self._staging = staging
+        self._sources: list[int] = []
+        self.at = "prepare mounts"
+        """What is being done, for the message when it fails."""
+        self.root = -1
+        self.proc = -1
+        """Our own procfs, not reachable by any path yet when it is used: nothing can be mounted over it
+        (CVE-2025-52881).
+        """
+        self._null = -1
+        self._dev = -1
+
+    def take_sources(self) -> None:
+        """Clone every bind's source, as seen from the host."""
+        for mount in self._plan["mounts"]:
+            if mount["kind"] != "bind":
+                self._sources.append(-1)
+                continue
+            self.at = f"bind {mount['source']}"
+            flags = sys_.OPEN_TREE_CLONE | (sys_.AT_RECURSIVE if mount["recursive"] else 0)
+            try:
+                self._sources.append(sys_.open_tree(sys_.AT_FDCWD, mount["source"], flags))
+            except FileNotFoundError as error:
+                raise RefusedError(f"bind source path does not exist: {mount['source']}") from error
+
+    def enter_root(self) -> None:
+        """Mount the root and make it ``/``; the host's mounts are gone afterwards."""
+        root = self._plan["root"]
+        self.at = "make mounts private"
+        sys_.mount("", "/", "", sys_.MS_REC | sys_.MS_PRIVATE)
+        if root["plain"]:
+            self.at = f"bind root {root['plain']}"
+            sys_.mount(root["plain"], self._staging, "", sys_.MS_BIND | sys_.MS_REC)
+            sys_.mount("", self._staging, "", sys_.MS_REC | sys_.MS_PRIVATE)
+        else:
+            self.at = f"mount overlay of {len(root['lower'])} layers"
+            self._mount_overlay(root["lower"], root["upper"], root["work"])
+        self.at = "pivot into the root"
+        os.chdir(self._staging)
+        sys_.pivot_root(".", ".")
+        sys_.umount2(".", sys_.MNT_DETACH)
+        os.chdir("/")
+        self.root = os.open("/", _PATH | os.O_DIRECTORY)
+
+    def _mount_overlay(self, lower: list[str], upper: str, work: str) -> None:
+        options = "lowerdir=" + ":".join(lower)
+        tail = f",upperdir={upper},workdir={work}" if upper else ""
+        if len(options) + len(tail) < _OPTIONS_MAX:
+            sys_.mount("overlay", self._staging, "overlay", 0, options + tail)
+            return
+        # One page of options is not enough. Newer kernels take layers one by one (6.7 by path, 6.13 by descriptor).
+        fd = sys_.fsopen("overlay")
+        try:
+            for key, path in [("lowerdir+", path) for path in lower] + (
+                [("upperdir", upper), ("workdir", work)] if upper else []
+            ):
+                if len(path) < 255:
+                    sys_.fsconfig_string(fd, key, path)
+                else:
+                    sys_.fsconfig_fd(fd, key, os.open(path, _PATH | os.O_DIRECTORY))
+            sys_.fsconfig_create(fd)
+            mount = sys_.fsmount(fd, 0)
+            sys_.move_mount(mount, os.open(self._staging, _PATH))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._mount_overlay_relative(lower, tail)
+        finally:
+            os.close(fd)
+
+    def _mount_overlay_relative(self, lower: list[str], tail: str) -> None:
+        """Before Linux 6.7: make the paths short by standing in the directory they share."""
+        shared = os.path.commonpath(lower)
+        options = "lowerdir=" + ":".join(os.path.relpath(path, shared) for path in lower) + tail
+        if len(options) >= _OPTIONS_MAX:
+            raise RefusedError(
+                f"{len(lower)} layers: their paths do not fit into one page of mount options on this kernel"
+            )
+        os.chdir(shared)
+        sys_.mount("overlay", self._staging, "overlay", 0, options)
+
+    def _own_directory(self, name: str) -> int:
+        """``/name`` as a real directory, made if missing; a link is refused."""
+        resolve = sys_.RESOLVE_NO_SYMLINKS | sys_.RESOLVE_BENEATH
+        flags = _PATH | os.O_DIRECTORY
+        try:
+            return sys_.openat2(self.root, name, flags, resolve=resolve)
+        except FileNotFoundError:
+            os.mkdir(name, 0o755, dir_fd=self.root)
+            return sys_.openat2(self.root, name, flags, resolve=resolve)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise RefusedError(f"the image's /{name} is not a directory") from error
+            raise
+
+    def mount_proc(self) -> None:
+        """A procfs of the container's pid namespace."""
+        self.at = "mount /proc"
+        self.proc = _new_mount("proc", _NSDE)
+        sys_.move_mount(self.proc, self._own_directory("proc"))
+
+    def mount_dev(self) -> None:
+        """/dev with the standard nodes and the spec's, pts, shm and mqueue."""
+        self.at = "mount /dev"
+        dev = self._dev = _new_mount(
+            "tmpfs", sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_STRICTATIME, ("mode", "755"), ("size", "65536k")
+        )
+        sys_.move_mount(dev, self._own_directory("dev"))
+        for name, major, minor in _NODES:
+            os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=dev)
+        for name, destination in _LINKS:
+            os.symlink(destination, name, dir_fd=dev)
+        for name, kind, options in (
+            ("pts", "devpts", (("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"))),
+            ("shm", "tmpfs", (("mode", "1777"), ("size", str(self._plan["shm_size"])))),
+            ("mqueue", "mqueue", ()),
+        ):
+            self.at = f"mount /dev/{name}"
+            os.mkdir(name, 0o755, dir_fd=dev)
+            attributes = _NSE if kind == "devpts" else _NSDE
+            mount = _new_mount(kind, attributes, *options)
+            target = os.open(name, _PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dev)
+            sys_.move_mount(mount, target)
+            os.close(mount)
+            os.close(target)
+        for path, kind, major, minor, mode, uid, gid in self._plan["device_nodes"]:
+            self.at = f"make device {path}"
+            parent, _, name = path.rpartition("/")
+            directory = ensure_target(self.root, parent or "/", directory=True)
+            try:
+                os.mknod(
+                    name,
+                    (stat.S_IFBLK if kind == "b" else stat.S_IFCHR) | mode,
+                    os.makedev(major, minor),
+                    dir_fd=directory,
+                )
+                os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+            except FileExistsError:
+                if parent != "/dev":
+                    raise
+            os.close(directory)
+        self._null = os.open("null", _PATH | os.O_NOFOLLOW, dir_fd=dev)
+        if os.fstat(self._null).st_rdev != os.makedev(1, 3):
+            raise RefusedError("/dev/null of the container is not the null device")
+
+    def open_null(self) -> int:
+        """The container's own null device, for standard input."""
+        return os.open("null", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._dev)
+
+    def bind_console(self, terminal: int) -> None:
+        """The terminal as /dev/console, by descriptor (CVE-2025-52565)."""
+        self.at = "bind /dev/console"
+        mount = sys_.open_tree(terminal, "", sys_.OPEN_TREE_CLONE | sys_.AT_EMPTY_PATH)
+        target = os.open("console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._dev)
+        sys_.move_mount(mount, target)
+
+    def open_terminal(self) -> tuple[int, int]:
+        """(master, terminal) of the container's own devpts; the terminal comes from the master (TIOCGPTPEER), not
+        from a path.
+        """
+        self.at = "open a terminal"
+        master = os.open("pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=self._dev)
+        fcntl.ioctl(master, 0x40045431, b"\0\0\0\0")  # TIOCSPTLCK
+        terminal = fcntl.ioctl(master, 0x5441, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)  # TIOCGPTPEER
+        return master, terminal
+
+    def mount_sys(self) -> None:
+        """sysfs of the container's network namespace, read-only; on cgroup v2 also its own part of the tree,
+        read-only.
+        """
+        self.at = "mount /sys"
+        read_only = sys_.MOUNT_ATTR_RDONLY if self._plan["sys_read_only"] else 0
+        mount = _new_mount("sysfs", _NSDE | read_only)
+        sys_.move_mount(mount, self._own_directory("sys"))
+        if self._plan["cgroup2"]:
+            target = open_inside(mount, "fs/cgroup")
+            sys_.move_mount(_new_mount("cgroup2", _NSDE | read_only), target)
+
+    def mount_all(self) -> None:
+        """The spec's mounts, shallow targets first so that none hides another."""
+        proc_device = os.fstat(self.proc).st_dev
+        order = sorted(range(len(self._sources)), key=lambda index: self._plan["mounts"][index]["target"].count("/"))
+        for index in order:
+            mount, source = self._plan["mounts"][index], self._sources[index]
+            self.at = f"mount {mount['target']}"
+            if mount["kind"] == "tmpfs":
+                source = _new_mount("tmpfs", mount["set"], *((key, value) for key, value in mount["options"]))
+                directory = True
+            else:
+                directory = stat.S_ISDIR(os.fstat(source).st_mode)
+                if mount["set"]:
+                    sys_.mount_setattr(source, set_=mount["set"], recursive=mount["recursive"])
+            target = ensure_target(self.root, mount["target"], directory=directory)
+            found = os.fstat(target)
+            if found.st_dev == proc_device:
+                raise RefusedError(f"mount target {mount['target']} leads into /proc")
+            if stat.S_ISDIR(found.st_mode) != directory:
+                kinds = ("directory", "file") if directory else ("file", "directory")
+                raise RefusedError(
+                    f"cannot mount a {kinds[0]} on {mount['target']}, which is a {kinds[1]} in the container"
+                )
+            sys_.move_mount(source, target)
+            name = mount["propagation"]
+            sys_.mount_setattr(source, propagation=_PROPAGATION[name.removeprefix("r")], recursive=name.startswith("r"))
+            os.close(target)
+            os.close(source)
+
+    def write_sysctls(self) -> None:
+        """Through our own procfs, where no symlink and no mount can lead elsewhere."""
+        resolve = sys_.RESOLVE_BENEATH | sys_.RESOLVE_NO_SYMLINKS | sys_.RESOLVE_NO_XDEV
+        for name, value in self._plan["sysctls"]:
+            self.at = f"sysctl {name}"
+            try:
+                fd = sys_.openat2(self.proc, "sys/" + name.replace(".", "/"), os.O_WRONLY, resolve=resolve)
+            except FileNotFoundError as error:
+                raise RefusedError(f"sysctl {name} does not exist on this kernel") from error
+            try:
+                os.write(fd, value.encode())
+            except OSError as error:
+                raise RefusedError(f"sysctl {name}={value}: {error.strerror}") from error
+            os.close(fd)
+
+    def restrict_paths(self) -> None:
+        """Mask and write-protect the parts of /proc and /sys that speak of the host."""
+        empty = -1
+        for path in self._plan["masked_paths"]:
+            self.at = f"mask {path}"
+            try:
+                target = open_inside(self.root, path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if stat.S_ISDIR(os.fstat(target).st_mode):
+                if empty < 0:
+                    empty = mount = _new_mount(
+                        "tmpfs", _NSDE | sys_.MOUNT_ATTR_RDONLY, ("size", "4k"), ("nr_inodes", "2")
+                    )
+                else:
+                    mount = sys_.open_tree(empty, "", sys_.OPEN_TREE_CLONE | sys_.AT_EMPTY_PATH)
+            else:
+                mount = sys_.open_tree(self._null, "", sys_.OPEN_TREE_CLONE | sys_.AT_EMPTY_PATH)
+            sys_.move_mount(mount, target)
+            os.close(target)
+            if mount != empty:
+                os.close(mount)
+        for path in self._plan["read_only_paths"]:
+            self.at = f"write-protect {path}"
+            try:
+                target = open_inside(self.root, path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            mount = sys_.open_tree(target, "", sys_.OPEN_TREE_CLONE | sys_.AT_EMPTY_PATH | sys_.AT_RECURSIVE)
+            sys_.mount_setattr(mount, set_=_NSDE | sys_.MOUNT_ATTR_RDONLY, recursive=True)
+            sys_.move_mount(mount, target)
+            os.close(target)
+            os.close(mount)
+        if self._plan["root"]["read_only"]:
+            self.at = "make the root read-only"
+            fd = os.open("/", _PATH | os.O_DIRECTORY)
+            sys_.mount_setattr(fd, set_=sys_.MOUNT_ATTR_RDONLY)
+            os.close(fd)
