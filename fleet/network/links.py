@@ -212,7 +212,7 @@ class NetworkLinks:
                 raise RuntimeFault(
                     f"VXLAN device {self.vxlan} vanished while it was made; is another daemon using this directory?"
                 )
-            self._netlink.send(rtnetlink.set_bridge_port(device.index, learning=False))
+            self._netlink.send(rtnetlink.set_bridge_port(self.vxlan, learning=False))
             self._remotes = None
             done.append(f"network {spec.name}: made VXLAN device {self.vxlan}")
         elif not device.up:

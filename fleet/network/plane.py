@@ -234,7 +234,7 @@ class Plane:
         with ExitStack() as undo:
             undo.callback(close_namespace, path)
             with new_namespace(self._thread, path) as netns:
-                veths = self._plug(spec.id, interfaces, netns)
+                veths = self._plug(spec, interfaces, netns)
                 sockets: list[socket.socket] = []
                 if interfaces:
                     sockets = bind_dns_sockets(port=0, upstream=bool(spec.dns_servers))
@@ -286,7 +286,7 @@ class Plane:
         netns = open_namespace(self._store.netns_path(sandbox_id))
         try:
             with self._thread.inside(netns):
-                veths = (*record.veths, *self._plug(sandbox_id, interfaces[-1:], netns))
+                veths = (*record.veths, *self._plug(spec, interfaces[-1:], netns))
                 self._route(interfaces)
                 sockets = [] if record.interfaces else bind_dns_sockets(port=0, upstream=bool(spec.dns_servers))
         finally:
@@ -483,7 +483,7 @@ class Plane:
             for i in interfaces
         )
 
-    def _plug(self, sandbox_id: str, interfaces: Sequence[Interface], netns: int) -> tuple[str, ...]:
+    def _plug(self, spec: SandboxSpec, interfaces: Sequence[Interface], netns: int) -> tuple[str, ...]:
         """Make the cables and set up their inner ends. Runs inside the sandbox; the host's socket works from here too."""
         veths: list[str] = []
         outer: list[rtnetlink.Message] = []
@@ -502,14 +502,18 @@ class Plane:
                     peer_netns=netns,
                 )
             )
-            outer.append(rtnetlink.set_alias(veth, self._owner.alias("veth", sandbox_id, interface.network_id)))
+            outer.append(rtnetlink.set_alias(veth, self._owner.alias("veth", spec.id, interface.network_id)))
+            if spec.host_ports or self._networks[interface.network_id].spec.ingress:
+                # A container asking for itself through a port of the host: with br_netfilter loaded, the kernel does not route
+                # that packet but bridges it back ("bridged DNAT"), to the port it came from.
+                outer.append(rtnetlink.set_bridge_port(veth, hairpin=True))
         self._netlink.send_all(outer)
         with Netlink() as netlink:
             inner: list[rtnetlink.Message] = []
             for interface in interfaces:
                 link = netlink.link(interface.name)
                 if link is None:
-                    raise RuntimeFault(f"sandbox {sandbox_id}: card {interface.name} did not arrive in its namespace")
+                    raise RuntimeFault(f"sandbox {spec.id}: card {interface.name} did not arrive in its namespace")
                 inner.append(rtnetlink.add_address(link.index, interface.address, interface.prefix_len))
                 inner.append(rtnetlink.link_up(link.index))
                 if interface.gateway:

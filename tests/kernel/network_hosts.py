@@ -310,11 +310,15 @@ def resolve(path: Path | str, name: str, kind: int = wire.A, *, tcp: bool = Fals
         return DnsReply(data[2:])
 
 
-def run(coroutine: Any) -> Any:
-    """Run a test's coroutine with a bound on its time."""
+def run(coroutine: Any, made: list[Host]) -> Any:
+    """Run a test's coroutine with a bound on its time; networks it left open (it failed) are closed."""
 
     async def bounded() -> Any:
-        async with asyncio.timeout(60):
-            return await coroutine
+        try:
+            async with asyncio.timeout(60):
+                return await coroutine
+        finally:
+            for host in made:
+                await host.network.close()
 
     return asyncio.run(bounded())

@@ -72,7 +72,7 @@ def test_containers_on_different_hosts_reach_each_other(tmp_path: Path) -> None:
             await host.network.destroy()
 
     with hosts(tmp_path, 2) as made:
-        run(scenario(made))
+        run(scenario(made), made)
 
 
 def test_virtual_address_balances_over_ready_tasks_of_all_hosts(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_virtual_address_balances_over_ready_tasks_of_all_hosts(tmp_path: Path) 
             await host.network.destroy()
 
     with hosts(tmp_path, 3) as made:
-        run(scenario(made))
+        run(scenario(made), made)
 
 
 def test_names_lead_to_exactly_the_ready_tasks(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_names_lead_to_exactly_the_ready_tasks(tmp_path: Path) -> None:
         await one.network.destroy()
 
     with hosts(tmp_path, 1) as made:
-        run(scenario(made))
+        run(scenario(made), made)
 
 
 def test_networks_are_isolated_from_each_other(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_networks_are_isolated_from_each_other(tmp_path: Path) -> None:
             await host.network.destroy()
 
     with hosts(tmp_path, 2) as made:
-        run(scenario(made))
+        run(scenario(made), made)
 
 
 def test_container_on_two_networks_is_on_both_and_leaves_by_the_first(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_container_on_two_networks_is_on_both_and_leaves_by_the_first(tmp_path: 
         await one.network.destroy()
 
     with hosts(tmp_path, 1) as made:
-        run(scenario(made))
+        run(scenario(made), made)
 
 
 def test_outbound_traffic_leaves_with_the_hosts_address_and_internal_networks_stay_inside(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_outbound_traffic_leaves_with_the_hosts_address_and_internal_networks_st
         await one.network.destroy()
 
     with hosts(tmp_path, 1) as made:
-        run(scenario(made))
+        run(scenario(made), made)
 
 
 def test_bridge_driver_allocates_addresses_and_resolves_container_names(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_bridge_driver_allocates_addresses_and_resolves_container_names(tmp_path
         await one.network.destroy()
 
     with hosts(tmp_path, 1) as made:
-        run(scenario(made))
+        run(scenario(made), made)
 
 
 def test_destroy_leaves_nothing(tmp_path: Path) -> None:
@@ -263,4 +263,4 @@ def test_destroy_leaves_nothing(tmp_path: Path) -> None:
         assert in_netns(one.netns, lambda: Path("/proc/sys/net/ipv4/ip_forward").read_text().strip()) == "0"
 
     with hosts(tmp_path, 1) as made:
-        run(scenario(made))
+        run(scenario(made), made)

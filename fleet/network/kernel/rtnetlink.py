@@ -327,7 +327,7 @@ def set_link_address(index: int, mac: str) -> Message:
     return Message(kind=RTM_SETLINK, flags=0, body=body, describe=f"set MAC address {mac}")
 
 
-def set_bridge_port(index: int, *, learning: bool | None = None, hairpin: bool | None = None) -> Message:
+def set_bridge_port(name: str, *, learning: bool | None = None, hairpin: bool | None = None) -> Message:
     """Change how a bridge treats one of its ports."""
     data = b""
     if learning is not None:
@@ -335,8 +335,8 @@ def set_bridge_port(index: int, *, learning: bool | None = None, hairpin: bool |
     if hairpin is not None:
         data += _attribute(IFLA_BRPORT_MODE, bytes([hairpin]))
     info = _text(IFLA_INFO_SLAVE_KIND, "bridge") + _attribute(IFLA_INFO_SLAVE_DATA, data)
-    body = _IFINFO.pack(0, 0, index, 0, 0) + _attribute(IFLA_LINKINFO, info)
-    return Message(kind=RTM_NEWLINK, flags=0, body=body, describe=f"set bridge port {index}")
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + _attribute(IFLA_LINKINFO, info)
+    return Message(kind=RTM_NEWLINK, flags=0, body=body, describe=f"set bridge port {name}")
 
 
 def set_master(index: int, master: int) -> Message:

@@ -1,0 +1,268 @@
+"""Published ports: the routing mesh on every host, ports of one host, and who may reach what through them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from network_hosts import Greeter, Host, ask_tcp, ask_udp, hosts, in_netns, run, socket_in
+
+from fleet.errors import ConflictError, UserError
+from fleet.network.topology import (
+    AttachmentSpec,
+    Endpoint,
+    HostPort,
+    NetworkSpec,
+    NetworkState,
+    NodeRecord,
+    PublishedPort,
+    SandboxSpec,
+    ServiceRecord,
+)
+
+pytestmark = pytest.mark.kernel
+
+WEB = (
+    PublishedPort(protocol="tcp", published_port=8080, target_port=80, service_id="svc-web"),
+    PublishedPort(protocol="udp", published_port=8080, target_port=80, service_id="svc-web"),
+)
+LOCAL = NetworkSpec(id="bridge", name="bridge", driver="bridge", subnet="172.30.0.0/24", gateway="172.30.0.1")
+
+
+def ingress_state(
+    host: Host, made: list[Host], tasks: dict[int, Host], *, unready: tuple[int, ...] = ()
+) -> NetworkState:
+    """The ingress network as ``host`` sees it: the same for all but its own address."""
+    own = {each.name: f"10.255.0.{number}" for number, each in enumerate(made, 2)}
+    spec = NetworkSpec(
+        id="ingress",
+        name="ingress",
+        driver="overlay",
+        subnet="10.255.0.0/24",
+        gateway="10.255.0.1",
+        vni=4096,
+        ingress=True,
+        node_address=own[host.name],
+    )
+    return NetworkState(
+        network=spec,
+        endpoints=tuple(
+            Endpoint(
+                id=f"task{number}",
+                service_id="svc-web",
+                names=(f"web.{number}",),
+                address=f"10.255.0.{100 + number}",
+                node_id=place.name,
+                underlay=place.address,
+                ready=number not in unready,
+            )
+            for number, place in tasks.items()
+        ),
+        services=(ServiceRecord(id="svc-web", name="web", vip="10.255.0.50"),),
+        nodes=tuple(NodeRecord(node_id=each.name, underlay=each.address, address=own[each.name]) for each in made),
+    )
+
+
+async def bring_up(made: list[Host], tasks: dict[int, Host]) -> dict[int, Path]:
+    for host in made:
+        await host.network.open()
+        await host.network.apply_state(ingress_state(host, made, tasks))
+        await host.network.apply_published(WEB)
+    for number, host in tasks.items():
+        wish = AttachmentSpec(network_id="ingress", address=f"10.255.0.{100 + number}")
+        await host.network.create_sandbox(SandboxSpec(id=f"task{number}", attachments=(wish,)))
+    return {number: host.sandbox_path(f"task{number}") for number, host in tasks.items()}
+
+
+def test_published_port_answers_on_every_host_even_without_a_task_there(tmp_path: Path) -> None:
+    async def scenario(made: list[Host]) -> None:
+        one, two, three = made
+        outside = tmp_path / "switch.netns"
+        paths = await bring_up(made, {1: one, 2: two})
+
+        def check() -> None:
+            with ExitStack() as stack:
+                for number, path in paths.items():
+                    stack.enter_context(Greeter(path, f"task{number}"))
+                for host in made:
+                    answers = Counter(ask_tcp(outside, host.address, 8080).split()[0] for _ in range(20))
+                    assert answers == {"task1": 10, "task2": 10}, host.name
+                    assert Counter(ask_udp(outside, host.address, 8080).split()[0] for _ in range(4)) == {
+                        "task1": 2,
+                        "task2": 2,
+                    }
+                    # from the host itself: by its address and by loopback
+                    assert ask_tcp(host.netns, host.address, 8080).startswith("task")
+                    for _ in range(2):
+                        assert ask_tcp(host.netns, "127.0.0.1", 8080).startswith("task")
+                    assert ask_udp(host.netns, "127.0.0.1", 8080).startswith("task")
+                # from a container, through its host and through another one
+                assert ask_tcp(paths[1], one.address, 8080).startswith("task")
+                assert ask_tcp(paths[1], three.address, 8080).startswith("task")
+
+        await asyncio.to_thread(check)
+        for host in made:
+            await host.network.destroy()
+
+    with hosts(tmp_path, 3) as made:
+        run(scenario(made), made)
+
+
+def test_published_port_leads_to_ready_tasks_only_and_closes_with_its_service(tmp_path: Path) -> None:
+    async def scenario(made: list[Host]) -> None:
+        one, two = made
+        outside = tmp_path / "switch.netns"
+        tasks = {1: one, 2: two}
+        paths = await bring_up(made, tasks)
+        with Greeter(paths[1], "task1"), Greeter(paths[2], "task2"):
+            for host in made:
+                await host.network.apply_state(ingress_state(host, made, tasks, unready=(2,)))
+                answers = await asyncio.to_thread(
+                    lambda h=host: {ask_tcp(outside, h.address, 8080).split()[0] for _ in range(6)}
+                )
+                assert answers == {"task1"}
+            await one.network.apply_state(ingress_state(one, made, tasks, unready=(1, 2)))
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.to_thread(ask_tcp, outside, one.address, 8080)
+            await two.network.apply_published(())
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.to_thread(ask_tcp, outside, two.address, 8080)
+        for host in made:
+            await host.network.destroy()
+
+    with hosts(tmp_path, 2) as made:
+        run(scenario(made), made)
+
+
+def test_one_port_for_two_services_is_refused(tmp_path: Path) -> None:
+    async def scenario(made: list[Host]) -> None:
+        await made[0].network.open()
+        other = PublishedPort(protocol="tcp", published_port=8080, target_port=81, service_id="svc-other")
+        with pytest.raises(UserError, match="8080/tcp"):
+            await made[0].network.apply_published((*WEB, other))
+        await made[0].network.destroy()
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
+
+
+def test_host_port_leads_to_its_container_and_keeps_the_clients_address(tmp_path: Path) -> None:
+    async def scenario(made: list[Host]) -> None:
+        one = made[0]
+        outside = tmp_path / "switch.netns"
+        await one.network.open()
+        await one.network.ensure_network(LOCAL)
+        ports = (
+            HostPort(protocol="tcp", host_port=9000, target_port=80),
+            HostPort(protocol="udp", host_port=9000, target_port=80),
+            HostPort(protocol="tcp", host_port=9001, target_port=80, host_address="127.0.0.1"),
+        )
+        wish = (AttachmentSpec(network_id="bridge"),)
+        await one.network.create_sandbox(SandboxSpec(id="box", attachments=wish, host_ports=ports))
+        await one.network.create_sandbox(SandboxSpec(id="other", attachments=wish))
+        with pytest.raises(ConflictError, match="9000/tcp"):
+            await one.network.create_sandbox(SandboxSpec(id="third", attachments=wish, host_ports=ports[:1]))
+        box, other = one.sandbox_path("box"), one.sandbox_path("other")
+
+        def check() -> None:
+            with Greeter(box, "box"):
+                assert ask_tcp(outside, one.address, 9000) == "box 10.99.0.254"
+                assert ask_udp(outside, one.address, 9000) == "box 10.99.0.254"
+                assert ask_tcp(one.netns, "127.0.0.1", 9000).startswith("box")
+                assert ask_tcp(one.netns, one.address, 9000).startswith("box")
+                assert ask_tcp(one.netns, "127.0.0.1", 9001).startswith("box")
+                with pytest.raises(ConnectionRefusedError):
+                    ask_tcp(outside, one.address, 9001)
+                # from a neighbour on the same network, and from the container to itself, through the host
+                assert ask_tcp(other, one.address, 9000).startswith("box")
+                assert ask_tcp(box, one.address, 9000).startswith("box")
+
+        await asyncio.to_thread(check)
+        await one.network.remove_sandbox("box")
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.to_thread(ask_tcp, outside, one.address, 9000)
+        await one.network.destroy()
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
+
+
+def test_outside_reaches_no_container_directly_and_containers_no_loopback_service_of_the_host(tmp_path: Path) -> None:
+    async def scenario(made: list[Host]) -> None:
+        one = made[0]
+        outside = tmp_path / "switch.netns"
+        await one.network.open()
+        await one.network.ensure_network(LOCAL)
+        ports = (HostPort(protocol="tcp", host_port=9000, target_port=80),)
+        sandbox = await one.network.create_sandbox(
+            SandboxSpec(id="box", attachments=(AttachmentSpec(network_id="bridge"),), host_ports=ports)
+        )
+        box, address = one.sandbox_path("box"), sandbox.interfaces[0].address
+
+        def check() -> None:
+            import subprocess
+
+            subprocess.run(
+                ["nsenter", f"--net={outside}", "ip", "route", "add", "172.30.0.0/24", "via", one.address],
+                check=True,
+                capture_output=True,
+            )
+            with Greeter(box, "box"), Greeter(one.netns, "host", 7000, "127.0.0.1"):
+                with pytest.raises(OSError), socket_in(outside) as sock:
+                    sock.settimeout(0.5)
+                    sock.connect((address, 80))
+                # a container that routes 127.0.0.0/8 to the host must find nobody there (CVE-2020-8558)
+                in_netns(box, lambda: Path("/proc/sys/net/ipv4/conf/eth0/route_localnet").write_text("1"))
+                subprocess.run(
+                    [
+                        "nsenter",
+                        f"--net={box}",
+                        "ip",
+                        "route",
+                        "add",
+                        "127.0.0.2/32",
+                        "via",
+                        "172.30.0.1",
+                        "dev",
+                        "eth0",
+                    ],
+                    check=True,
+                    capture_output=True,
+                )
+                subprocess.run(
+                    ["nsenter", f"--net={box}", "ip", "rule", "add", "pref", "0", "to", "127.0.0.2", "lookup", "main"],
+                    check=True,
+                    capture_output=True,
+                )
+                with Greeter(one.netns, "loopback", 7001, "127.0.0.2"), socket_in(box) as sock:
+                    sock.settimeout(0.5)
+                    with pytest.raises(OSError):
+                        sock.connect(("127.0.0.2", 7001))
+
+        await asyncio.to_thread(check)
+        await one.network.destroy()
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
+
+
+def test_sctp_and_the_rest_of_the_host_are_left_alone(tmp_path: Path) -> None:
+    """Port 8080 is published; a process of the host on port 8081 is reached as before."""
+
+    async def scenario(made: list[Host]) -> None:
+        one = made[0]
+        await bring_up(made, {1: one})
+        with Greeter(one.netns, "process", 8081):
+            assert (
+                await asyncio.to_thread(ask_tcp, tmp_path / "switch.netns", one.address, 8081)
+            ) == "process 10.99.0.254"
+        await one.network.destroy()
+        with socket_in(one.netns, socket.SOCK_STREAM) as sock, pytest.raises(ConnectionRefusedError):
+            await asyncio.to_thread(sock.connect, (one.address, 8080))
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
