@@ -1,0 +1,227 @@
+"""What a container is asked to be: the caller's intent, kept as it came, apart from secret data, which is never written to disk.
+
+Defaults that depend on the image are filled in by ``fleet.containers.assemble`` when the container is made, so that
+``config`` in an
+inspection shows what was asked and ``Container.args`` what it came to.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Final
+
+import msgspec
+
+from fleet.errors import UserError
+from fleet.model.service import HealthConfig, Mount, Ulimit
+from fleet.model.wire import Value
+from fleet.network.topology import AttachmentSpec, HostPort
+from fleet.node_runtime.spec import DeviceSpec, ResourceLimits
+
+__all__ = [
+    "ContainerConfig",
+    "DEFAULT_STOP_GRACE_S",
+    "FileMount",
+    "LogConfig",
+    "NetworkMode",
+    "RestartName",
+    "RestartRule",
+    "check_config",
+]
+
+DEFAULT_STOP_GRACE_S: Final = 10.0
+"""From the stop signal to SIGKILL when nobody says otherwise (Docker's default)."""
+
+FILE_BYTES_MAX: Final = 1_000_000
+"""Docker's bound on a config (1000 KiB, MaxConfigSize, rounded down); a secret may have 500 KiB."""
+
+FILES_MAX: Final = 256
+MOUNTS_MAX: Final = 256
+ARGUMENTS_MAX: Final = 4096
+
+_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
+"""Docker's rule for container and volume names; the length is what a file name may have."""
+
+
+class NetworkMode(enum.StrEnum):
+    """Where the container's network namespace comes from."""
+
+    NONE = "none"
+    """A namespace of its own with the loopback interface alone."""
+    HOST = "host"
+    """The host's."""
+    BRIDGE = "bridge"
+    """One interface on the host-local default network."""
+    NETWORKS = "networks"
+    """One interface per entry of ``ContainerConfig.networks``."""
+
+
+class RestartName(enum.StrEnum):
+    NO = "no"
+    ALWAYS = "always"
+    UNLESS_STOPPED = "unless-stopped"
+    ON_FAILURE = "on-failure"
+
+
+class RestartRule(Value, frozen=True, kw_only=True):
+    """When the engine itself starts the container again; tasks of services never use it (they are replaced instead).
+
+    ``retries_max`` counts for *on-failure* only; 0 is without limit.
+    """
+
+    name: RestartName = RestartName.NO
+    retries_max: int = 0
+
+
+class FileMount(Value, frozen=True, kw_only=True):
+    """A secret or config as a read-only file. ``data`` lives in memory and on a tmpfs only, and is masked in every repr."""
+
+    target: str
+    data: bytes = b""
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o444
+
+    def __repr__(self) -> str:
+        return f"FileMount(target={self.target!r}, data=<{len(self.data)} bytes>)"
+
+
+class LogConfig(Value, frozen=True, kw_only=True):
+    """``driver``: json-file or none. Sizes in bytes; rotated to ``max_files`` files in all."""
+
+    driver: str = "json-file"
+    max_size_bytes: int = 10 << 20
+    max_files: int = 3
+
+
+class ContainerConfig(Value, frozen=True, kw_only=True):
+    """A container's complete description. ``None`` for ``entrypoint`` and ``command`` means the image's own; ``()`` clears it."""
+
+    image: str
+    name: str = ""
+    entrypoint: tuple[str, ...] | None = None
+    command: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    """``KEY=value``; a bare ``KEY`` removes what the image sets (Docker's rule)."""
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    working_dir: str = ""
+    user: str = ""
+    groups: tuple[str, ...] = ()
+    hostname: str = ""
+    domainname: str = ""
+    mounts: tuple[Mount, ...] = ()
+    volume_targets: tuple[str, ...] = ()
+    """Container paths that get an anonymous volume, beside the image's VOLUMEs."""
+    files: tuple[FileMount, ...] = ()
+    network_mode: NetworkMode = NetworkMode.BRIDGE
+    networks: tuple[AttachmentSpec, ...] = ()
+    network_names: tuple[str, ...] = ()
+    """Further names under which the container's DNS knows itself, such as ``web.1``."""
+    host_ports: tuple[HostPort, ...] = ()
+    dns_servers: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    extra_hosts: tuple[str, ...] = ()
+    """``name:address``, written to /etc/hosts."""
+    resources: ResourceLimits = ResourceLimits()
+    ulimits: tuple[Ulimit, ...] = ()
+    capabilities_add: tuple[str, ...] = ()
+    capabilities_drop: tuple[str, ...] = ()
+    no_new_privileges: bool = True
+    privileged: bool = False
+    seccomp: str = "default"
+    devices: tuple[DeviceSpec, ...] = ()
+    read_only: bool = False
+    init: bool = False
+    tty: bool = False
+    open_stdin: bool = False
+    stop_signal: str = ""
+    stop_grace_s: float | None = None
+    healthcheck: HealthConfig | None = None
+    sysctls: dict[str, str] = msgspec.field(default_factory=dict)
+    shm_size_bytes: int = 64 << 20
+    oom_score_adj: int = 0
+    log: LogConfig = LogConfig()
+    restart: RestartRule = RestartRule()
+    auto_remove: bool = False
+    exposed_ports: tuple[str, ...] = ()
+
+    def without_data(self) -> ContainerConfig:
+        """The same with the contents of its files left out: what may be written to disk and shown."""
+        if not any(file.data for file in self.files):
+            return self
+        return msgspec.structs.replace(self, files=tuple(msgspec.structs.replace(f, data=b"") for f in self.files))
+
+
+def check_config(config: ContainerConfig) -> None:
+    """Refuse, with a sentence, what can be seen to be wrong without looking at the host. Raises ``UserError``."""
+    if not config.image:
+        raise UserError("container: no image was named")
+    if config.name and not is_name(config.name):
+        raise UserError(
+            f"invalid container name ({config.name}): only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed, 2 to 255 characters"
+        )
+    _check_size("mounts", len(config.mounts) + len(config.volume_targets), MOUNTS_MAX)
+    _check_size("secrets and configs", len(config.files), FILES_MAX)
+    _check_size("arguments", len(config.entrypoint or ()) + len(config.command or ()), ARGUMENTS_MAX)
+    _check_size("environment variables", len(config.env), ARGUMENTS_MAX)
+    for text in (*config.env, *(config.entrypoint or ()), *(config.command or ())):
+        if "\0" in text:
+            raise UserError("container: arguments and environment cannot contain NUL characters")
+    for variable in config.env:
+        if not variable or variable.startswith("="):
+            raise UserError(f"invalid environment variable: {variable!r}")
+    if len(config.hostname) > 63:
+        raise UserError(f"hostname {config.hostname!r} has {len(config.hostname)} characters; Linux allows 63")
+    for file in config.files:
+        if len(file.data) > FILE_BYTES_MAX:
+            raise UserError(f"file {file.target}: {len(file.data)} bytes are more than the limit of {FILE_BYTES_MAX}")
+    _check_targets(config)
+    if config.log.driver not in ("json-file", "local", "none"):
+        raise UserError(f"log driver {config.log.driver!r} is not supported here: use json-file or none")
+    if config.stop_grace_s is not None and config.stop_grace_s < 0:
+        raise UserError("stop grace period cannot be negative")
+    if config.network_mode is not NetworkMode.NETWORKS and config.networks:
+        raise UserError(f"network mode {config.network_mode} cannot be combined with networks")
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` may name a container or volume: as Docker, at least two characters."""
+    return len(text) > 1 and _NAME.fullmatch(text) is not None
+
+
+def _check_size(what: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise UserError(f"container: {count} {what} are more than the limit of {limit}")
+
+
+def _check_targets(config: ContainerConfig) -> None:
+    seen: set[str] = set()
+    for target in (*(m.target for m in config.mounts), *config.volume_targets):
+        if not target.startswith("/"):
+            raise UserError(f"invalid mount target {target!r}: it must be an absolute path")
+        clean = normal_target(target)
+        if clean == "/":
+            raise UserError("invalid mount target: the container's root cannot be mounted over")
+        if clean in seen:
+            raise UserError(f"duplicate mount point: {clean}")
+        seen.add(clean)
+    for mount in config.mounts:
+        if mount.type not in ("bind", "volume", "tmpfs"):
+            raise UserError(f"mount {mount.target}: type {mount.type!r} is not supported: use bind, volume or tmpfs")
+        if mount.type == "bind" and not mount.source.startswith("/"):
+            raise UserError(f"mount {mount.target}: bind source {mount.source!r} must be an absolute path")
+        if mount.type == "tmpfs" and mount.source:
+            raise UserError(f"mount {mount.target}: a tmpfs has no source")
+
+
+def normal_target(path: str) -> str:
+    """``/a/../b//c/`` as ``/b/c``: the name under which two targets are the same one."""
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/" + "/".join(parts)

@@ -1,0 +1,415 @@
+"""The runs of containers: start, exit, stop, restart.
+
+    created --start--> running --exit--> exited --start--> ...
+                       |  ^ \\              |
+                 pause v  | resume          | restart rule, after a delay
+                      paused             restarting --start--> running
+
+What makes each step safe against a crash of fleetd:
+
+start    the record gets ``starting_boot`` before the supervisor is asked; ``fleet.containers.recovery`` then knows that
+         the supervisor's list
+         decides. Sandbox and container carry the container's id, so whatever was made is found and either adopted or removed.
+exit     the supervisor keeps the exit code on disk until told to forget the container; that happens after the record was saved.
+stop     nothing is decided here: the exit arrives like any other. Latency is the container's own plus one event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from fleet.containers import assemble, hostfiles, mounts
+from fleet.containers.config import DEFAULT_STOP_GRACE_S, NetworkMode
+from fleet.containers.core import Core
+from fleet.containers.entry import Entry
+from fleet.containers.events import Action
+from fleet.containers.execs import Execs
+from fleet.containers.health import HealthMonitor
+from fleet.containers.record import Container, ExitStatus, HealthState, NetworkAddress, Status
+from fleet.containers.restart import next_delay_s, should_restart
+from fleet.errors import ConflictError, FleetError, NotFoundError, RejectedFault, RuntimeFault
+from fleet.network.topology import AttachmentSpec, Sandbox, SandboxSpec
+
+__all__ = ["Runs", "boot_id"]
+
+_KILL_WAIT_S: Final = 30.0
+"""How long a process may take to die of SIGKILL; longer means that it hangs in the kernel, and somebody must be told."""
+
+
+class Runs:
+    """Drives runs for one engine."""
+
+    def __init__(self, core: Core, execs: Execs) -> None:
+        self._core = core
+        self._execs = execs
+        self._boot_id = boot_id()
+
+    @property
+    def boot(self) -> str:
+        """The host's boot id."""
+        return self._boot_id
+
+    # --- start ---
+
+    async def start(self, entry: Entry) -> bool:
+        """Start it; False when it was running already. Raises ``RejectedFault`` for what this host cannot run, else
+        ``RuntimeFault``.
+        """
+        async with entry.lock:
+            self.cancel_restart(entry)
+            if entry.removing or entry.is_gone:
+                raise ConflictError(f"container {entry.id[:12]} is being removed")
+            if entry.record.state.status is Status.PAUSED:
+                raise ConflictError("cannot start a paused container, try unpause instead")
+            if entry.record.is_up:
+                return False
+            entry.restart_delay_s = 0.0
+            await self._start_locked(entry, restart_count=0)
+            return True
+
+    async def _start_locked(self, entry: Entry, *, restart_count: int) -> None:
+        core = self._core
+        await self.release(entry)
+        entry.early_exit, entry.early_oom = None, False
+        entry.change_state(starting_boot=self._boot_id, stopped_by_hand=False, error="", restart_count=restart_count)
+        entry.starting = entry.needs_release = True
+        saved: asyncio.Task[None] | None = None
+        try:
+            async with core.starts:
+                saved = core.spawn(core.save(entry), what=f"save container {entry.id[:12]}")
+                await self._launch(entry, saved)
+        except BaseException as cause:
+            entry.starting = False
+            entry.announce_health()
+            await asyncio.shield(self._undo_start(entry, cause))
+            raise
+        entry.starting = False
+        entry.announce_health()
+        core.emit(Action.START, entry.record)
+        core.spawn(core.save(entry), what=f"save container {entry.id[:12]}")
+        if entry.early_oom:
+            core.emit(Action.OOM, entry.record)
+        if entry.early_exit is not None:
+            self.exited(entry, entry.early_exit)
+        else:
+            self.watch_health(entry)
+
+    async def _launch(self, entry: Entry, saved: asyncio.Task[None]) -> None:
+        core, record = self._core, entry.record
+        try:
+            image = core.images.get(record.image_id)
+        except NotFoundError as cause:
+            raise RejectedFault(f"no such image: {record.config.image}") from cause
+        directory = core.records.directory(record.id)
+        netns_fd, sandbox = await self._enter_network(record)
+        try:
+            sources = await core.in_thread(self._lay_files, record, directory, sandbox)
+            spec = assemble.plan_spec(record, layer_dirs=image.layer_dirs, directory=directory, file_sources=sources)
+            await asyncio.shield(saved)
+            started = await core.runtime.start(spec, netns_fd=netns_fd)
+        finally:
+            if netns_fd is not None:
+                os.close(netns_fd)
+        if started.terminal_fd is not None:
+            os.close(started.terminal_fd)  # the supervisor keeps it; whoever attaches asks for it
+        entry.change(networks=_addresses(sandbox))
+        entry.change_state(
+            status=Status.RUNNING,
+            pid=started.pid,
+            started_at=started.started_at,
+            exit=None,
+            starting_boot="",
+            health=HealthState() if record.healthcheck else None,
+        )
+
+    async def _enter_network(self, record: Container) -> tuple[int | None, Sandbox | None]:
+        config = record.config
+        if config.network_mode in (NetworkMode.NONE, NetworkMode.HOST):
+            return None, None
+        attachments = config.networks
+        if config.network_mode is NetworkMode.BRIDGE:
+            attachments = (AttachmentSpec(network_id=self._core.default_network, address=None, mac=None),)
+        sandbox = await self._core.network.create_sandbox(
+            SandboxSpec(
+                id=record.id,
+                attachments=attachments,
+                host_ports=config.host_ports,
+                dns_servers=config.dns_servers,
+                dns_search=config.dns_search,
+                dns_options=config.dns_options,
+                names=tuple(dict.fromkeys((record.name, *config.network_names, record.id[:12]))),
+            )
+        )
+        return self._core.network.open_netns(record.id), sandbox
+
+    def _lay_files(self, record: Container, directory: Path, sandbox: Sandbox | None) -> list[tuple[str, Path]]:
+        """Blocks: checks what the container will be given, and writes its files in /etc."""
+        mounts.check_sources(record.mounts)
+        sources = self._core.files.sources(record.id, record.config.files)
+        config = record.config
+        base = _read(self._core.host_files / "hosts") if config.network_mode is NetworkMode.HOST else ""
+        interfaces = sandbox.interfaces if sandbox else ()
+        texts = {
+            "hostname": hostfiles.hostname_text(record.hostname),
+            "hosts": hostfiles.hosts_text(
+                hostname=record.hostname,
+                domainname=config.domainname,
+                addresses=[interface.address for interface in interfaces],
+                extra_hosts=config.extra_hosts,
+                host_gateway=next((i.gateway for i in interfaces if i.gateway), "") or "",
+                base=base,
+            ),
+            "resolv.conf": sandbox.resolv_conf
+            if sandbox
+            else hostfiles.resolv_conf_text(
+                _read(self._core.host_files / "resolv.conf"),
+                servers=config.dns_servers,
+                search=config.dns_search,
+                options=config.dns_options,
+            ),
+        }
+        for name, text in texts.items():
+            path = directory / name
+            path.write_text(text)
+            path.chmod(0o644)
+        return sources
+
+    async def _undo_start(self, entry: Entry, cause: BaseException) -> None:
+        """A start failed or was cancelled: leave nothing, and say why in the record."""
+        before = entry.record.state
+        code = getattr(cause, "container_exit_code", 128)
+        entry.change_state(
+            status=Status.EXITED if before.started_at else Status.CREATED,
+            pid=0,
+            starting_boot="",
+            error=str(cause) if isinstance(cause, FleetError) else "the start was interrupted",
+            exit=ExitStatus(code=code, error=str(cause), finished_at=self._core.clock.now()),
+        )
+        try:
+            await self.release(entry)
+        except FleetError as trouble:
+            self._core.log.error("clean-up after a failed start", container=entry.id, cause=str(trouble))
+
+    # --- exit ---
+
+    def oom(self, entry: Entry) -> None:
+        """The kernel killed something in it for memory."""
+        if entry.starting:
+            entry.early_oom = True
+        else:
+            self._core.emit(Action.OOM, entry.record)
+
+    def exited(self, entry: Entry, status: ExitStatus) -> None:
+        """It ended. Waiters wake now; disk, sandbox and restart follow in a task. Idempotent for one run."""
+        if entry.starting:
+            entry.early_exit = status
+            return
+        if not entry.record.is_up:
+            return
+        before = entry.record.state
+        finished_at = status.finished_at or self._core.clock.now()
+        restarting = not entry.removing and should_restart(
+            entry.record.config.restart,
+            exit_code=status.code,
+            stopped_by_hand=before.stopped_by_hand,
+            restart_count=before.restart_count,
+        )
+        self._stop_health(entry)
+        entry.change_state(
+            status=Status.RESTARTING if restarting else Status.EXITED, pid=0, exit=status, error=status.error
+        )
+        entry.change(networks=())
+        self._execs.forget_container(entry.id)
+        entry.announce_exit(status)
+        self._core.emit(Action.DIE, entry.record, exitCode=str(status.code))
+        if restarting:
+            entry.restart_delay_s = next_delay_s(entry.restart_delay_s, ran_s=_seconds(before.started_at, finished_at))
+            entry.restart_task = self._core.spawn(self._restart_later(entry), what=f"restart container {entry.id[:12]}")
+        else:
+            self._core.spawn(self._after_exit(entry), what=f"release container {entry.id[:12]}")
+
+    async def _after_exit(self, entry: Entry) -> None:
+        async with entry.lock:
+            if not entry.is_gone and not entry.record.is_up:
+                await self.release(entry)
+
+    async def _restart_later(self, entry: Entry) -> None:
+        await self._after_exit(entry)
+        await self._core.clock.sleep(entry.restart_delay_s)
+        async with entry.lock:
+            if entry.record.state.status is not Status.RESTARTING or entry.removing:
+                return
+            entry.restart_task = None
+            try:
+                await self._start_locked(entry, restart_count=entry.record.state.restart_count + 1)
+            except RejectedFault:
+                raise  # will not get better by itself
+            except FleetError as cause:
+                self._retry(entry, cause)
+
+    def _retry(self, entry: Entry, cause: FleetError) -> None:
+        """A restart failed for what may pass (no address free, disk full): stay in *restarting* and come back."""
+        self._core.log.warning("restart failed, will try again", container=entry.id, cause=str(cause))
+        state = entry.change_state(status=Status.RESTARTING)
+        entry.restart_delay_s = next_delay_s(entry.restart_delay_s, ran_s=0)
+        if should_restart(
+            entry.record.config.restart, exit_code=1, stopped_by_hand=False, restart_count=state.restart_count
+        ):
+            entry.restart_task = self._core.spawn(self._restart_later(entry), what=f"restart container {entry.id[:12]}")
+        else:
+            entry.change_state(status=Status.EXITED)
+
+    def cancel_restart(self, entry: Entry) -> bool:
+        """Give up a planned restart; whether there was one."""
+        task, entry.restart_task = entry.restart_task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+        if entry.record.state.status is Status.RESTARTING:
+            entry.change_state(status=Status.EXITED)
+            return True
+        return False
+
+    async def release(self, entry: Entry) -> None:
+        """Let go of what a finished run holds: cgroup and notes of the supervisor, network sandbox. Caller holds
+        ``lock``. Idempotent.
+        """
+        if not entry.needs_release:
+            return
+        core = self._core
+        await core.save(entry)
+        await core.runtime.remove(entry.id)
+        if entry.record.config.network_mode not in (NetworkMode.NONE, NetworkMode.HOST):
+            await core.network.remove_sandbox(entry.id)
+        entry.needs_release = False
+
+    # --- stop ---
+
+    async def stop(self, entry: Entry, *, grace_s: float | None, signal: str | int | None) -> bool:
+        """End it and return when it has ended; False when it was not running. ``grace_s`` below 0 waits for ever."""
+        core = self._core
+        if entry.starting:
+            async with entry.lock:
+                pass
+        if self.cancel_restart(entry):
+            entry.change_state(stopped_by_hand=True)
+            await core.save(entry)
+            core.emit(Action.STOP, entry.record)
+            return True
+        if not entry.record.is_up:
+            return False
+        config = entry.record.config
+        number = assemble.parse_signal(signal or entry.record.stop_signal)
+        if grace_s is None:
+            grace_s = config.stop_grace_s if config.stop_grace_s is not None else DEFAULT_STOP_GRACE_S
+        ended = entry.next_exit
+        entry.change_state(stopped_by_hand=True)
+        if grace_s != 0:
+            await self.signal(entry, number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s if grace_s > 0 else None):
+                    await asyncio.shield(ended)
+        if not ended.done():
+            await self.kill_and_wait(entry)
+        core.emit(Action.STOP, entry.record)
+        return True
+
+    async def signal(self, entry: Entry, number: int) -> None:
+        """Deliver a signal to the first process; a paused container is resumed, as it could not act on it. Silent when
+        it is gone.
+        """
+        with contextlib.suppress(NotFoundError, ConflictError):
+            await self._core.runtime.signal(entry.id, number)
+            self._core.emit(Action.KILL, entry.record, signal=str(number))
+        if entry.record.state.status is Status.PAUSED:
+            await self.resume(entry)
+
+    async def resume(self, entry: Entry) -> None:
+        """Thaw. Raises ``ConflictError`` when it is not paused."""
+        if entry.record.state.status is not Status.PAUSED:
+            raise ConflictError(f"Container {entry.id} is not paused")
+        with contextlib.suppress(NotFoundError):
+            await self._core.runtime.resume(entry.id)
+        if entry.record.state.status is Status.PAUSED:
+            entry.change_state(status=Status.RUNNING)
+            self._core.emit(Action.UNPAUSE, entry.record)
+
+    async def kill_and_wait(self, entry: Entry) -> None:
+        """SIGKILL, and wait for the end. Raises ``RuntimeFault`` when it does not die."""
+        if not entry.record.is_up:
+            return
+        ended = entry.next_exit
+        await self.signal(entry, 9)
+        try:
+            async with asyncio.timeout(_KILL_WAIT_S):
+                await asyncio.shield(ended)
+        except TimeoutError:
+            raise RuntimeFault(
+                f"container {entry.id[:12]} did not end within {_KILL_WAIT_S:.0f} s of SIGKILL: process "
+                f"{entry.record.state.pid} may be blocked in the kernel (state D); see its /proc/PID/stack"
+            ) from None
+
+    # --- health ---
+
+    def watch_health(self, entry: Entry) -> None:
+        """Begin to probe, when the container has a health check."""
+        record = entry.record
+        if record.healthcheck is None or entry.health_task is not None:
+            return
+        monitor = HealthMonitor(
+            record.healthcheck,
+            started_at=record.state.started_at or self._core.clock.now(),
+            state=record.state.health or HealthState(),
+            probe=lambda args, timeout_s: self._execs.probe(entry, args, timeout_s),
+            report=lambda state: self._report_health(entry, state),
+            clock=self._core.clock,
+        )
+        entry.health_task = self._core.spawn(monitor.run(), what=f"health of container {entry.id[:12]}")
+
+    def _report_health(self, entry: Entry, state: HealthState) -> None:
+        before = entry.record.state.health
+        if not entry.record.is_up:
+            return
+        entry.change_state(health=state)
+        entry.announce_health()
+        if before is None or before.status != state.status:
+            self._core.emit(Action.HEALTH_STATUS, entry.record, status=state.status)
+            self._core.spawn(self._core.save(entry), what=f"save container {entry.id[:12]}")
+
+    def _stop_health(self, entry: Entry) -> None:
+        task, entry.health_task = entry.health_task, None
+        if task is not None:
+            task.cancel()
+
+
+def boot_id() -> str:
+    """Differs after every boot of the host (proc_sys_kernel(5))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _addresses(sandbox: Sandbox | None) -> tuple[NetworkAddress, ...]:
+    return tuple(
+        NetworkAddress(
+            network_id=interface.network_id,
+            address=interface.address,
+            prefix_len=interface.prefix_len,
+            mac=interface.mac,
+            gateway=interface.gateway or "",
+        )
+        for interface in (sandbox.interfaces if sandbox else ())
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _seconds(start: datetime | None, end: datetime) -> float:
+    return (end - start).total_seconds() if start else 0.0
