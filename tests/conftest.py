@@ -123,7 +123,7 @@ def traces() -> Traces:
     token = os.environ[TOKEN_VARIABLE]
     alone = os.environ.get("FLEET_TEST_ALONE") == "1"
     named = [path for pattern in ("/run/fleet*/*", "/var/lib/fleet*/*") for path in Path("/").glob(pattern[1:])]
-    groups = [str(path) for top in cgroups.hierarchies() for path in [*top.glob("fleet*"), *top.glob("fleet*/*")]]
+    groups = [str(path) for top in cgroups.hierarchies() for path in [*top.glob("fleet*/"), *top.glob("fleet*/*/")]]
     netns = [path.name for path in Path("/run/netns").glob("*")]
     mine = lambda name: alone or token in name  # noqa: E731
     return Traces(
