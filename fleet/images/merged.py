@@ -118,6 +118,8 @@ class MergedTree:
                 if len(at) > 1:
                     at.pop()
                 continue
+            if name.startswith(b".wh."):
+                raise RejectedFault(f"leads through {name[:200]!r}, which is a whiteout's name")
             status, lower = self.look(at[-1], name)
             if status is not None and stat.S_ISLNK(status.st_mode):
                 hops += 1

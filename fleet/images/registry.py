@@ -93,10 +93,12 @@ class RegistrySource:
         self._host = _HOSTS.get(parsed.domain, parsed.domain)
         self._repository = parsed.path
         self._credentials = credentials
-        self._insecure = _is_insecure(parsed.domain, self._options.insecure_registries)
-        self._authorization = _basic(credentials) if credentials and credentials.registry_token else ""
-        if credentials and credentials.registry_token:
-            self._authorization = f"Bearer {credentials.registry_token}"
+        self._insecure = parsed.domain not in self._options.ssl_contexts and _is_insecure(
+            parsed.domain, self._options.insecure_registries
+        )
+        self._authorization = (
+            f"Bearer {credentials.registry_token}" if credentials and credentials.registry_token else ""
+        )
         self._base: str | None = None
         self._client = httpx.AsyncClient(
             verify=self._ssl_context(),

@@ -18,9 +18,9 @@ import os
 import random
 import re
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -58,6 +58,14 @@ Steps: TypeAlias = list[dict[str, Any]]
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """What the store shows, by manifest digest; both have the same keys. Replaced whole, never changed."""
+
+    records: Mapping[str, ImageRecord]
+    images: Mapping[str, Image]
+
+
 class ImageStore:
     """Images below one directory. Make one with ``open``, give it back with ``close``."""
 
@@ -79,11 +87,11 @@ class ImageStore:
         self._blobs = BlobStore(root)
         self._layers = LayerStore(root, self._blobs, limits=limits)
         self._fetcher = Fetcher(self._blobs, limits=limits, platform=platform, clock=clock, rng=rng)
-        self._records: dict[str, ImageRecord] = {}
-        self._images: dict[str, Image] = {}
+        self._state = _State(records={}, images={})
         self._gate = asyncio.Lock()
         """Held while content is swept and while an addition starts: they exclude each other."""
         self._adding = 0
+        self._sweep_owed = False
         self._unpacking = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._release = weakref.finalize(self, os.close, lock_fd)
@@ -113,8 +121,7 @@ class ImageStore:
         try:
             await in_thread(store._blobs.open)
             await in_thread(store._layers.open)
-            store._records = await in_thread(store._file.read)
-            for record in list(store._records.values()):
+            for record in (await in_thread(store._file.read)).values():
                 await store._revive(record)
             await in_thread(store._sweep)
         except BaseException:
@@ -203,7 +210,7 @@ class ImageStore:
         report = progress or (lambda _step: None)
         async with self._addition():
             if name.digest and (known := self._by_digest(name.digest)) is not None:
-                record = self._records[known.manifest_digest]
+                record = self._state.records[known.manifest_digest]
                 image = await self._add(replace(record, repo_digests=(f"{name.name}@{name.digest}",)))
                 report(Progress(reference=name.familiar, stage="done", digest=image.manifest_digest))
                 return image
@@ -237,7 +244,7 @@ class ImageStore:
     def list(self) -> Images:
         """Every image, newest first."""
         return sorted(
-            self._images.values(),
+            self._state.images.values(),
             key=lambda image: (image.created.timestamp() if image.created else 0.0, image.manifest_digest),
             reverse=True,
         )
@@ -254,7 +261,7 @@ class ImageStore:
         """
         digest = reference_or_digest if is_digest(reference_or_digest) else parse_reference(reference_or_digest).digest
         image = self.get(digest or reference_or_digest)
-        record = self._records[image.manifest_digest]
+        record = self._state.records[image.manifest_digest]
         if digest is None:
             name = parse_reference(reference_or_digest).name
             served = [item.partition("@")[2] for item in record.repo_digests if item.startswith(f"{name}@")]
@@ -279,7 +286,7 @@ class ImageStore:
         if name.digest:
             raise UserError(f"tag: {new_ref!r} names a digest; give a tag")
         async with self._addition():
-            record = self._records[self.get(ref_or_id).manifest_digest]
+            record = self._state.records[self.get(ref_or_id).manifest_digest]
             return await self._add(replace(record, references=(str(name),)))
 
     async def remove(self, ref_or_id: str, *, force: bool = False, in_use: Collection[str] = ()) -> Removals:
@@ -291,7 +298,7 @@ class ImageStore:
         """
         async with self._writing:
             image = self.get(ref_or_id)
-            record = self._records[image.manifest_digest]
+            record = self._state.records[image.manifest_digest]
             named = self._named_by(record, ref_or_id)
             going = (named,) if named else record.references
             left = tuple(name for name in record.references if name not in going)
@@ -304,7 +311,7 @@ class ImageStore:
                     f"unable to delete {ref_or_id} (must be forced) - image is being used by a container"
                 )
             answer = [{"Untagged": parse_reference(name).familiar} for name in going]
-            records = dict(self._records)
+            records = dict(self._state.records)
             if left or image.id in in_use:
                 kept = tuple(item for item in record.repo_digests if left)
                 records[image.manifest_digest] = replace(record, references=left, repo_digests=kept)
@@ -319,12 +326,12 @@ class ImageStore:
     async def prune(self, *, dangling_only: bool = True, in_use: Collection[str] = ()) -> tuple[Removals, int]:
         """Remove images nobody uses - those without names, or all; Docker's ``ImagesDeleted`` and the bytes freed."""
         answer: Removals = []
-        before = sum(image.size_bytes for image in self._images.values())
+        before = sum(image.size_bytes for image in self._state.images.values())
         for image in self.list():
             if image.id in in_use or (dangling_only and image.references):
                 continue
             answer += await self.remove(image.manifest_digest, force=True, in_use=in_use)
-        return answer, before - sum(image.size_bytes for image in self._images.values())
+        return answer, before - sum(image.size_bytes for image in self._state.images.values())
 
     async def save(self, names: Sequence[str], sink: Callable[[bytes], Awaitable[None]]) -> None:
         """Write images as one archive that both Docker and OCI tools load, piece by piece into ``sink``."""
@@ -332,7 +339,7 @@ class ImageStore:
             wanted: dict[str, ImageToSave] = {}
             for name in names:
                 image = self.get(name)
-                record = self._records[image.manifest_digest]
+                record = self._state.records[image.manifest_digest]
                 manifest = Manifest(
                     media_type=record.media_type,
                     digest=record.manifest_digest,
@@ -367,6 +374,8 @@ class ImageStore:
             yield
         finally:
             self._adding -= 1
+        if self._sweep_owed:
+            await self._collect()
 
     @asynccontextmanager
     async def _spooled(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Path]:
@@ -405,20 +414,23 @@ class ImageStore:
         """Merge a record whose content is complete, take its names from others, write, and show the image."""
         async with self._writing:
             record = replace(record, added=self._clock.now().isoformat())
-            known = self._records.get(record.manifest_digest)
+            known = self._state.records.get(record.manifest_digest)
             merged = replace(known.merged_with(record), added=record.added) if known else record
             records = {
                 digest: replace(other, references=tuple(n for n in other.references if n not in record.references))
-                for digest, other in self._records.items()
+                for digest, other in self._state.records.items()
             }
             records[merged.manifest_digest] = merged
             await self._write(records)
-            return self._images[merged.manifest_digest]
+            return self._state.images[merged.manifest_digest]
 
     async def _write(self, records: dict[str, ImageRecord]) -> None:
-        images = await in_thread(lambda: {digest: self._view(record) for digest, record in records.items()})
-        await in_thread(self._file.write, records)
-        self._records, self._images = records, images
+        def write() -> None:  # whole in the thread: a cancelled caller must not part the file from what is shown
+            images = {digest: self._view(record) for digest, record in records.items()}
+            self._file.write(records)
+            self._state = _State(records=records, images=images)
+
+        await in_thread(write)
 
     def _read(self, manifest: Manifest) -> tuple[ImageManifest, ConfigDocument]:
         document = parse_manifest(manifest)
@@ -435,7 +447,7 @@ class ImageStore:
         return document, config
 
     def _view(self, record: ImageRecord) -> Image:
-        known = self._images.get(record.manifest_digest)
+        known = self._state.images.get(record.manifest_digest)
         names = tuple(sorted(parse_reference(name).familiar for name in record.references))
         digests = tuple(sorted(parse_reference(name).familiar for name in record.repo_digests))
         if known is not None:
@@ -469,24 +481,28 @@ class ImageStore:
         """
         try:
             await self._prepare(await in_thread(self._stored_manifest, record))
-            self._images[record.manifest_digest] = await in_thread(self._view, record)
+            image = await in_thread(self._view, record)
         except (NotFoundError, RejectedFault) as error:
             _log.warning("image dropped", manifest=record.manifest_digest, names=record.references, cause=str(error))
-            del self._records[record.manifest_digest]
+            return
+        key = record.manifest_digest
+        self._state = _State(records={**self._state.records, key: record}, images={**self._state.images, key: image})
 
     async def _collect(self) -> Names:
         """Sweep if nothing is being added; else the next removal, or opening, does. Chain ids of the layers that
         went.
         """
         async with self._gate:
-            return await in_thread(self._sweep) if self._adding == 0 else []
+            self._sweep_owed = self._adding > 0
+            return [] if self._sweep_owed else await in_thread(self._sweep)
 
     def _sweep(self) -> Names:
         """Delete every blob and layer that no record leads to."""
+        state = self._state
         blobs: set[str] = set()
         layers: set[str] = set()
-        for digest, record in self._records.items():
-            image = self._images[digest]
+        for digest, record in state.records.items():
+            image = state.images[digest]
             blobs |= {digest, image.id, *image.layer_digests, *record.indexes}
             layers |= set(chain_ids(image.diff_ids))
         gone = [chain_id for chain_id in self._layers.chain() if chain_id not in layers]
@@ -498,15 +514,15 @@ class ImageStore:
         return gone
 
     def _by_digest(self, digest: str) -> Image | None:
-        if digest in self._images:
-            return self._images[digest]
+        if digest in self._state.images:
+            return self._state.images[digest]
         found = [
             record
-            for record in self._records.values()
-            if digest in record.indexes or self._images[record.manifest_digest].id == digest
+            for record in self._state.records.values()
+            if digest in record.indexes or self._state.images[record.manifest_digest].id == digest
         ]
         newest = max(found, key=lambda record: (bool(record.references), record.added), default=None)
-        return self._images[newest.manifest_digest] if newest else None
+        return self._state.images[newest.manifest_digest] if newest else None
 
     def _by_name(self, text: str) -> Image | None:
         try:
@@ -517,14 +533,19 @@ class ImageStore:
             return self._by_digest(name.digest)
         wanted = str(name)
         return next(
-            (self._images[digest] for digest, record in self._records.items() if wanted in record.references), None
+            (
+                self._state.images[digest]
+                for digest, record in self._state.records.items()
+                if wanted in record.references
+            ),
+            None,
         )
 
     def _by_short_id(self, text: str) -> Image | None:
         match = _SHORT_ID.fullmatch(text)
         if match is None:
             return None
-        found = {image.id for image in self._images.values() if image.id.startswith(f"sha256:{match[1]}")}
+        found = {image.id for image in self._state.images.values() if image.id.startswith(f"sha256:{match[1]}")}
         if len(found) > 1:
             raise UserError(f"image id {text} is ambiguous: {len(found)} images begin with it")
         return self._by_digest(found.pop()) if found else None

@@ -17,7 +17,8 @@ __all__ = ["PeerServer"]
 class PeerServer:
     """Serves a store's manifests and blobs while the context lasts. ``blob_requests`` lists (digest, offset) as asked.
 
-    ``break_off_after``: every blob answer ends after so many bytes, in the middle. ``flip_byte_at``: blobs longer than this are wrong there.
+    ``break_off_after``: every blob answer ends after so many bytes, in the middle. ``flip_byte_at``: blobs longer than
+    this are wrong there.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class PeerServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def log_message(self, format: str, *args: Any) -> None:
+            def log_message(self, *_args: Any) -> None:
                 pass
 
             def do_GET(self) -> None:
