@@ -134,6 +134,9 @@ def env(name: str, root: Path, host: str | None) -> None:
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 def execute(name: str, root: Path, host: str, command: tuple[str, ...]) -> None:
     """Run COMMAND on HOST, in all its namespaces; its exit code is the command's."""
+    command = command[1:] if command[0] == "--" else command
+    if not command:
+        raise click.UsageError("give the command to run: fleet lab exec HOST -- COMMAND")
     argv = _lab(name, root).command(host, command)
     os.execvp(argv[0], argv)  # noqa: S606 - becoming the command keeps terminal, signals and exit code as they are
 
