@@ -1,0 +1,44 @@
+"""Tasks whose place is lost: node drained, down, removed, or no longer satisfying their constraints (SCH-22).
+
+One road for all: desired state *shutdown* for the task, a replacement at once, without the restart delay, because
+nothing failed. A drained node is alive, so the replacement waits until the old task has stopped; a lost one can not
+tell, so it does not. What is observed of a task on a lost node stays as it was: its agent may come back and say more,
+and after a day the reaper declares it orphaned (HLT-05).
+"""
+
+from __future__ import annotations
+
+import enum
+
+from fleet.model.node import Availability, Node, NodeState
+from fleet.model.task import Task
+from fleet.orchestrator.view import ServiceView
+
+__all__ = ["Place", "is_lost", "place_of"]
+
+
+class Place(enum.Enum):
+    """What a task's node means for it."""
+
+    GOOD = "good"
+    UNSUITABLE = "unsuitable"
+    """Drained, or against its constraints: it must leave, and can be told so."""
+    LOST = "lost"
+    """Down or removed: it can not be told."""
+
+
+def place_of(task: Task, view: ServiceView) -> Place:
+    """*Good* also for a task without a node: it has nothing to lose."""
+    if not task.node_id:
+        return Place.GOOD
+    node = view.nodes.get(task.node_id)
+    if node is None or is_lost(node):
+        return Place.LOST
+    if node.spec.availability is Availability.DRAIN or not view.fits(task.spec, node):
+        return Place.UNSUITABLE
+    return Place.GOOD
+
+
+def is_lost(node: Node | None) -> bool:
+    """Whether nothing can be heard from the node. *Unknown* and *disconnected* nodes may answer any moment."""
+    return node is None or node.removed or node.status.state is NodeState.DOWN

@@ -1,0 +1,110 @@
+"""Whether, when and after whom a task is replaced (RST-01..08; SwarmKit manager/orchestrator/restart).
+
+A task that ended by itself is replaced if its policy allows, at desired state *ready* so that its image is there when
+the delay is over; the delay is a date in its ``hold``, so a new leader keeps it. A task that ended because its node was
+drained or lost is replaced without delay. Attempts are counted in the history that the store keeps for the slot, so they
+survive leaders too; the reaper keeps as many as this needs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from fleet.model.defaults import nanoseconds, restart_condition, restart_delay
+from fleet.model.service import RestartCondition
+from fleet.model.task import Hold, Task, TaskState
+from fleet.orchestrator.eviction import Place, is_lost, place_of
+from fleet.orchestrator.plan import Plan, Waiting, WaitingFor
+from fleet.orchestrator.view import ServiceView, Slot, ended_by_itself, slot_key
+
+__all__ = ["OLD_TASK_PATIENCE", "Replacement", "decide_replacement", "hold_after", "plan_release"]
+
+OLD_TASK_PATIENCE: Final = timedelta(seconds=60)
+"""A replacement starts at the latest so long after it was made, even if the old task does not stop (RST-04)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """The newest task of a slot is to be followed by another, held back as ``hold`` says."""
+
+    hold: Hold | None
+
+
+def decide_replacement(view: ServiceView, slot: Slot, *, now: datetime) -> Replacement | None:
+    """For a slot without a runnable task: how its newest is replaced, or None when the policy says to leave it."""
+    newest = slot.newest
+    condition = restart_condition(newest.spec)
+    if not ended_by_itself(newest):
+        if condition is RestartCondition.NONE and not view.service.spec.is_global:
+            return None
+        return Replacement(hold_after(view, newest, now=now))
+    if condition is RestartCondition.NONE:
+        return None
+    if condition is RestartCondition.ON_FAILURE and newest.status.state is TaskState.COMPLETE:
+        return None
+    if not _has_attempts_left(slot):
+        return None
+    delay = restart_delay(newest.spec)
+    if place_of(newest, view) is not Place.GOOD or delay <= timedelta(0):
+        return Replacement(None)
+    # A task that failed while still held back does not shorten the wait: no tight loop on a bad image (RST-07).
+    before = newest.hold.not_before if newest.hold is not None else None
+    start = max(now, before) if before is not None else now
+    return Replacement(Hold(not_before=start + delay))
+
+
+def hold_after(view: ServiceView, old: Task, *, now: datetime) -> Hold | None:
+    """Hold a replacement until ``old`` has stopped; None when it has, never ran, or can not say."""
+    if old.status.state.is_terminal or old.status.state.rank < TaskState.ASSIGNED.rank:
+        return None
+    if is_lost(view.nodes.get(old.node_id)):
+        return None
+    return Hold(after_task=old.id, after_deadline=now + OLD_TASK_PATIENCE)
+
+
+def plan_release(view: ServiceView, task: Task, plan: Plan, *, now: datetime) -> None:
+    """Let a held task run when nothing holds it any more, else note what it waits for. Other tasks are left alone."""
+    if task.desired_state is not TaskState.READY:
+        return
+    hold = task.hold or Hold()
+    waits: list[Waiting] = []
+    if hold.not_before is not None and now < hold.not_before:
+        waits.append(_waiting(WaitingFor.RESTART_DELAY, task, hold.not_before))
+    if _waits_for_old(view, hold, now=now):
+        waits.append(_waiting(WaitingFor.OLD_TASK, task, hold.after_deadline))
+    if waits:
+        plan.waiting.extend(waits)
+    else:
+        plan.want_running(task, now=now)
+
+
+def _waits_for_old(view: ServiceView, hold: Hold, *, now: datetime) -> bool:
+    if hold.after_task is None or (hold.after_deadline is not None and now >= hold.after_deadline):
+        return False
+    old = next((task for task in view.tasks if task.id == hold.after_task), None)
+    return old is not None and not old.status.state.is_terminal and not is_lost(view.nodes.get(old.node_id))
+
+
+def _waiting(reason: WaitingFor, task: Task, until: datetime | None) -> Waiting:
+    return Waiting(reason=reason, service_id=task.service_id, slot=slot_key(task), until=until)
+
+
+def _has_attempts_left(slot: Slot) -> bool:
+    """Whether fewer than ``max_attempts`` restarts were made, within the window if there is one (RST-05, RST-06).
+
+    A restart is a task that follows one that ended by itself, both from the spec of the newest: replacing evicted tasks
+    costs no attempt, and a new spec starts anew.
+    """
+    newest = slot.newest
+    policy = newest.spec.restart_policy
+    if policy is None or policy.max_attempts <= 0:
+        return True
+    alike = [task for task in slot.tasks if task.spec == newest.spec]
+    restarts = [later.created_at for earlier, later in itertools.pairwise(alike) if ended_by_itself(earlier)]
+    if policy.window_ns > 0:
+        since = newest.status.timestamp - nanoseconds(policy.window_ns)
+        restarts = [instant for instant in restarts if instant >= since]
+    return len(restarts) < policy.max_attempts

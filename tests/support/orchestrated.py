@@ -1,0 +1,177 @@
+"""A cluster in memory for tests of planning: plans are written at once, a simulated allocator, scheduler and agent
+move tasks on, and every plan is checked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+
+import msgspec
+from support.decision_builders import NOW
+
+from fleet.model.ids import NodeId, TaskId
+from fleet.model.node import Node
+from fleet.model.service import Service, TaskSpec
+from fleet.model.task import Task, TaskState, is_runnable
+from fleet.orchestrator.check_plan import apply_plan, check_plan
+from fleet.orchestrator.plan import Plan
+from fleet.orchestrator.reaper import plan_reaping
+from fleet.orchestrator.service import plan_service
+from fleet.orchestrator.view import ServiceView, slot_key
+from fleet.scheduler.constraints import match_all, parse_constraints
+
+S = TaskState
+
+
+def fits(spec: TaskSpec, node: Node) -> bool:
+    return match_all(parse_constraints(spec.placement.constraints), node)
+
+
+class Cluster:
+    """One service on some nodes. Time stands still unless ``advance`` is called."""
+
+    def __init__(self, service: Service, nodes: Iterable[Node] = (), tasks: Iterable[Task] = ()) -> None:
+        self.service: Service | None = service
+        self.nodes = {node.id: node for node in nodes}
+        self.tasks: dict[TaskId, Task] = {task.id: task for task in tasks}
+        self.now = NOW + timedelta(hours=1)
+        self._ids = itertools.count(1)
+        self.created: list[Task] = []
+
+    # -- what planning does
+
+    def new_id(self) -> TaskId:
+        return TaskId(f"new{next(self._ids):04}")
+
+    @property
+    def view(self) -> ServiceView:
+        assert self.service is not None
+        return ServiceView(service=self.service, tasks=list(self.tasks.values()), nodes=self.nodes, fits=fits)
+
+    def plan(self) -> Plan:
+        """Plan, check, write."""
+        view = self.view
+        plan = plan_service(view, now=self.now, new_id=self.new_id)
+        check_plan(view, plan, now=self.now)
+        self.tasks = apply_plan(self.tasks, plan)
+        self.created.extend(plan.create)
+        for service in plan.changed_services:
+            self.service = service
+        return plan
+
+    def settle(self, rounds: int = 50) -> None:
+        """Plan until nothing is left to do now."""
+        for _ in range(rounds):
+            if self.plan().is_empty:
+                return
+        raise AssertionError(f"planning does not come to rest in {rounds} rounds")
+
+    def reap(self, *, history_limit: int = 5) -> Plan:
+        services = {self.service.id: self.service} if self.service else {}
+        plan = plan_reaping(services, self.tasks.values(), self.nodes, history_limit=history_limit, now=self.now)
+        self.tasks = apply_plan(self.tasks, plan)
+        if plan.delete_services:
+            self.service = None
+        return plan
+
+    # -- what others do
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def observe(self, task: Task, state: TaskState) -> None:
+        """The agent (or scheduler) reports; going back is refused, as the dispatcher does."""
+        current = self.tasks[task.id]
+        assert state.rank >= current.status.state.rank
+        status = msgspec.structs.replace(current.status, state=state, timestamp=self.now)
+        self.tasks[task.id] = msgspec.structs.replace(current, status=status)
+
+    def assign(self, task: Task, node_id: str) -> None:
+        self.tasks[task.id] = msgspec.structs.replace(self.tasks[task.id], node_id=NodeId(node_id))
+        self.observe(task, S.ASSIGNED)
+
+    def change_node(self, node_id: str, change: Callable[[Node], Node]) -> None:
+        key = NodeId(node_id)
+        self.nodes[key] = change(self.nodes[key])
+
+    def update(self, spec: TaskSpec | None = None, **spec_fields: object) -> None:
+        """As the API updates a service: versions grow, the old spec is kept, the update's status is cleared."""
+        assert self.service is not None
+        old = self.service
+        fields = dict(spec_fields)
+        if spec is not None:
+            fields["task_template"] = spec
+        version = old.spec_version + 1
+        self.service = msgspec.structs.replace(
+            old,
+            spec=msgspec.structs.replace(old.spec, **fields),
+            previous_spec=old.spec,
+            spec_version=version,
+            task_spec_version=version if spec is not None else old.task_spec_version,
+            update_status=None,
+        )
+
+    def run_agents(self, *, node_for: Callable[[Task], str] | None = None) -> bool:
+        """One step of everybody else: place, start, stop. Whether anything moved."""
+        moved = False
+        for task in list(self.tasks.values()):
+            unwanted = task.desired_state.rank > S.RUNNING.rank
+            state = task.status.state
+            if state.is_terminal or (unwanted and state.rank < S.ASSIGNED.rank):
+                continue
+            if state.rank < S.ASSIGNED.rank:
+                node_id = task.node_id or (node_for(task) if node_for else self._emptiest(task))
+                if node_id:
+                    self.assign(task, node_id)
+                    moved = True
+                continue
+            node = self.nodes.get(task.node_id)
+            if node is None or node.removed or node.status.state.value != "ready":
+                continue
+            if unwanted:
+                self.observe(task, S.SHUTDOWN)
+                moved = True
+            elif state.rank < task.desired_state.rank:
+                self.observe(task, task.desired_state)
+                moved = True
+        return moved
+
+    def run(self, rounds: int = 200) -> None:
+        """Planning and everybody else in turn, until all is at rest; time goes on only to what is waited for."""
+        for _ in range(rounds):
+            plan = self.plan()
+            moved = self.run_agents()
+            if plan.is_empty and not moved:
+                if plan.wake_at is None:
+                    return
+                self.now = max(self.now, plan.wake_at)
+        raise AssertionError(f"no rest within {rounds} rounds")
+
+    def _emptiest(self, task: Task) -> str:
+        ready = [
+            node.id
+            for node in self.nodes.values()
+            if not node.removed
+            and node.status.state.value == "ready"
+            and node.spec.availability.value == "active"
+            and fits(task.spec, node)
+        ]
+        load = dict.fromkeys(ready, 0)
+        for other in self.tasks.values():
+            if is_runnable(other) and other.node_id in load:
+                load[other.node_id] += 1
+        return min(load, key=lambda node_id: (load[node_id], node_id), default="")
+
+    # -- what tests ask
+
+    def runnable(self) -> list[Task]:
+        return sorted(
+            (t for t in self.tasks.values() if is_runnable(t)), key=lambda t: (t.slot, t.node_id, t.created_at)
+        )
+
+    def running(self) -> list[Task]:
+        return [t for t in self.runnable() if t.status.state is S.RUNNING]
+
+    def slots(self) -> list[int | NodeId]:
+        return [slot_key(task) for task in self.runnable()]
