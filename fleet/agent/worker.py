@@ -77,9 +77,9 @@ class Worker:
             raise errors.UnavailableError(f"config {ConfigId(config_id)} is not here yet")
         return item.data
 
-    @property
-    def network_sync(self) -> NetworkSync:
-        return self._network_sync
+    async def ensure_network(self, network_id: str) -> None:
+        """The network is there with its present state. Raises ``UnavailableError`` while it has not come."""
+        await self._network_sync.ensure(network_id)
 
     def task(self, task_id: str) -> Task | None:
         """An assigned task by id."""

@@ -22,7 +22,7 @@ from fleet.identity.keys import NodeIdentity
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
 
-__all__ = ["client_context", "insecure_context", "pinned_context", "server_context", "verify_peer"]
+__all__ = ["client_context", "insecure_context", "pinned_context", "present", "server_context", "verify_peer"]
 
 ClientCertificates = Literal["optional", "required"]
 
@@ -34,7 +34,7 @@ def server_context(identity: NodeIdentity, *, client_certificates: ClientCertifi
     context.num_tickets = 0
     _trust(context, identity.ca_pem)
     context.verify_mode = ssl.CERT_REQUIRED if client_certificates == "required" else ssl.CERT_OPTIONAL
-    _present(context, identity)
+    present(context, identity)
     return context
 
 
@@ -45,7 +45,7 @@ def client_context(identity: NodeIdentity, expect_cluster: ClusterId | None = No
             f"this node's identity is of cluster {identity.cluster_id}, expected {expect_cluster}"
         )
     context = pinned_context(identity.ca_pem)
-    _present(context, identity)
+    present(context, identity)
     return context
 
 
@@ -108,7 +108,8 @@ def _trust(context: ssl.SSLContext, ca_pem: str) -> None:
         raise errors.UserError(f"root certificate: not usable: {cause}") from cause
 
 
-def _present(context: ssl.SSLContext, identity: NodeIdentity) -> None:
+def present(context: ssl.SSLContext, identity: NodeIdentity) -> None:
+    """Show this certificate from now on, also on a context already in use (renewal); open connections keep theirs."""
     descriptor = os.memfd_create("node-identity", os.MFD_CLOEXEC)
     with os.fdopen(descriptor, "wb") as file:
         file.write(f"{identity.key_pem}\n{identity.cert_pem}".encode())

@@ -35,7 +35,7 @@ from fleet.model.service import (
 )
 from fleet.model.task import Attachment, Task, TaskState, TaskStatus
 from fleet.network.ipam import SubnetPool, next_address
-from fleet.store import Store, Transaction
+from fleet.store import Kind, Store, Transaction
 
 __all__ = ["LOCAL_NETWORKS", "Allocator", "plan_allocation"]
 
@@ -62,7 +62,7 @@ class Allocator:
 
     async def run(self) -> None:
         """Until cancelled."""
-        subscription = self._store.subscribe("task", "service", "network", "node", "cluster")
+        subscription = self._store.subscribe(Kind.TASK, Kind.SERVICE, Kind.NETWORK, Kind.NODE, Kind.CLUSTER)
         try:
             while True:
                 await self._allocate()
@@ -75,15 +75,10 @@ class Allocator:
             changed = list(plan_allocation(self._store, now=self._clock.now()))
             if not changed:
                 return
-            step = self._store.operations_max
-            try:
-                for start in range(0, len(changed), step):
-                    transaction = Transaction()
-                    for item in changed[start : start + step]:
-                        transaction.replace(item)
-                    await self._store.commit(transaction)
-            except errors.OutOfSequenceError:
-                continue
+            results = await self._store.commit_all(Transaction().replace(item) for item in changed)
+            for result in results:
+                if isinstance(result, errors.FleetError) and not isinstance(result, errors.ConflictError):
+                    raise result
             log.info("allocated", objects=len(changed))
 
 
@@ -280,7 +275,11 @@ def _plan_service(
     for port in _wanted_ports(service):
         number = port.published_port
         if not number and port.publish_mode is PublishMode.INGRESS:
-            number = before.get((port.protocol, port.target_port)) or _free_port(port.protocol, ports)
+            found = before.get((port.protocol, port.target_port)) or _free_port(port.protocol, ports)
+            if found is None:
+                log.warning("service gets no published port", service=service.spec.name, protocol=port.protocol.value)
+                return None
+            number = found
             ports[port.protocol, number] = service.id
         allocated.append(msgspec.structs.replace(port, published_port=number))
     endpoint = Endpoint(
@@ -291,13 +290,8 @@ def _plan_service(
     return msgspec.structs.replace(service, endpoint=endpoint, updated_at=now)
 
 
-def _free_port(protocol: Protocol, ports: dict[PortKey, str]) -> int:
-    for number in _DYNAMIC_PORTS:
-        if (protocol, number) not in ports:
-            return number
-    raise errors.ConflictError(
-        f"all {protocol.value} ports of {_DYNAMIC_PORTS.start}-{_DYNAMIC_PORTS.stop - 1} are taken"
-    )
+def _free_port(protocol: Protocol, ports: dict[PortKey, str]) -> int | None:
+    return next((number for number in _DYNAMIC_PORTS if (protocol, number) not in ports), None)
 
 
 def _plan_task(

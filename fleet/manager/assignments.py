@@ -113,9 +113,9 @@ class Assembler:
             if node is None:
                 continue
             for attachment in task.network_attachments:
-                item = _endpoint(task, node, attachment)
-                if item is not None:
-                    by_network.setdefault(attachment.network_id, []).append(item)
+                endpoint = _endpoint(task, node, attachment)
+                if endpoint is not None:
+                    by_network.setdefault(attachment.network_id, []).append(endpoint)
         published: list[Item] = []
         for service in services.values():
             if service.pending_delete:

@@ -31,9 +31,9 @@ from fleet.clock import Clock
 from fleet.manager.assignments import Assembler, difference
 from fleet.model.common import SECOND_NS
 from fleet.model.ids import NodeId, TaskId
-from fleet.model.node import Node, NodeState, NodeStatus
+from fleet.model.node import Node, NodeDescription, NodeState, NodeStatus
 from fleet.model.task import Task, TaskState, TaskStatus, later
-from fleet.store import Store, Transaction
+from fleet.store import Kind, Store, Transaction
 
 __all__ = ["Channel", "ChannelClosed", "Dispatcher", "Tolerances"]
 
@@ -157,7 +157,7 @@ class Dispatcher:
                     await session.channel.close("this manager is stopping")
 
     async def _watch_changes(self) -> None:
-        subscription = self._store.subscribe("task", "service", "node", "network", "secret", "config")
+        subscription = self._store.subscribe(Kind.TASK, Kind.SERVICE, Kind.NODE, Kind.NETWORK, Kind.SECRET, Kind.CONFIG)
         try:
             while True:
                 await subscription.wait()
@@ -232,6 +232,12 @@ class Dispatcher:
 
         await self._change_node(node_id, registered)
 
+    async def _redescribe(self, node_id: NodeId, description: NodeDescription) -> None:
+        def described(node: Node) -> Node:
+            return msgspec.structs.replace(node, description=description)
+
+        await self._change_node(node_id, described)
+
     async def _change_node(self, node_id: NodeId, change: Callable[[Node], Node]) -> None:
         for _ in range(_COMMIT_TRIES):
             node = self._store.nodes.get(node_id)
@@ -273,10 +279,7 @@ class Dispatcher:
                         self._reports_room.clear()
                 case dispatch.Describe():
                     self._images[session.node_id] = message.images
-                    description = message.description
-                    await self._change_node(
-                        session.node_id, lambda node, d=description: msgspec.structs.replace(node, description=d)
-                    )
+                    await self._redescribe(session.node_id, message.description)
                 case dispatch.Hello():
                     raise errors.UserError(f"session of node {session.node_id}: a second Hello")
             node = self._store.nodes.get(session.node_id)
@@ -331,28 +334,23 @@ class Dispatcher:
                     await session.channel.send(dispatch.encode(dispatch.Reported(number=report.number)))
 
     async def _commit_statuses(self, newest: dict[TaskId, tuple[NodeId, TaskStatus]]) -> None:
-        pending = list(newest.items())
-        step = self._store.operations_max
-        while pending:
-            piece, pending = pending[:step], pending[step:]
-            for _ in range(_COMMIT_TRIES):
-                transaction = Transaction()
-                changed = [
-                    task
-                    for task_id, (node_id, status) in piece
-                    if (task := self._with_status(task_id, node_id, status)) is not None
-                ]
-                if not changed:
-                    break
-                for task in changed:
-                    transaction.replace(task)
-                try:
-                    await self._store.commit(transaction)
-                except errors.OutOfSequenceError:
-                    continue
-                break
-            else:
-                raise errors.UnavailableError(f"{len(piece)} tasks kept changing while their status was written")
+        for _ in range(_COMMIT_TRIES):
+            changed = {
+                task_id: task
+                for task_id, (node_id, status) in newest.items()
+                if (task := self._with_status(task_id, node_id, status)) is not None
+            }
+            if not changed:
+                return
+            results = await self._store.commit_all(Transaction().replace(task) for task in changed.values())
+            again: dict[TaskId, tuple[NodeId, TaskStatus]] = {}
+            for task_id, result in zip(changed, results, strict=True):
+                if isinstance(result, errors.ConflictError):
+                    again[task_id] = newest[task_id]
+                elif isinstance(result, errors.FleetError) and not isinstance(result, errors.NotFoundError):
+                    raise result
+            newest = again
+        raise errors.UnavailableError(f"{len(newest)} tasks kept changing while their status was written")
 
     def _with_status(self, task_id: TaskId, node_id: NodeId, status: TaskStatus) -> Task | None:
         task = self._store.tasks.get(task_id)

@@ -1,0 +1,320 @@
+"""A task as a container of this host: the ``TaskRuntime`` that controllers drive.
+
+The container bears the task's name (``web.1.<id>``), so that after any crash the next daemon finds it by the task alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from fleet import errors
+from fleet.agent.controller import Exit
+from fleet.agent.image_sources import ImageLocator, close_all
+from fleet.agent.templates import expand, placeholders
+from fleet.containers.config import ContainerConfig, FileMount, LogConfig, NetworkMode
+from fleet.containers.engine import ContainerEngine
+from fleet.containers.record import Container, ExitStatus, Status
+from fleet.images import ImageStore
+from fleet.model.defaults import stop_grace
+from fleet.model.node import NodeDescription
+from fleet.model.service import ContainerSpec, FileTarget, Mount, PublishMode, TaskSpec
+from fleet.model.task import ContainerStatus, Task, task_name
+from fleet.model.units import parse_bytes
+from fleet.network.ipam import mac_for
+from fleet.network.topology import AttachmentSpec, HostPort
+from fleet.node_runtime.spec import ResourceLimits
+
+__all__ = ["ContainerTasks", "TaskSupplies", "container_config"]
+
+log = structlog.get_logger("container-task")
+
+_FETCH_RETRY_S: Final = 0.5
+_SECRETS_FOLDER: Final = "/run/secrets/"
+_LABEL: Final = "com.docker.swarm."
+
+
+class TaskSupplies(Protocol):
+    """What the worker holds for tasks."""
+
+    def secret(self, secret_id: str) -> bytes: ...
+    def config(self, config_id: str) -> bytes: ...
+    async def ensure_network(self, network_id: str) -> None: ...
+
+
+class ContainerTasks:
+    """See ``TaskRuntime``; idempotent per task, as asked there."""
+
+    def __init__(
+        self,
+        *,
+        supplies: TaskSupplies,
+        engine: ContainerEngine,
+        images: ImageStore,
+        locator: ImageLocator,
+        description: Callable[[], NodeDescription],
+    ) -> None:
+        self._supplies = supplies
+        self._engine = engine
+        self._images = images
+        self._locator = locator
+        self._description = description
+        self._fetching: dict[str, asyncio.Lock] = {}
+
+    def _find(self, task: Task) -> Container | None:
+        try:
+            return self._engine.inspect(task_name(task))
+        except errors.NotFoundError:
+            return None
+
+    async def prepare(self, task: Task) -> str:
+        known = self._find(task)
+        if known is not None:
+            return known.id
+        await self._ensure_image(task.spec.container_spec.image)
+        for attachment in task.network_attachments:
+            await self._supplies.ensure_network(attachment.network_id)
+        config = container_config(task, self._supplies, self._description())
+        container = await self._engine.create(config)
+        return container.id
+
+    async def _ensure_image(self, reference: str) -> None:
+        lock = self._fetching.setdefault(reference, asyncio.Lock())
+        async with lock:
+            try:
+                self._images.get(reference)
+            except errors.NotFoundError:
+                await self._fetch(reference)
+        if not lock.locked():
+            self._fetching.pop(reference, None)
+
+    async def _fetch(self, reference: str) -> None:
+        for last in (False, True):
+            sources = await self._locator.sources_for(reference)
+            try:
+                await self._images.fetch(reference, sources)
+            except errors.FleetError as cause:
+                if last or not cause.transient:
+                    raise errors.RejectedFault(f"no such image: {reference}: {cause}") from cause
+                await asyncio.sleep(_FETCH_RETRY_S)
+            else:
+                return
+            finally:
+                await close_all(sources)
+
+    async def start(self, task: Task) -> ContainerStatus:
+        container = self._find(task)
+        if container is None:
+            raise errors.RuntimeFault(f"container of task {task.id} is gone; it was removed by somebody else")
+        if container.state.status is Status.CREATED:
+            for attachment in task.network_attachments:
+                await self._supplies.ensure_network(attachment.network_id)
+            await self._engine.start(container.id)
+            container = self._engine.inspect(container.id)
+        return ContainerStatus(container_id=container.id, pid=container.state.pid)
+
+    async def wait_healthy(self, task: Task) -> bool:
+        container = self._find(task)
+        if container is None:
+            return False
+        if container.healthcheck is None:
+            return True
+        return await self._health_becomes(container.id, healthy=True)
+
+    async def _health_becomes(self, container_id: str, *, healthy: bool) -> bool:
+        """Wait until it is (un)healthy: ``True``; ``False`` when it is the opposite for good, or does not run."""
+        with self._engine.subscribe() as events:
+            while True:
+                try:
+                    state = self._engine.inspect(container_id).state
+                except errors.NotFoundError:
+                    return False
+                if state.status not in (Status.RUNNING, Status.PAUSED):
+                    return False
+                verdict = state.health.status if state.health else "healthy"
+                if healthy and verdict != "starting":
+                    return verdict == "healthy"
+                if not healthy and verdict == "unhealthy":
+                    return True
+                async for event in events:
+                    if event.id == container_id:
+                        break
+
+    async def watch(self, task: Task) -> Exit:
+        container = self._find(task)
+        if container is None:
+            return Exit(code=0, unhealthy=True, detail="the container was lost")
+        if container.state.health is None:
+            return _exit(await self._engine.wait(container.id))
+        ended = asyncio.ensure_future(self._engine.wait(container.id))
+        unhealthy = asyncio.ensure_future(self._health_becomes(container.id, healthy=False))
+        try:
+            await asyncio.wait((unhealthy, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done() and unhealthy.result():
+                await self._engine.stop(container.id, grace_s=stop_grace(task.spec).total_seconds())
+                return Exit(code=(await ended).code, unhealthy=True, detail="its health check failed")
+            return _exit(await ended)
+        finally:
+            unhealthy.cancel()
+            ended.cancel()
+
+    async def stop(self, task: Task) -> Exit | None:
+        container = self._find(task)
+        if container is None:
+            return None
+        if container.state.status not in (Status.RUNNING, Status.PAUSED, Status.RESTARTING):
+            return Exit(code=container.state.exit.code) if container.state.exit else None
+        await self._engine.stop(container.id, grace_s=stop_grace(task.spec).total_seconds())
+        return _exit(await self._engine.wait(container.id))
+
+    async def remove(self, task: Task) -> None:
+        container = self._find(task)
+        if container is not None:
+            await self._engine.remove(container.id, force=True, volumes=True)
+
+
+def _exit(status: ExitStatus) -> Exit:
+    return Exit(code=status.code, oom_killed=status.oom_killed, detail=status.error)
+
+
+def container_config(task: Task, supplies: TaskSupplies, description: NodeDescription) -> ContainerConfig:
+    """The container a task asks for. Raises ``RejectedFault`` for what this host can not do, ``UserError`` for nonsense."""
+    spec = task.spec.container_spec
+    values = placeholders(task, hostname=description.hostname, description=description)
+    mode, attachments = _networks(task)
+    return ContainerConfig(
+        name=task_name(task),
+        image=spec.image,
+        entrypoint=spec.command or None,
+        command=spec.args or None,
+        env=tuple(expand(text, values) for text in spec.env),
+        labels={**spec.labels, **_labels(task)},
+        working_dir=spec.dir,
+        user=spec.user,
+        groups=spec.groups,
+        hostname=expand(spec.hostname, values),
+        mounts=tuple(_mount(mount, values) for mount in spec.mounts),
+        files=_files(spec, supplies),
+        network_mode=mode,
+        networks=attachments,
+        network_names=(task_name(task), f"{task.service_name}.{task.slot or task.node_id}"),
+        host_ports=tuple(
+            HostPort(protocol=p.protocol.value, host_port=p.published_port or p.target_port, target_port=p.target_port)
+            for p in task.ports
+            if p.publish_mode is PublishMode.HOST
+        ),
+        dns_servers=spec.dns_config.nameservers if spec.dns_config else (),
+        dns_search=spec.dns_config.search if spec.dns_config else (),
+        dns_options=spec.dns_config.options if spec.dns_config else (),
+        extra_hosts=tuple(_extra_hosts(spec.hosts)),
+        resources=_limits(task.spec),
+        ulimits=spec.ulimits,
+        capabilities_add=spec.capability_add,
+        capabilities_drop=spec.capability_drop,
+        read_only=spec.read_only,
+        init=bool(spec.init),
+        tty=spec.tty,
+        open_stdin=spec.open_stdin,
+        stop_signal=spec.stop_signal,
+        stop_grace_s=stop_grace(task.spec).total_seconds(),
+        healthcheck=spec.healthcheck,
+        sysctls=spec.sysctls,
+        oom_score_adj=spec.oom_score_adj,
+        log=_log(task.spec),
+    )
+
+
+def _labels(task: Task) -> dict[str, str]:
+    return {
+        f"{_LABEL}node.id": task.node_id,
+        f"{_LABEL}service.id": task.service_id,
+        f"{_LABEL}service.name": task.service_name,
+        f"{_LABEL}task": "",
+        f"{_LABEL}task.id": task.id,
+        f"{_LABEL}task.name": task_name(task),
+    }
+
+
+def _networks(task: Task) -> tuple[NetworkMode, tuple[AttachmentSpec, ...]]:
+    attachments = []
+    for attachment in task.network_attachments:
+        address = attachment.addresses[0].partition("/")[0]
+        attachments.append(AttachmentSpec(network_id=attachment.network_id, address=address, mac=mac_for(address)))
+    if attachments:
+        return NetworkMode.NETWORKS, tuple(attachments)
+    targets = {target.target for target in task.spec.networks}
+    if "host" in targets:
+        return NetworkMode.HOST, ()
+    if "none" in targets:
+        return NetworkMode.NONE, ()
+    return NetworkMode.BRIDGE, ()
+
+
+def _mount(mount: Mount, values: Mapping[str, str]) -> Mount:
+    return msgspec.structs.replace(mount, source=expand(mount.source, values))
+
+
+def _files(spec: ContainerSpec, supplies: TaskSupplies) -> tuple[FileMount, ...]:
+    files = []
+    for secret in spec.secrets:
+        target = secret.file.name if secret.file and secret.file.name else secret.secret_name
+        path = target if target.startswith("/") else _SECRETS_FOLDER + target
+        files.append(_file(path, secret.file, supplies.secret(secret.secret_id)))
+    for config in spec.configs:
+        target = config.file.name if config.file and config.file.name else config.config_name
+        path = target if target.startswith("/") else "/" + target
+        files.append(_file(path, config.file, supplies.config(config.config_id)))
+    return tuple(files)
+
+
+def _file(path: str, target: FileTarget | None, data: bytes) -> FileMount:
+    wanted = target or FileTarget()
+    if not (wanted.uid.isdigit() and wanted.gid.isdigit()):
+        raise errors.RejectedFault(f"file {path}: owner {wanted.uid}:{wanted.gid} must be numbers")
+    return FileMount(target=path, data=data, uid=int(wanted.uid), gid=int(wanted.gid), mode=wanted.mode)
+
+
+def _extra_hosts(hosts: tuple[str, ...]) -> list[str]:
+    """Services say "address name [name...]" (hosts(5)); containers "name:address"."""
+    result = []
+    for line in hosts:
+        address, *names = line.split()
+        result.extend(f"{name}:{address}" for name in names)
+    return result
+
+
+def _limits(spec: TaskSpec) -> ResourceLimits:
+    limits = spec.resources.limits
+    swap = spec.resources.swap_bytes
+    return ResourceLimits(
+        nano_cpus=limits.nano_cpus,
+        memory_bytes=limits.memory_bytes,
+        memory_swap_bytes=0 if swap is None else (-1 if swap < 0 else limits.memory_bytes + swap),
+        pids_limit=limits.pids,
+    )
+
+
+def _log(spec: TaskSpec) -> LogConfig:
+    driver = spec.log_driver
+    if driver is None or not driver.name:
+        return LogConfig()
+    known = {"max-size", "max-file"}
+    unknown = sorted(set(driver.options) - known)
+    if unknown:
+        raise errors.RejectedFault(
+            f"log option {unknown[0]!r} of driver {driver.name} is not known; known: max-size, max-file"
+        )
+    default = LogConfig()
+    size = driver.options.get("max-size")
+    files = driver.options.get("max-file", str(default.max_files))
+    if not files.isdigit() or int(files) < 1:
+        raise errors.RejectedFault(f"log option max-file: {files!r} is not a positive number")
+    return LogConfig(
+        driver=driver.name,
+        max_size_bytes=parse_bytes(size, what="log option max-size") if size else default.max_size_bytes,
+        max_files=int(files),
+    )

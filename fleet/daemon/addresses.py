@@ -1,0 +1,69 @@
+"""This host's addresses, and which of them to tell others (CLI-SW-02)."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from pyroute2 import IPRoute
+
+from fleet import errors
+
+__all__ = ["CLUSTER_PORT", "choose_address", "host_addresses", "split_address"]
+
+CLUSTER_PORT: Final = 2377
+_OWN_LINKS: Final = re.compile(r"(lo|fl[bv]?[-.]?.*|docker.*|veth.*|br-.*)$")
+
+
+def host_addresses() -> list[tuple[str, str]]:
+    """(interface, IPv4 address) of every address that other hosts might reach; blocking, a few netlink messages."""
+    with IPRoute() as route:
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
+        found = []
+        for address in route.get_addr(family=socket.AF_INET):
+            name = str(names.get(address["index"], ""))
+            text = str(address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS"))
+            if name != "lo" and not ipaddress.ip_address(text).is_loopback:
+                found.append((name, text))
+        return found
+
+
+def split_address(text: str, *, default_port: int, what: str) -> tuple[str, int]:
+    """``host``, ``host:port`` or ``[v6]:port``. Raises ``UserError`` naming ``what``."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]]+))(?::(\d{1,5}))?", text.strip())
+    if match is None:
+        raise errors.UserError(f"{what}: {text!r} is not an address; write IP, INTERFACE or IP:PORT")
+    port = int(match[3]) if match[3] else default_port
+    if not 0 < port < 65536:
+        raise errors.UserError(f"{what}: port {port} is not between 1 and 65535")
+    return match[1] or match[2], port
+
+
+def choose_address(wanted: str, *, candidates: Sequence[tuple[str, str]], what: str) -> str:
+    """The IPv4 address to advertise: the one asked for (address or interface), else the host's only one.
+
+    Raises ``UserError`` listing the candidates when there is a choice to make, or none.
+    """
+    usable = [(name, address) for name, address in candidates if not _OWN_LINKS.match(name)]
+    if wanted:
+        try:
+            return str(ipaddress.IPv4Address(wanted))
+        except ValueError:
+            pass
+        named = [address for name, address in candidates if name == wanted]
+        if not named:
+            known = ", ".join(sorted({name for name, _ in usable})) or "none"
+            raise errors.UserError(f"{what}: {wanted!r} is neither an IPv4 address nor an interface with one ({known})")
+        return named[0]
+    addresses = sorted({address for _, address in usable})
+    if len(addresses) == 1:
+        return addresses[0]
+    if not addresses:
+        raise errors.UserError(f"could not choose an IP address to advertise: this host has none; give {what}")
+    listed = ", ".join(f"{address} ({name})" for name, address in usable)
+    raise errors.UserError(
+        f"could not choose an IP address to advertise since this system has multiple addresses: {listed}; give {what}"
+    )

@@ -1,0 +1,58 @@
+"""The engine API of this host as one ASGI application: who answers which path, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from fleet.agent.http import host_routes
+from fleet.agent.image_sources import ImageLocator
+from fleet.api.http import install_error_handlers
+from fleet.clock import Clock
+from fleet.containers.engine import ContainerEngine
+from fleet.daemon.config import DaemonConfig
+from fleet.daemon.events import EventLog
+from fleet.daemon.http.distribution import distribution_routes
+from fleet.daemon.http.logs import log_routes
+from fleet.daemon.http.networks import network_routes
+from fleet.daemon.http.swarm import swarm_routes
+from fleet.daemon.http.system import system_routes
+from fleet.daemon.membership import Membership
+from fleet.daemon.versions import VersionPrefix
+from fleet.images import ImageStore
+from fleet.images.sources import Source
+from fleet.manager.http import manager_routes
+from fleet.network.topology import NetworkSpec
+
+__all__ = ["engine_app"]
+
+
+def engine_app(
+    *,
+    config: DaemonConfig,
+    membership: Membership,
+    engine: ContainerEngine,
+    images: ImageStore,
+    bridge: NetworkSpec,
+    locator: ImageLocator,
+    events: EventLog,
+    clock: Clock,
+) -> Any:
+    """The application behind the unix socket and the TCP listener."""
+    app = FastAPI(openapi_url="/fleet/v1/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False)
+    install_error_handlers(app)
+    sources: Callable[[str], Awaitable[Sequence[Source]]] = locator.sources_for
+    routers = [
+        system_routes(config=config, membership=membership, engine=engine, images=images, events=events, clock=clock),
+        swarm_routes(membership),
+        log_routes(membership),
+        distribution_routes(images, sources),
+        network_routes(membership, engine, bridge),
+        *manager_routes(lambda: membership.manager().control),
+        *host_routes(engine, images, pull_sources=sources),
+    ]
+    for router in routers:
+        app.include_router(router)
+    return VersionPrefix(app)

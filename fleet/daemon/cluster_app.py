@@ -1,0 +1,200 @@
+"""What hosts of a cluster say to each other over mutual TLS, on the cluster port. Not for people: they use the engine API.
+
+Who may call what is decided here, on every call, by the peer's certificate:
+
+=============================================  ===========================  ==========================
+route                                          answered by                  callers
+=============================================  ===========================  ==========================
+GET  /cluster/v1/root                          managers                     anyone (public certificate)
+POST /cluster/v1/join                          managers                     anyone with a join token
+WS   /cluster/v1/session                       managers                     nodes
+POST /cluster/v1/renew, /leave                 managers                     nodes, for themselves
+GET  /cluster/v1/images/holders                managers                     nodes
+GET  /cluster/v1/images/manifest, /blobs/...   every node                   nodes
+GET  /cluster/v1/containers/{name}/logs        every node                   managers
+=============================================  ===========================  ==========================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+from fastapi import FastAPI, Request, Response, WebSocket
+from starlette.requests import HTTPConnection
+from starlette.responses import StreamingResponse
+from starlette.websockets import WebSocketDisconnect
+
+from fleet import errors
+from fleet.api import dispatch
+from fleet.api.http import install_error_handlers, json_response, read_body
+from fleet.containers.engine import ContainerEngine
+from fleet.daemon.listeners import TLS_EXTENSION
+from fleet.daemon.log_stream import LogQuery, container_log_frames
+from fleet.identity.certificates import PeerIdentity
+from fleet.identity.tls import verify_peer
+from fleet.images import ImageStore
+from fleet.manager.admission import JoinRequest
+from fleet.manager.dispatcher import ChannelClosed
+from fleet.manager.role import ManagerRole
+from fleet.model.ids import ClusterId
+from fleet.model.node import NodeRole
+
+__all__ = ["cluster_app"]
+
+log = structlog.get_logger("cluster-api")
+
+_JOIN_LIMIT: Final = 64 * 1024
+_CHUNK: Final = 1 << 18
+_RANGE: Final = re.compile(r"bytes=(\d+)-")
+_HELLO_TIMEOUT_S: Final = 10.0
+
+
+class _WebSocketChannel:
+    """A ``Channel`` over Starlette's WebSocket."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+        self._closed = False
+
+    async def send(self, frame: bytes) -> None:
+        try:
+            await self._socket.send_bytes(frame)
+        except (WebSocketDisconnect, RuntimeError) as cause:
+            raise ChannelClosed(str(cause) or "connection lost") from cause
+
+    async def receive(self) -> bytes:
+        message = await self._socket.receive()
+        if message["type"] != "websocket.receive":
+            self._closed = True
+            raise ChannelClosed(f"closed by the node ({message.get('code', '')})")
+        data = message.get("bytes")
+        if not data:
+            raise errors.UserError("text frame from agent; expected a binary one")
+        return bytes(data)
+
+    async def close(self, reason: str) -> None:
+        if not self._closed:
+            self._closed = True
+            try:
+                await self._socket.close(code=1008, reason=reason[:120])
+            except RuntimeError:
+                log.debug("connection was closed already", reason=reason)
+
+
+def cluster_app(
+    *,
+    cluster_id: ClusterId,
+    manager: Callable[[], ManagerRole],
+    images: ImageStore,
+    engine: ContainerEngine,
+) -> FastAPI:
+    """The application of the cluster listener. ``manager`` raises ``UnavailableError`` on workers."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    install_error_handlers(app)
+
+    def caller(connection: HTTPConnection, *, role: NodeRole | None = None) -> PeerIdentity:
+        tls = connection.scope.get("extensions", {}).get(TLS_EXTENSION)
+        if tls is None:
+            raise errors.UnauthorizedError("the cluster port speaks TLS only")
+        return verify_peer(tls, cluster_id=cluster_id, role=role)
+
+    @app.get("/cluster/v1/root")
+    async def root() -> Response:
+        return Response(manager().admission.root_pem(), media_type="application/x-pem-file")
+
+    @app.post("/cluster/v1/join")
+    async def join(request: Request) -> Response:
+        body = await read_body(request, limit=_JOIN_LIMIT)
+        try:
+            wanted = msgspec.json.decode(body, type=JoinRequest)
+        except msgspec.DecodeError as cause:
+            raise errors.UserError(f"join request: {cause}") from cause
+        return json_response(await manager().admission.admit(wanted))
+
+    @app.post("/cluster/v1/renew")
+    async def renew(request: Request) -> Response:
+        peer = caller(request)
+        csr = (await read_body(request, limit=_JOIN_LIMIT)).decode("ascii", errors="replace")
+        return Response(manager().admission.renew(csr, peer.node_id), media_type="application/x-pem-file")
+
+    @app.post("/cluster/v1/leave")
+    async def leave(request: Request) -> Response:
+        peer = caller(request)
+        await manager().admission.farewell(peer.node_id)
+        await manager().dispatcher.disconnect(peer.node_id, "the node left")
+        return json_response({})
+
+    @app.get("/cluster/v1/images/holders")
+    async def holders(request: Request, reference: str) -> Response:
+        peer = caller(request)
+        manager().admission.member(peer.node_id)
+        nodes = manager().dispatcher.holders_of(reference)
+        return json_response({"addresses": [node.cluster_addr for node in nodes if node.id != peer.node_id]})
+
+    @app.get("/cluster/v1/images/manifest")
+    async def manifest(request: Request, reference: str) -> Response:
+        caller(request)
+        found = images.manifest(reference)
+        return Response(found.body, media_type=found.media_type, headers={"Docker-Content-Digest": found.digest})
+
+    @app.get("/cluster/v1/blobs/{digest}")
+    async def blob(request: Request, digest: str) -> Response:
+        caller(request)
+        return _blob_response(images.blob_path(digest), request.headers.get("range", ""))
+
+    @app.get("/cluster/v1/containers/{name}/logs")
+    async def logs(request: Request, name: str) -> Response:
+        caller(request, role=NodeRole.MANAGER)
+        query = LogQuery.from_query(request.query_params)
+        frames = container_log_frames(engine, name, query)
+        return StreamingResponse(frames, media_type="application/octet-stream")
+
+    @app.websocket(dispatch.PATH)
+    async def session(socket: WebSocket) -> None:
+        try:
+            peer = caller(socket)
+            role = manager()
+        except errors.FleetError as cause:
+            await socket.close(code=1008, reason=str(cause)[:120])
+            return
+        await socket.accept()
+        channel = _WebSocketChannel(socket)
+        try:
+            await role.dispatcher.serve(channel, peer.node_id)
+        except ChannelClosed:
+            log.debug("session closed before it began", node=peer.node_id)
+        except errors.FleetError as cause:
+            log.warning("session refused", node=peer.node_id, cause=str(cause))
+            await channel.close(str(cause))
+
+    return app
+
+
+def _blob_response(path: Path, range_header: str) -> Response:
+    size = path.stat().st_size
+    match = _RANGE.fullmatch(range_header.strip())
+    offset = int(match[1]) if match else 0
+    if offset > size:
+        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+
+    async def chunks() -> AsyncIterator[bytes]:
+        file = await asyncio.to_thread(path.open, "rb")
+        try:
+            await asyncio.to_thread(file.seek, offset)
+            while data := await asyncio.to_thread(file.read, _CHUNK):
+                yield data
+        finally:
+            file.close()
+
+    headers = {"Content-Length": str(size - offset)}
+    if match:
+        headers["Content-Range"] = f"bytes {offset}-{size - 1}/{size}"
+    return StreamingResponse(
+        chunks(), status_code=206 if match else 200, headers=headers, media_type="application/octet-stream"
+    )

@@ -1,0 +1,134 @@
+"""The daemon's configuration: a TOML file, then flags over it; parsed once into a frozen object.
+
+Names follow dockerd's (``--data-root``, ``--exec-root``, ``--host`` ...), so that what one knows fits. ``/etc/fleet/fleetd.toml``
+is read when it exists; ``--config FILE`` names another, which must.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fleet import __version__, errors
+
+__all__ = ["DEFAULT_CONFIG", "DEFAULT_SOCKET", "DaemonConfig", "load_config"]
+
+DEFAULT_CONFIG: Final = Path("/etc/fleet/fleetd.toml")
+DEFAULT_SOCKET: Final = "unix:///run/fleet/fleet.sock"
+
+
+class DaemonConfig(BaseModel):
+    """What fleetd was told. Paths are absolute; ``hosts`` are unix:// and tcp:// addresses of the engine API."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data_root: Path = Path("/var/lib/fleet")
+    exec_root: Path = Path("/run/fleet")
+    hosts: tuple[str, ...] = (DEFAULT_SOCKET,)
+    group: str = ""
+    tlsverify: bool = False
+    tlscacert: Path | None = None
+    tlscert: Path | None = None
+    tlskey: Path | None = None
+    cgroup_parent: str = "/fleet"
+    hostname: str = Field(default_factory=socket.gethostname, max_length=253)
+    labels: tuple[str, ...] = ()
+    insecure_registries: tuple[str, ...] = ()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+    @field_validator("data_root", "exec_root")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        if not path.is_absolute():
+            raise ValueError("must be an absolute path")
+        return path
+
+    @field_validator("cgroup_parent")
+    @classmethod
+    def _below_root(cls, text: str) -> str:
+        if not text.startswith("/") or text == "/" or ".." in text.split("/"):
+            raise ValueError("must be an absolute cgroup path below the root, such as /fleet")
+        return text.rstrip("/")
+
+    @field_validator("hosts")
+    @classmethod
+    def _known_schemes(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not host.startswith(("unix:///", "tcp://")):
+                raise ValueError(f"{host}: expected unix:///PATH or tcp://ADDRESS:PORT")
+        return hosts
+
+    @property
+    def engine_labels(self) -> dict[str, str]:
+        """``--label key=value`` as a mapping."""
+        return dict(label.partition("=")[::2] for label in self.labels)
+
+
+_FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
+    (("--config",), {"metavar": "FILE", "help": f"configuration file (default {DEFAULT_CONFIG}, if it exists)"}),
+    (("--data-root",), {"metavar": "DIR", "help": "state that survives a reboot (default /var/lib/fleet)"}),
+    (
+        ("--exec-root",),
+        {"metavar": "DIR", "help": "state of the running host: sockets, namespaces (default /run/fleet)"},
+    ),
+    (("-H", "--host"), {"dest": "hosts", "action": "append", "metavar": "URL", "help": "listen here (repeatable)"}),
+    (("-G", "--group"), {"help": "group that may use the unix socket"}),
+    (
+        ("--tlsverify",),
+        {"action": "store_true", "default": None, "help": "clients must show a certificate of --tlscacert"},
+    ),
+    (("--tlscacert",), {"metavar": "FILE", "help": "trust certificates signed by this authority"}),
+    (("--tlscert",), {"metavar": "FILE", "help": "the TCP listener's certificate"}),
+    (("--tlskey",), {"metavar": "FILE", "help": "the TCP listener's key"}),
+    (("--cgroup-parent",), {"metavar": "PATH", "help": "parent of all containers' cgroups (default /fleet)"}),
+    (("--hostname",), {"help": "this node's name (default: the host's)"}),
+    (("--label",), {"dest": "labels", "action": "append", "metavar": "KEY=VALUE", "help": "engine label (repeatable)"}),
+    (
+        ("--insecure-registry",),
+        {"dest": "insecure_registries", "action": "append", "metavar": "HOST[:PORT]", "help": "allow plain HTTP to it"},
+    ),
+    (("--log-level",), {"choices": ["debug", "info", "warning", "error"], "help": "default info"}),
+    (("--log-format",), {"choices": ["text", "json"], "help": "default text"}),
+)
+
+
+def load_config(arguments: Sequence[str]) -> DaemonConfig:
+    """Flags over file over defaults. Raises ``UserError`` naming the flag or the file and key; argparse exits for usage."""
+    parser = argparse.ArgumentParser(
+        prog="fleetd", description="fleet's daemon: one on every host.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"fleetd {__version__}")
+    for names, options in _FLAGS:
+        parser.add_argument(*names, **options)
+    flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    file = flags.pop("config", None)
+    settings = _read_file(Path(file) if file else DEFAULT_CONFIG, required=file is not None)
+    source = f"{file or DEFAULT_CONFIG} and flags" if settings else "flags"
+    try:
+        return DaemonConfig.model_validate(settings | flags)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise errors.UserError(f"configuration ({source}): {place}: {first['msg']}") from cause
+
+
+def _read_file(path: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as cause:
+        if required:
+            raise errors.UserError(f"configuration file {path}: not there") from cause
+        return {}
+    except (OSError, UnicodeDecodeError) as cause:
+        raise errors.UserError(f"configuration file {path}: {cause}") from cause
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as cause:
+        raise errors.UserError(f"configuration file {path}: {cause}") from cause

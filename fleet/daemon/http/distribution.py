@@ -1,0 +1,69 @@
+"""``/distribution/{name}/json``: what a reference means now - digest and platforms - from this host, its peers or the registry.
+
+Clients ask before they create a service and pin the digest, so that every node runs the same bytes whatever its tags say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Response
+
+from fleet import errors
+from fleet.agent.image_sources import close_all
+from fleet.api.http import json_response
+from fleet.images import ImageStore
+from fleet.images.manifest import INDEX_TYPES, Manifest
+from fleet.images.sources import Source
+
+__all__ = ["distribution_routes"]
+
+
+def distribution_routes(images: ImageStore, sources_for: Callable[[str], Awaitable[Sequence[Source]]]) -> APIRouter:
+    """The router."""
+    routes = APIRouter()
+
+    @routes.get("/distribution/{name:path}/json")
+    async def inspect(name: str) -> Response:
+        try:
+            manifest = images.manifest(name)
+        except errors.NotFoundError:
+            manifest = await _ask(name, await sources_for(name))
+        return json_response(
+            {
+                "Descriptor": {
+                    "mediaType": manifest.media_type,
+                    "digest": manifest.digest,
+                    "size": len(manifest.body),
+                },
+                "Platforms": _platforms(manifest, images, name),
+            }
+        )
+
+    return routes
+
+
+async def _ask(name: str, sources: Sequence[Source]) -> Manifest:
+    problems = []
+    try:
+        for source in sources:
+            try:
+                return await source.manifest(name)
+            except errors.FleetError as cause:
+                problems.append(str(cause))
+    finally:
+        await close_all(sources)
+    raise errors.NotFoundError(f"no such image: {name}: {'; '.join(problems)}")
+
+
+def _platforms(manifest: Manifest, images: ImageStore, name: str) -> list[dict[str, Any]]:
+    if manifest.media_type in INDEX_TYPES:
+        entries = msgspec.json.decode(manifest.body).get("manifests", ())
+        return [e["platform"] for e in entries if e.get("platform", {}).get("os") not in (None, "unknown")]
+    try:
+        config = images.get(name).config
+    except errors.NotFoundError:
+        return []
+    return [{"architecture": config.architecture, "os": config.os}]

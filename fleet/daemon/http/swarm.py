@@ -1,0 +1,43 @@
+"""``/swarm/init``, ``join``, ``leave``, and reading and unlocking what this version does not lock."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from fleet import errors
+from fleet.api.http import json_response, parse_bool, read_struct
+from fleet.daemon.membership import InitRequest, JoinSwarmRequest, Membership
+
+__all__ = ["swarm_routes"]
+
+
+def swarm_routes(membership: Membership) -> APIRouter:
+    """The router; ``GET /swarm`` and ``/swarm/update`` are the manager's."""
+    routes = APIRouter()
+
+    @routes.post("/swarm/init")
+    async def init(request: Request) -> Response:
+        wanted = await read_struct(request, InitRequest, what="swarm init")
+        return json_response(await membership.init(wanted))
+
+    @routes.post("/swarm/join")
+    async def join(request: Request) -> Response:
+        wanted = await read_struct(request, JoinSwarmRequest, what="swarm join")
+        await membership.join(wanted)
+        return Response(status_code=200)
+
+    @routes.post("/swarm/leave")
+    async def leave(force: str | None = None) -> Response:
+        await membership.leave(force=parse_bool(force))
+        return Response(status_code=200)
+
+    @routes.get("/swarm/unlockkey")
+    async def unlock_key() -> Response:
+        membership.manager()
+        return json_response({"UnlockKey": ""})
+
+    @routes.post("/swarm/unlock")
+    async def unlock() -> Response:
+        raise errors.ConflictError("swarm is not locked")
+
+    return routes

@@ -1,0 +1,256 @@
+"""``/_ping``, ``/version``, ``/info``, ``/events``, ``/auth``, ``/system/df``."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from starlette.responses import StreamingResponse
+
+from fleet import __version__, errors
+from fleet.agent.node_facts import cpu_count, memory_total_bytes
+from fleet.api.http import json_response, parse_filters
+from fleet.api.render import render_cluster
+from fleet.clock import Clock
+from fleet.containers.engine import ContainerEngine
+from fleet.containers.record import Status
+from fleet.daemon.config import DaemonConfig
+from fleet.daemon.events import EventLog, matches
+from fleet.daemon.log_stream import parse_instant
+from fleet.daemon.membership import Membership
+from fleet.daemon.versions import API_VERSION_MAX, API_VERSION_MIN
+from fleet.images import ImageStore
+from fleet.model.node import NodeRole
+
+__all__ = ["system_routes"]
+
+_EVENT_FILTERS: Final = frozenset(
+    {
+        "type",
+        "event",
+        "scope",
+        "label",
+        "image",
+        "container",
+        "service",
+        "node",
+        "network",
+        "secret",
+        "config",
+        "volume",
+        "daemon",
+    }
+)
+
+
+def system_routes(
+    *,
+    config: DaemonConfig,
+    membership: Membership,
+    engine: ContainerEngine,
+    images: ImageStore,
+    events: EventLog,
+    clock: Clock,
+) -> APIRouter:
+    """The router."""
+    routes = APIRouter()
+
+    @routes.get("/_ping")
+    @routes.head("/_ping")
+    async def ping() -> Response:
+        state = membership.state
+        swarm = "inactive"
+        if state is not None:
+            swarm = "active/manager" if state.role is NodeRole.MANAGER else "active/worker"
+        headers = {"Swarm": swarm, "Builder-Version": "", "Cache-Control": "no-cache, no-store, must-revalidate"}
+        return Response("OK", media_type="text/plain", headers=headers)
+
+    @routes.get("/version")
+    async def version() -> Response:
+        uname = os.uname()
+        details = {
+            "ApiVersion": API_VERSION_MAX,
+            "Arch": _go_arch(uname.machine),
+            "BuildTime": "",
+            "Experimental": "false",
+            "GitCommit": "",
+            "GoVersion": "",
+            "KernelVersion": uname.release,
+            "MinAPIVersion": API_VERSION_MIN,
+            "Os": "linux",
+            "PythonVersion": platform.python_version(),
+        }
+        return json_response(
+            {
+                "Platform": {"Name": "fleet"},
+                "Components": [{"Name": "Engine", "Version": __version__, "Details": details}],
+                "Version": __version__,
+                **details,
+                "Experimental": False,
+            }
+        )
+
+    @routes.get("/info")
+    async def info() -> Response:
+        return json_response(_info(config, membership, engine, images, clock))
+
+    @routes.get("/events")
+    async def stream_events(request: Request) -> Response:
+        filters = parse_filters(request.query_params.get("filters"), known=_EVENT_FILTERS)
+        since = parse_instant(request.query_params.get("since", ""), "since")
+        until = parse_instant(request.query_params.get("until", ""), "until")
+
+        async def lines() -> AsyncIterator[bytes]:
+            async for event in events.stream(since=since, until=until):
+                if matches(event, filters):
+                    yield msgspec.json.encode(event) + b"\n"
+
+        return StreamingResponse(lines(), media_type="application/json")
+
+    @routes.post("/auth")
+    async def auth() -> Response:
+        raise errors.UnsupportedError(
+            "logging in to registries is not implemented; use images of nodes or public registries"
+        )
+
+    @routes.get("/system/df")
+    async def disk_usage() -> Response:
+        return json_response(
+            {
+                "LayersSize": sum(image.size_bytes for image in images.list()),
+                "Images": [
+                    {
+                        "Id": i.id,
+                        "RepoTags": list(i.references),
+                        "Size": i.size_bytes,
+                        "SharedSize": -1,
+                        "Containers": -1,
+                    }
+                    for i in images.list()
+                ],
+                "Containers": [],
+                "Volumes": [],
+                "BuildCache": [],
+            }
+        )
+
+    return routes
+
+
+def _go_arch(machine: str) -> str:
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+
+
+def _count(engine: ContainerEngine, *wanted: Status) -> int:
+    return sum(1 for container in engine.list() if container.state.status in wanted)
+
+
+def _info(
+    config: DaemonConfig, membership: Membership, engine: ContainerEngine, images: ImageStore, clock: Clock
+) -> dict[str, Any]:
+    uname = os.uname()
+    paused = _count(engine, Status.PAUSED)
+    running = _count(engine, Status.RUNNING, Status.RESTARTING)
+    total = len(engine.list())
+    now: datetime = clock.now()
+    return {
+        "ID": membership.state.node_id if membership.state else config.hostname,
+        "Name": config.hostname,
+        "Containers": total,
+        "ContainersRunning": running,
+        "ContainersPaused": paused,
+        "ContainersStopped": total - running - paused,
+        "Images": len(images.list()),
+        "Driver": "overlay2",
+        "DriverStatus": [["Backing Filesystem", "extfs"]],
+        "Plugins": {
+            "Volume": ["local"],
+            "Network": ["bridge", "host", "null", "overlay"],
+            "Authorization": None,
+            "Log": ["json-file"],
+        },
+        "MemoryLimit": True,
+        "SwapLimit": True,
+        "CpuCfsPeriod": True,
+        "CpuCfsQuota": True,
+        "CPUShares": True,
+        "CPUSet": True,
+        "PidsLimit": True,
+        "IPv4Forwarding": True,
+        "Debug": config.log_level == "debug",
+        "NFd": 0,
+        "OomKillDisable": False,
+        "NGoroutines": 0,
+        "SystemTime": now.isoformat().replace("+00:00", "Z"),
+        "LoggingDriver": "json-file",
+        "CgroupDriver": "cgroupfs",
+        "KernelVersion": uname.release,
+        "OperatingSystem": _os_name(),
+        "OSVersion": "",
+        "OSType": "linux",
+        "Architecture": uname.machine,
+        "NCPU": cpu_count(),
+        "MemTotal": memory_total_bytes(),
+        "IndexServerAddress": "https://index.docker.io/v1/",
+        "RegistryConfig": {
+            "IndexConfigs": {},
+            "InsecureRegistryCIDRs": ["127.0.0.0/8"],
+            "Mirrors": [],
+        },
+        "DockerRootDir": str(config.data_root),
+        "HttpProxy": "",
+        "HttpsProxy": "",
+        "NoProxy": "",
+        "Labels": list(config.labels),
+        "ExperimentalBuild": False,
+        "ServerVersion": __version__,
+        "Runtimes": {"fleet": {"path": "fleet-runtime"}},
+        "DefaultRuntime": "fleet",
+        "Swarm": _swarm(membership),
+        "LiveRestoreEnabled": True,
+        "Isolation": "",
+        "InitBinary": "fleet-runtime",
+        "SecurityOptions": ["name=seccomp,profile=builtin", "name=no-new-privileges"],
+        "Warnings": None,
+    }
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    except OSError:
+        return "Linux"
+
+
+def _swarm(membership: Membership) -> dict[str, Any]:
+    state = membership.state
+    result: dict[str, Any] = {
+        "NodeID": state.node_id if state else "",
+        "NodeAddr": state.advertise_address if state else "",
+        "LocalNodeState": membership.local_state,
+        "ControlAvailable": False,
+        "Error": membership.error or (membership.agent.session.last_error if membership.agent else ""),
+        "RemoteManagers": None,
+    }
+    if state is None:
+        return result
+    result["RemoteManagers"] = [{"NodeID": "", "Addr": address} for address in state.managers]
+    if state.role is NodeRole.MANAGER:
+        role = membership.manager()
+        nodes = [node for node in role.store.nodes.all() if not node.removed]
+        cluster = role.admission.cluster()
+        rendered = render_cluster(cluster)
+        rendered.pop("JoinTokens", None)
+        result |= {
+            "ControlAvailable": True,
+            "RemoteManagers": [{"NodeID": n.id, "Addr": n.manager_status.addr} for n in nodes if n.manager_status],
+            "Nodes": len(nodes),
+            "Managers": sum(1 for n in nodes if n.spec.role is NodeRole.MANAGER),
+            "Cluster": rendered,
+        }
+    return result

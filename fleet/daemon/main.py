@@ -1,0 +1,56 @@
+"""``fleetd`` and ``fleet daemon``: configuration, logs, the event loop, signals, exit codes.
+
+Exit codes: 0 stopped as asked, 1 could not go on, 2 configuration wrong, 70 a bug (``InvariantError``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import structlog
+import uvloop
+
+from fleet import errors
+from fleet.daemon.config import load_config
+from fleet.daemon.daemon import Daemon
+from fleet.daemon.logs import configure_logs
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run until SIGTERM or SIGINT; exits the process."""
+    try:
+        config = load_config(sys.argv[1:] if arguments is None else arguments)
+    except errors.FleetError as cause:
+        sys.stderr.write(f"fleetd: {cause}\n")
+        sys.exit(cause.exit_code)
+    if os.geteuid() != 0:
+        sys.stderr.write("fleetd: must run as root: it makes namespaces, mounts and network links\n")
+        sys.exit(2)
+    configure_logs(level=config.log_level, form=config.log_format)
+    log = structlog.get_logger("fleetd")
+
+    async def run() -> None:
+        daemon = Daemon(config)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, daemon.stop)
+        await daemon.run()
+
+    try:
+        uvloop.run(run())
+    except errors.FleetError as cause:
+        log.error("fleetd can not go on", cause=str(cause))
+        sys.exit(cause.exit_code)
+    except BaseExceptionGroup as group:
+        log.error("fleetd can not go on", cause=repr(group.exceptions[0]), exc_info=group)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,591 @@
+"""This host's place in a cluster: founding one, joining, leaving, and taking up again after a restart.
+
+States (Docker's ``LocalNodeState``): *inactive* (in no cluster), *pending* (joining), *active*, *error* (was a member and
+cannot be one now; the text says why).
+
+Order of writes, so that a crash at any point leaves either no membership or a whole one: (1) the manager's database or the
+certificate, (2) the identity, (3) ``state.json``. Only (3) makes this host a member; what (1) and (2) left behind without it
+is removed by the next init or join. Leaving removes (3) first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+import httpx
+import msgspec
+import structlog
+
+from fleet import errors
+from fleet.agent.agent import Agent
+from fleet.agent.image_sources import ImageLocator
+from fleet.agent.node_facts import describe_host
+from fleet.clock import Clock
+from fleet.containers.engine import ContainerEngine
+from fleet.daemon.addresses import CLUSTER_PORT, choose_address, host_addresses, split_address
+from fleet.daemon.cluster_app import cluster_app
+from fleet.daemon.config import DaemonConfig
+from fleet.daemon.events import EventLog
+from fleet.daemon.listeners import Listener, tcp_socket
+from fleet.daemon.service_logs import ServiceLogs
+from fleet.daemon.swarm_state import SwarmState, SwarmStateFile
+from fleet.engines.sqlite import SqliteEngine
+from fleet.identity.certificates import renewal_instant
+from fleet.identity.keys import (
+    NodeIdentity,
+    generate_request,
+    load_identity,
+    make_identity,
+    remove_identity,
+    save_identity,
+)
+from fleet.identity.tls import client_context, insecure_context, pinned_context, present, server_context
+from fleet.identity.tokens import check_root, parse_token
+from fleet.images import ImageStore
+from fleet.manager.admission import JoinAnswer, JoinRequest, found_cluster
+from fleet.manager.role import ManagerRole, new_id
+from fleet.model.cluster import DEFAULT_ADDRESS_POOL, DEFAULT_DATA_PATH_PORT, SwarmSpec
+from fleet.model.ids import ClusterId
+from fleet.model.node import Availability, NodeDescription, NodeRole
+from fleet.network.host import HostNetwork
+from fleet.store import Store
+
+__all__ = ["InitRequest", "JoinSwarmRequest", "Membership"]
+
+log = structlog.get_logger("membership")
+
+_JOIN_TIMEOUT_S: Final = 20.0
+_ROOT_MAX: Final = 64 * 1024
+NOT_A_MANAGER: Final = (
+    "This node is not a swarm manager. "
+    'Use "fleet swarm init" or "fleet swarm join" to connect this node to swarm and try again.'
+)
+WORKER_ONLY: Final = (
+    "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. "
+    "Please run this command on a manager node or promote the current node to a manager."
+)
+
+
+class InitRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``POST /swarm/init``, as Docker's clients send it."""
+
+    listen_addr: str = msgspec.field(default="", name="ListenAddr")
+    advertise_addr: str = msgspec.field(default="", name="AdvertiseAddr")
+    data_path_addr: str = msgspec.field(default="", name="DataPathAddr")
+    data_path_port: int = msgspec.field(default=0, name="DataPathPort")
+    default_addr_pool: tuple[str, ...] = msgspec.field(default=(), name="DefaultAddrPool")
+    subnet_size: int = msgspec.field(default=0, name="SubnetSize")
+    force_new_cluster: bool = msgspec.field(default=False, name="ForceNewCluster")
+    availability: str = msgspec.field(default="", name="Availability")
+    spec: SwarmSpec = msgspec.field(default=SwarmSpec(), name="Spec")
+
+
+class JoinSwarmRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``POST /swarm/join``. ``labels`` is fleet's own: node labels from the first moment on."""
+
+    listen_addr: str = msgspec.field(default="", name="ListenAddr")
+    advertise_addr: str = msgspec.field(default="", name="AdvertiseAddr")
+    data_path_addr: str = msgspec.field(default="", name="DataPathAddr")
+    remote_addrs: tuple[str, ...] = msgspec.field(default=(), name="RemoteAddrs")
+    join_token: str = msgspec.field(default="", name="JoinToken")
+    availability: str = msgspec.field(default="", name="Availability")
+    labels: dict[str, str] = msgspec.field(default_factory=dict, name="Labels")
+
+
+@dataclass(slots=True)
+class _Active:
+    """Everything that exists only while this host is a member."""
+
+    state: SwarmState
+    identity: NodeIdentity
+    agent: Agent
+    listener: Listener
+    server_tls: ssl.SSLContext
+    store: Store | None = None
+    engine: SqliteEngine | None = None
+    role: ManagerRole | None = None
+    logs: ServiceLogs | None = None
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+
+class Membership:
+    """``open`` at daemon start, ``close`` at its end; the rest are the swarm verbs. One verb at a time."""
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        clock: Clock,
+        *,
+        engine: ContainerEngine,
+        images: ImageStore,
+        network: HostNetwork,
+        locator: ImageLocator,
+        events: EventLog,
+        fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._engine = engine
+        self._images = images
+        self._network = network
+        self._locator = locator
+        self._events = events
+        self._fatal = fatal
+        self._folder = config.data_root / "swarm"
+        self._file = SwarmStateFile(self._folder)
+        self._identity_folder = self._folder / "identity"
+        self._active: _Active | None = None
+        self._verb = asyncio.Lock()
+        self.error = ""
+        self.is_pending = False
+
+    # What others ask ------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> SwarmState | None:
+        """Present while this host is a member."""
+        return self._active.state if self._active else None
+
+    @property
+    def local_state(self) -> str:
+        """Docker's word for it."""
+        if self._active is not None:
+            return "active"
+        return "pending" if self.is_pending else "error" if self.error else "inactive"
+
+    @property
+    def identity(self) -> NodeIdentity | None:
+        return self._active.identity if self._active else None
+
+    @property
+    def agent(self) -> Agent | None:
+        return self._active.agent if self._active else None
+
+    def manager(self) -> ManagerRole:
+        """The manager role. Raises ``UnavailableError`` with Docker's text when this host has none."""
+        if self._active is None:
+            raise errors.UnavailableError(f"{NOT_A_MANAGER}{f' ({self.error})' if self.error else ''}")
+        if self._active.role is None:
+            raise errors.UnavailableError(WORKER_ONLY)
+        return self._active.role
+
+    def service_logs(self) -> ServiceLogs:
+        """Reader of tasks' logs; managers only, see ``manager``."""
+        self.manager()
+        assert self._active is not None
+        assert self._active.logs is not None
+        return self._active.logs
+
+    def underlay_address(self) -> str:
+        """Where this host's VXLAN ends; loopback while in no cluster."""
+        state = self.state
+        return (state.data_path_address or state.advertise_address) if state else "127.0.0.1"
+
+    def description(self) -> NodeDescription:
+        """This host, as told to managers."""
+        ca = self._active.identity.ca_pem if self._active else ""
+        return describe_host(hostname=self._config.hostname, labels=self._config.engine_labels, trust_root_pem=ca)
+
+    # Life -----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Take up the membership this host had; a broken one is kept as an error, so that it can be left."""
+        state = await asyncio.to_thread(self._file.load)
+        if state is None:
+            return
+        identity = await asyncio.to_thread(load_identity, self._identity_folder)
+        if identity is None or identity.cluster_id != state.cluster_id:
+            self.error = "the node's certificate is missing; leave the swarm and join again"
+            log.error("not a member any more", cause=self.error)
+            return
+        await self._activate(state, identity)
+
+    async def close(self) -> None:
+        """Stop taking part; containers go on."""
+        async with self._verb:
+            await self._deactivate()
+
+    async def init(self, request: InitRequest) -> str:
+        """Found a cluster; returns the node's id. Raises ``UnavailableError`` when already in one (Docker: 503)."""
+        async with self._verb:
+            self._refuse_member()
+            if request.force_new_cluster:
+                raise errors.UnsupportedError("force-new-cluster: this host has no cluster state to rebuild from")
+            candidates = await asyncio.to_thread(host_addresses)
+            listen, port = split_address(
+                request.listen_addr or "0.0.0.0", default_port=CLUSTER_PORT, what="--listen-addr"
+            )
+            wanted, advertised_port = split_address(
+                request.advertise_addr or "-", default_port=port, what="--advertise-addr"
+            )
+            address = choose_address("" if wanted == "-" else wanted, candidates=candidates, what="--advertise-addr")
+            data_path = self._data_path(request.data_path_addr, candidates)
+            cluster_id = ClusterId(new_id())
+            cluster_addr = f"{address}:{advertised_port}"
+            availability = _availability(request.availability)
+            port_ = request.data_path_port or DEFAULT_DATA_PATH_PORT
+            if not 1024 <= port_ <= 49151:
+                raise errors.UserError(f"--data-path-port: {port_} is not between 1024 and 49151")
+            await asyncio.to_thread(self._clean)
+            probe = tcp_socket(_listen_host(listen), port)
+            probe.close()
+            engine, store = await self._open_store(cluster_id)
+            try:
+                identity = await found_cluster(
+                    store,
+                    self._clock,
+                    new_id,
+                    cluster_id=cluster_id,
+                    key=generate_request(),
+                    spec=request.spec,
+                    hostname=self._config.hostname,
+                    address=address,
+                    cluster_addr=cluster_addr,
+                    availability=availability,
+                    data_path_port=port_,
+                    address_pools=request.default_addr_pool or DEFAULT_ADDRESS_POOL,
+                    subnet_size=request.subnet_size or 24,
+                )
+            finally:
+                await store.close()
+                await engine.close()
+            state = SwarmState(
+                cluster_id=cluster_id,
+                node_id=identity.node_id,
+                role=NodeRole.MANAGER,
+                listen_address=f"{listen}:{port}",
+                advertise_address=address,
+                data_path_address=data_path,
+                cluster_port=advertised_port,
+                managers=(cluster_addr,),
+            )
+            await asyncio.to_thread(save_identity, self._identity_folder, identity)
+            await asyncio.to_thread(self._file.save, state)
+            await self._activate(state, identity)
+            log.info("cluster founded", cluster=cluster_id, node=identity.node_id, address=cluster_addr)
+            return identity.node_id
+
+    async def join(self, request: JoinSwarmRequest) -> None:
+        """Join the cluster of ``remote_addrs``. Raises ``UserError``/``UnauthorizedError`` for a bad token or a foreign
+        root, ``UnavailableError`` when no manager can be reached."""
+        async with self._verb:
+            self._refuse_member()
+            if not request.remote_addrs:
+                raise errors.UserError("at least one RemoteAddr is required to join")
+            token = parse_token(request.join_token)
+            availability = _availability(request.availability)
+            candidates = await asyncio.to_thread(host_addresses)
+            listen, port = split_address(
+                request.listen_addr or "0.0.0.0", default_port=CLUSTER_PORT, what="--listen-addr"
+            )
+            wanted, advertised_port = split_address(
+                request.advertise_addr or "-", default_port=port, what="--advertise-addr"
+            )
+            address = choose_address("" if wanted == "-" else wanted, candidates=candidates, what="--advertise-addr")
+            data_path = self._data_path(request.data_path_addr, candidates)
+            await asyncio.to_thread(self._clean)
+            self.is_pending = True
+            try:
+                key = generate_request()
+                wish = JoinRequest(
+                    token=request.join_token.strip(),
+                    csr_pem=key.csr_pem,
+                    hostname=self._config.hostname,
+                    address=data_path or address,
+                    availability=availability,
+                    labels=request.labels,
+                )
+                answer = await _ask_managers(
+                    request.remote_addrs,
+                    lambda remote: _request_to_join(remote, wish, lambda pem: check_root(token, pem)),
+                )
+            finally:
+                self.is_pending = False
+            identity = make_identity(cert_pem=answer.certificate_pem, key_pem=key.key_pem, ca_pem=answer.ca_pem)
+            state = SwarmState(
+                cluster_id=answer.cluster_id,
+                node_id=answer.node_id,
+                role=identity.role,
+                listen_address=f"{listen}:{port}",
+                advertise_address=address,
+                data_path_address=data_path,
+                cluster_port=advertised_port,
+                managers=answer.managers,
+            )
+            await asyncio.to_thread(save_identity, self._identity_folder, identity)
+            await asyncio.to_thread(self._file.save, state)
+            await self._activate(state, identity)
+            log.info("joined", cluster=answer.cluster_id, node=answer.node_id, role=identity.role.value)
+        agent = self.agent
+        if agent is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_JOIN_TIMEOUT_S):
+                    await agent.session.connected.wait()
+                return
+            raise errors.UnavailableError(
+                "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. "
+                f"({agent.session.last_error})"
+            )
+
+    async def leave(self, *, force: bool) -> None:
+        """Leave: tasks here are stopped and removed, the cluster's networks and this host's membership are gone."""
+        async with self._verb:
+            active = self._active
+            if active is None:
+                if not self.error:
+                    raise errors.UnavailableError("This node is not part of a swarm")
+                await asyncio.to_thread(self._clean)
+                self.error = ""
+                return
+            if active.role is not None and not force:
+                raise errors.UnavailableError(
+                    "You are attempting to leave the swarm on a node that is participating as a manager. "
+                    "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
+                )
+            if active.role is None:
+                await self._say_farewell(active)
+            networks = active.agent.worker.assigned_networks()
+            await asyncio.to_thread(self._file.remove)
+            await self._deactivate()
+            await self._remove_tasks()
+            for network_id in networks:
+                await self._network.remove_network(network_id)
+            await self._network.apply_published(())
+            await asyncio.to_thread(self._clean)
+            log.info("left", cluster=active.state.cluster_id, node=active.state.node_id)
+
+    # Parts ----------------------------------------------------------------------------------------------------
+
+    def _refuse_member(self) -> None:
+        if self._active is not None or self.error:
+            raise errors.UnavailableError(
+                'This node is already part of a swarm. Use "fleet swarm leave" to leave this swarm and join another one.'
+            )
+
+    def _data_path(self, wanted: str, candidates: list[tuple[str, str]]) -> str:
+        return choose_address(wanted, candidates=candidates, what="--data-path-addr") if wanted else ""
+
+    def _clean(self) -> None:
+        """Remove what a former membership or an interrupted init or join left."""
+        self._file.remove()
+        remove_identity(self._identity_folder)
+        for name in ("store", "agent"):
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+
+    async def _open_store(self, cluster_id: ClusterId) -> tuple[SqliteEngine, Store]:
+        folder = self._folder / "store"
+        await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
+        engine = SqliteEngine(folder, cluster_id=cluster_id, clock=self._clock)
+        await engine.start()
+        try:
+            return engine, await Store.open(engine)
+        except BaseException:
+            await engine.close()
+            raise
+
+    async def _activate(self, state: SwarmState, identity: NodeIdentity) -> None:
+        tls = _ClientTls(lambda: self._active.identity if self._active else identity)
+        server_tls = server_context(identity, client_certificates="optional")
+        folder = self._folder / "agent"
+        await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
+        host, port = split_address(state.listen_address, default_port=CLUSTER_PORT, what="listen address")
+        listening = tcp_socket(_listen_host(host), port)
+        listener = Listener(
+            cluster_app(cluster_id=state.cluster_id, manager=self.manager, images=self._images, engine=self._engine),
+            [listening],
+            name="cluster",
+            tls=server_tls,
+        )
+        own = f"{state.advertise_address}:{state.cluster_port}"
+        agent = Agent(
+            state_dir=folder,
+            engine=self._engine,
+            images=self._images,
+            network=self._network,
+            locator=self._locator,
+            clock=self._clock,
+            tls=tls,
+            cluster_id=state.cluster_id,
+            address=state.data_path_address or state.advertise_address,
+            cluster_port=state.cluster_port,
+            managers=state.managers,
+            managers_changed=self._managers_changed,
+            description=self.description,
+        )
+        active = _Active(state=state, identity=identity, agent=agent, listener=listener, server_tls=server_tls)
+        self._active = active
+        self._locator.tls = tls
+        self._locator.own_address = own
+        self._locator.managers = lambda: self.state.managers if self.state else ()
+        try:
+            if state.role is NodeRole.MANAGER:
+                active.engine, active.store = await self._open_store(state.cluster_id)
+                active.role = ManagerRole(active.store, self._clock, node_id=state.node_id, cluster_addr=own)
+                active.logs = ServiceLogs(store=active.store, engine=self._engine, node_id=state.node_id, tls=tls)
+                active.tasks.append(self._spawn(active.role.run(), "manager"))
+                active.tasks.append(self._spawn(self._events.follow_store(active.store), "cluster events"))
+        except BaseException:
+            listening.close()
+            self._active = None
+            raise
+        active.tasks.append(self._spawn(listener.run(), "cluster listener"))
+        active.tasks.append(self._spawn(agent.run(), "agent"))
+        active.tasks.append(self._spawn(self._renew(active), "certificate renewal"))
+        self.error = ""
+
+    def _spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
+        async def watched() -> None:
+            try:
+                await work
+            except asyncio.CancelledError:
+                raise
+            except BaseException as cause:
+                log.error("part failed", part=name, cause=repr(cause))
+                self._fatal(cause)
+                raise
+
+        return asyncio.create_task(watched(), name=name)
+
+    async def _deactivate(self) -> None:
+        active, self._active = self._active, None
+        if active is None:
+            return
+        self._locator.tls = None
+        active.listener.stop()
+        for task in reversed(active.tasks):
+            if task.get_name() != "cluster listener":
+                task.cancel()
+        await asyncio.gather(*active.tasks, return_exceptions=True)
+        if active.store is not None:
+            await active.store.close()
+        if active.engine is not None:
+            await active.engine.close()
+
+    def _managers_changed(self, managers: tuple[str, ...]) -> None:
+        active = self._active
+        if active is None or active.state.managers == managers:
+            return
+        active.state = msgspec.structs.replace(active.state, managers=managers)
+        self._file.save(active.state)
+
+    async def _remove_tasks(self) -> None:
+        for container in list(self._engine.list()):
+            if "com.docker.swarm.task.id" in container.labels:
+                with suppress(errors.NotFoundError):
+                    await self._engine.stop(container.id, grace_s=5.0)
+                with suppress(errors.NotFoundError):
+                    await self._engine.remove(container.id, force=True, volumes=True)
+
+    async def _say_farewell(self, active: _Active) -> None:
+        context = client_context(active.identity, active.state.cluster_id)
+        async with httpx.AsyncClient(verify=context, timeout=3.0, trust_env=False) as client:
+            for manager in active.state.managers:
+                try:
+                    answer = await client.post(f"https://{manager}/cluster/v1/leave")
+                except httpx.HTTPError as cause:
+                    log.warning("manager not told of leaving", manager=manager, cause=str(cause))
+                    continue
+                if answer.status_code < 400:
+                    return
+
+    async def _renew(self, active: _Active) -> None:
+        """Replace the certificate when 50 to 80 % of its life are over (SEC-04); sessions take it up as they reopen."""
+        fraction = random.random()  # noqa: S311 - spreading renewals, not secrets
+        while True:
+            due = renewal_instant(active.identity.cert_pem, fraction)
+            wait = max((due - self._clock.now()).total_seconds(), 1.0)
+            await self._clock.sleep(min(wait, timedelta(hours=1).total_seconds()))
+            if self._clock.now() < due:
+                continue
+            key = generate_request()
+            context = client_context(active.identity, active.state.cluster_id)
+            async with httpx.AsyncClient(verify=context, timeout=10.0, trust_env=False) as client:
+                for manager in active.state.managers:
+                    with suppress(httpx.HTTPError):
+                        answer = await client.post(f"https://{manager}/cluster/v1/renew", content=key.csr_pem)
+                        answer.raise_for_status()
+                        identity = make_identity(
+                            cert_pem=answer.text, key_pem=key.key_pem, ca_pem=active.identity.ca_pem
+                        )
+                        await asyncio.to_thread(save_identity, self._identity_folder, identity)
+                        active.identity = identity
+                        present(active.server_tls, identity)
+                        log.info("certificate renewed", not_after=identity.not_after.isoformat())
+                        break
+
+
+class _ClientTls:
+    """The client context of the present identity, made once for each: loading keys takes milliseconds."""
+
+    def __init__(self, identity: Callable[[], NodeIdentity]) -> None:
+        self._identity = identity
+        self._made: tuple[NodeIdentity, ssl.SSLContext] | None = None
+
+    def __call__(self) -> ssl.SSLContext:
+        identity = self._identity()
+        if self._made is None or self._made[0] is not identity:
+            self._made = (identity, client_context(identity))
+        return self._made[1]
+
+
+def _listen_host(text: str) -> str:
+    return text if text and text[0].isdigit() else "0.0.0.0"
+
+
+def _availability(text: str) -> Availability:
+    try:
+        return Availability(text or "active")
+    except ValueError as cause:
+        raise errors.UserError(f"invalid availability {text!r}, only active, pause and drain are supported") from cause
+
+
+async def _ask_managers(remotes: tuple[str, ...], ask: Callable[[str], Awaitable[JoinAnswer]]) -> JoinAnswer:
+    problems = []
+    for remote in remotes:
+        try:
+            return await ask(remote)
+        except (httpx.HTTPError, OSError) as cause:
+            problems.append(f"{remote}: {cause or type(cause).__name__}")
+    raise errors.UnavailableError(f"could not reach a manager to join: {'; '.join(problems)}")
+
+
+async def _request_to_join(remote: str, wish: JoinRequest, check: Callable[[str], None]) -> JoinAnswer:
+    """Fetch the root, prove it by the token's digest, and only then show the token, to a holder of that root."""
+    host, port = split_address(remote, default_port=CLUSTER_PORT, what="manager address")
+    base = f"https://{host}:{port}/cluster/v1"
+    async with httpx.AsyncClient(verify=insecure_context(), timeout=_JOIN_TIMEOUT_S, trust_env=False) as client:
+        answer = await client.get(f"{base}/root")
+        if answer.status_code != 200 or len(answer.content) > _ROOT_MAX:
+            raise errors.UnavailableError(f"{remote} is not a manager: {_message(answer)}")
+    check(answer.text)
+    async with httpx.AsyncClient(
+        verify=pinned_context(answer.text), timeout=_JOIN_TIMEOUT_S, trust_env=False
+    ) as client:
+        joined = await client.post(f"{base}/join", content=msgspec.json.encode(wish))
+    if joined.status_code >= 400:
+        kinds = {
+            400: errors.UserError,
+            401: errors.UnauthorizedError,
+            403: errors.ForbiddenError,
+            501: errors.UnsupportedError,
+        }
+        raise kinds.get(joined.status_code, errors.UnavailableError)(_message(joined))
+    try:
+        return msgspec.json.decode(joined.content, type=JoinAnswer)
+    except msgspec.DecodeError as cause:
+        raise errors.UnavailableError(f"{remote}: answer to the join request does not decode: {cause}") from cause
+
+
+def _message(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status_code}"

@@ -1,0 +1,262 @@
+"""Who gets into the cluster: the first manager's founding, join requests, certificates, tokens, farewells.
+
+A join request carries a token and a signing request; the answer is a certificate whose role is the token's. The node object
+is written before the certificate leaves, so a node that has one is known. A repeated request (lost answer) makes a second
+node object that never opens a session and can be removed as *down*; a certificate is never issued twice for one id.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from fleet import errors
+from fleet.clock import Clock
+from fleet.identity.authority import RootAuthority, create_root
+from fleet.identity.keys import KeyRequest, NodeIdentity, make_identity
+from fleet.identity.tokens import SECRET_BYTES, make_token, token_role
+from fleet.model.cluster import DEFAULT_CERT_EXPIRY_NS, Authority, Cluster, JoinTokens, SwarmSpec
+from fleet.model.common import TlsInfo
+from fleet.model.defaults import nanoseconds
+from fleet.model.ids import ClusterId, NetworkId, NodeId
+from fleet.model.network import INGRESS_NETWORK_NAME, Network, NetworkSpec
+from fleet.model.node import (
+    Availability,
+    ManagerStatus,
+    Node,
+    NodeDescription,
+    NodeRole,
+    NodeSpec,
+    NodeState,
+    NodeStatus,
+    Reachability,
+)
+from fleet.store import Store, Transaction
+
+__all__ = ["Admission", "JoinAnswer", "JoinRequest", "found_cluster"]
+
+log = structlog.get_logger("admission")
+
+_LABELS_MAX: Final = 64
+
+
+class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a joining node says; nothing in it is believed but the token and the proof of its key."""
+
+    token: str
+    csr_pem: str
+    hostname: str
+    address: str
+    availability: Availability = Availability.ACTIVE
+    labels: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"JoinRequest(hostname={self.hostname!r}, address={self.address!r})"
+
+
+class JoinAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a node needs to be one of the cluster's."""
+
+    node_id: NodeId
+    cluster_id: ClusterId
+    certificate_pem: str
+    ca_pem: str
+    managers: tuple[str, ...]
+
+
+def _tls_info(cert_pem: str) -> TlsInfo:
+    certificate = x509.load_pem_x509_certificate(cert_pem.encode())
+    key = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return TlsInfo(
+        trust_root=cert_pem,
+        cert_issuer_subject=base64.b64encode(certificate.subject.public_bytes()).decode(),
+        cert_issuer_public_key=base64.b64encode(key).decode(),
+    )
+
+
+def _lifetime(spec: SwarmSpec) -> timedelta:
+    return nanoseconds(spec.ca_config.node_cert_expiry_ns or DEFAULT_CERT_EXPIRY_NS)
+
+
+async def found_cluster(
+    store: Store,
+    clock: Clock,
+    new_id: Callable[[], str],
+    *,
+    cluster_id: ClusterId,
+    key: KeyRequest,
+    spec: SwarmSpec,
+    hostname: str,
+    address: str,
+    cluster_addr: str,
+    availability: Availability,
+    data_path_port: int,
+    address_pools: tuple[str, ...],
+    subnet_size: int,
+) -> NodeIdentity:
+    """``swarm init``: root, tokens, cluster object, ingress network and the first manager's node, in one transaction."""
+    now = clock.now()
+    node_id = NodeId(new_id())
+    root = create_root(cluster_id, now)
+    certificate = root.issue(
+        key.csr_pem,
+        node_id=node_id,
+        role=NodeRole.MANAGER,
+        cluster_id=cluster_id,
+        lifetime=_lifetime(spec),
+        now=now,
+        addresses=(address,),
+    )
+    cluster = Cluster(
+        id=cluster_id,
+        spec=spec,
+        tls_info=_tls_info(root.cert_pem),
+        data_path_port=data_path_port,
+        default_addr_pool=address_pools,
+        subnet_size=subnet_size,
+        join_tokens=JoinTokens(worker=_new_token(root.cert_pem), manager=_new_token(root.cert_pem)),
+        created_at=now,
+        updated_at=now,
+    )
+    node = Node(
+        id=node_id,
+        spec=NodeSpec(role=NodeRole.MANAGER, availability=availability),
+        description=NodeDescription(hostname=hostname),
+        status=NodeStatus(state=NodeState.UNKNOWN, addr=address),
+        manager_status=ManagerStatus(leader=True, reachability=Reachability.REACHABLE, addr=cluster_addr),
+        cluster_addr=cluster_addr,
+        created_at=now,
+        updated_at=now,
+    )
+    ingress = Network(
+        id=NetworkId(new_id()),
+        spec=NetworkSpec(name=INGRESS_NETWORK_NAME, driver="overlay", scope="swarm", ingress=True),
+        created_at=now,
+        updated_at=now,
+    )
+    authority = Authority(certificate_pem=root.cert_pem, key_pem=root.key_pem, created_at=now, updated_at=now)
+    transaction = Transaction().create(cluster).create(authority).create(node).create(ingress)
+    await store.commit(transaction)
+    return make_identity(cert_pem=certificate, key_pem=key.key_pem, ca_pem=root.cert_pem)
+
+
+def _new_token(cert_pem: str) -> str:
+    return make_token(cert_pem, secrets.token_bytes(SECRET_BYTES))
+
+
+class Admission:
+    """The manager's gate. ``managers`` are the cluster addresses a new node is told."""
+
+    def __init__(
+        self, store: Store, clock: Clock, new_id: Callable[[], str], *, managers: Callable[[], tuple[str, ...]]
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._new_id = new_id
+        self._managers = managers
+
+    def cluster(self) -> Cluster:
+        """The cluster object. Raises ``UnavailableError`` before there is one."""
+        for cluster in self._store.clusters.all():
+            return cluster
+        raise errors.UnavailableError("the cluster's state is not loaded yet")
+
+    def root_pem(self) -> str:
+        """The root certificate; public."""
+        return self._authority().certificate_pem
+
+    def _authority(self) -> Authority:
+        for authority in self._store.authorities.all():
+            return authority
+        raise errors.UnavailableError("the certificate authority is not loaded yet")
+
+    def _root(self) -> RootAuthority:
+        authority = self._authority()
+        return RootAuthority(cert_pem=authority.certificate_pem, key_pem=authority.key_pem)
+
+    async def admit(self, request: JoinRequest) -> JoinAnswer:
+        """Answer a join request. Raises ``UnauthorizedError`` for a wrong token, ``UserError`` for a bad request,
+        ``UnsupportedError`` for a second manager while the state is in this manager's own database."""
+        cluster = self.cluster()
+        role = token_role(request.token, worker=cluster.join_tokens.worker, manager=cluster.join_tokens.manager)
+        if role is NodeRole.MANAGER:
+            raise errors.UnsupportedError(
+                "this cluster keeps its state in the SQLite database of its one manager; more managers need the etcd "
+                "state engine, which this version does not have: join as a worker (fleet swarm join-token worker)"
+            )
+        if not request.hostname or len(request.hostname) > 253 or len(request.labels) > _LABELS_MAX:
+            raise errors.UserError("join request: hostname or labels are missing or too long")
+        now = self._clock.now()
+        node_id = NodeId(self._new_id())
+        certificate = self._certificate(request.csr_pem, node_id=node_id, role=role, address=request.address)
+        node = Node(
+            id=node_id,
+            created_at=now,
+            updated_at=now,
+            spec=NodeSpec(role=role, availability=request.availability, labels=request.labels),
+            description=NodeDescription(hostname=request.hostname),
+            status=NodeStatus(state=NodeState.UNKNOWN, addr=request.address, message="joined, no session yet"),
+        )
+        await self._store.commit(Transaction().create(node))
+        log.info("node admitted", node=node_id, hostname=request.hostname, role=role.value, address=request.address)
+        return JoinAnswer(
+            node_id=node_id,
+            cluster_id=cluster.id,
+            certificate_pem=certificate,
+            ca_pem=self.root_pem(),
+            managers=self._managers(),
+        )
+
+    def _certificate(self, csr_pem: str, *, node_id: NodeId, role: NodeRole, address: str) -> str:
+        cluster = self.cluster()
+        return self._root().issue(
+            csr_pem,
+            node_id=node_id,
+            role=role,
+            cluster_id=cluster.id,
+            lifetime=_lifetime(cluster.spec),
+            now=self._clock.now(),
+            addresses=(address,) if address else (),
+        )
+
+    def renew(self, csr_pem: str, node_id: NodeId) -> str:
+        """A fresh certificate for a member, in its present role. Raises ``ForbiddenError`` for one that is none."""
+        node = self.member(node_id)
+        return self._certificate(csr_pem, node_id=node_id, role=node.spec.role, address=node.status.addr)
+
+    def member(self, node_id: NodeId) -> Node:
+        """The node, if it is one of the cluster. Raises ``ForbiddenError`` otherwise: its certificate is cut off."""
+        node = self._store.nodes.get(node_id)
+        if node is None or node.removed:
+            raise errors.ForbiddenError(f"node {node_id} is not a member of this cluster: it was removed")
+        return node
+
+    async def rotate_token(self, role: NodeRole) -> None:
+        """Replace the secret half of a role's token; nodes that are in stay in."""
+        cluster = self.cluster()
+        token = _new_token(self.root_pem())
+        tokens = msgspec.structs.replace(
+            cluster.join_tokens, **{"manager" if role is NodeRole.MANAGER else "worker": token}
+        )
+        changed = msgspec.structs.replace(cluster, join_tokens=tokens, updated_at=self._clock.now())
+        await self._store.commit(Transaction().replace(changed))
+
+    async def farewell(self, node_id: NodeId) -> None:
+        """The node left by its own wish: it is *down* at once, so its tasks move and it can be removed."""
+        node = self.member(node_id)
+        status = msgspec.structs.replace(node.status, state=NodeState.DOWN, message="the node left the swarm")
+        now = self._clock.now()
+        await self._store.commit(
+            Transaction().replace_any(msgspec.structs.replace(node, status=status, down_since=now, updated_at=now))
+        )
+        log.info("node left", node=node_id, hostname=node.description.hostname)
