@@ -167,16 +167,19 @@ class TarReader:
         if not header:
             return None
         if len(header) < BLOCK:
-            raise RejectedFault("tar: not a whole number of blocks")
+            raise RejectedFault("tar: ends in a header: cut short, or not a tar archive")
         if header.count(0) == BLOCK:
             following = self._read_exactly(BLOCK)
             if following.strip(b"\0"):
                 raise RejectedFault("tar: data after a zero block")
             return None
-        stored = _number(header[148:156], "checksum")
+        field_bytes = header[148:156].split(b"\0", 1)[0].strip(b" ")
         blanked = header[:148] + b" " * 8 + header[156:]
-        signed = sum(byte - 256 if byte > 127 else byte for byte in blanked) if stored != sum(blanked) else stored
-        if stored != signed:
+        sums = {
+            sum(blanked),
+            sum(byte - 256 if byte > 127 else byte for byte in blanked),
+        }  # old tars summed signed bytes
+        if not field_bytes or field_bytes.strip(b"01234567") or int(field_bytes, 8) not in sums:
             raise RejectedFault("tar: header checksum is wrong: not a tar archive, or damaged")
         return header
 
