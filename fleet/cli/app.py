@@ -1,0 +1,146 @@
+"""What every command gets as its context object: the client for the chosen daemon, and the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote
+
+import click
+
+from fleet import errors
+from fleet.api.client import EngineClient
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["DEFAULT_HOST", "App", "TlsOptions", "filters_of", "part", "pass_app", "read_input"]
+
+R = TypeVar("R")
+
+DEFAULT_HOST: Final = "unix:///run/fleet/fleet.sock"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TlsOptions:
+    """``--tls*`` as given; files are PEM."""
+
+    enabled: bool = False
+    verify: bool = False
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+    def context(self) -> ssl.SSLContext | None:
+        """A client context, or None without TLS. Raises ``UserError`` for files that cannot be used."""
+        if not (self.enabled or self.verify):
+            return None
+        import ssl
+
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if not self.verify:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            if self.cert_file:
+                context.load_cert_chain(self.cert_file, self.key_file)
+        except (OSError, ValueError) as cause:
+            files = ", ".join(filter(None, (self.ca_file, self.cert_file, self.key_file)))
+            raise errors.UserError(f"cannot use the TLS files {files}: {cause}") from cause
+        return context
+
+
+class App:
+    """One run of the command. ``environment`` is the process's, read once."""
+
+    def __init__(self, *, host: str, tls: TlsOptions, environment: Mapping[str, str]) -> None:
+        self.host = host
+        self.environment = environment
+        self._tls = tls
+        self._client: EngineClient | None = None
+
+    @property
+    def client(self) -> EngineClient:
+        """The client, made at first use."""
+        if self._client is None:
+            url = self.host if "://" in self.host else f"tcp://{self.host}"
+            self._client = EngineClient(url, tls=self._tls.context())
+        return self._client
+
+    def streaming_client(self) -> EngineClient:
+        """A second client without a time limit, for logs and events that may stay silent."""
+        url = self.host if "://" in self.host else f"tcp://{self.host}"
+        return EngineClient(url, tls=self._tls.context(), timeout_s=None)
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    # Small conveniences that most commands share.
+
+    def info(self) -> dict[str, Any]:
+        """``GET /info``."""
+        found: dict[str, Any] = self.client.get("/info")
+        return found
+
+    def node_reference(self, name: str) -> str:
+        """``self`` as the id of the node this daemon is; other names as they are."""
+        if name != "self":
+            return name
+        node_id = (self.info().get("Swarm") or {}).get("NodeID")
+        if not node_id:
+            raise errors.UserError("'self' names no node, because this host is not part of a swarm")
+        return str(node_id)
+
+
+def pass_app(command: Callable[..., R]) -> Callable[..., R]:
+    """Hands the ``App`` to a command as its first argument."""
+
+    @functools.wraps(command)
+    def with_app(*args: Any, **kwargs: Any) -> R:
+        app = click.get_current_context().find_object(App)
+        assert app is not None, "the root command puts the App there"
+        return command(app, *args, **kwargs)
+
+    return with_app
+
+
+def part(name: str) -> str:
+    """``name`` as a part of a URL's path. Image names keep their slashes. Raises ``UserError`` for the empty name."""
+    if not name.strip():
+        raise errors.UserError("an empty name was given; expected a name or an ID")
+    return quote(name, safe="/:@")
+
+
+def read_input(path: str, *, size_max: int) -> bytes:
+    """A file, or standard input for ``-``. Raises ``UserError`` when it cannot be read or is larger than allowed."""
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(size_max + 1)
+        else:
+            with Path(path).open("rb") as file:
+                data = file.read(size_max + 1)
+    except OSError as cause:
+        raise errors.UserError(f"cannot read {path}: {cause.strerror or cause}") from cause
+    if len(data) > size_max:
+        raise errors.TooLargeError(f"{path} is larger than the {size_max} bytes allowed")
+    return data
+
+
+def filters_of(pairs: tuple[str, ...]) -> dict[str, list[str]] | None:
+    """``--filter key=value ...`` as the API's filters. Raises ``UserError`` for text without ``=``."""
+    if not pairs:
+        return None
+    filters: dict[str, list[str]] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise errors.UserError(f"--filter {pair!r} is not a filter; expected NAME=VALUE")
+        filters.setdefault(key.strip().lower(), []).append(value)
+    return filters

@@ -1,0 +1,187 @@
+"""The entry point: finds the command, sets the exit code, and turns every failure into one line.
+
+Exit codes: 0 done; 1 the daemon said no, or something failed; 2 the command line or a file was wrong; 130 interrupted;
+141 whoever read the output stopped reading; 70 a bug in fleet.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import click
+
+from fleet import errors
+from fleet.cli.app import DEFAULT_HOST, App, TlsOptions
+
+__all__ = ["cli", "main", "run"]
+
+_COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    # name: (where, one line of help - written here so that --help imports nothing)
+    "swarm": ("fleet.cli.swarm:swarm", "Manage the swarm"),
+    "node": ("fleet.cli.node:node", "Manage nodes of the swarm"),
+    "service": ("fleet.cli.service:service", "Manage services"),
+    "stack": ("fleet.cli.stack:stack", "Manage stacks (Compose files)"),
+    "task": ("fleet.cli.task:task", "Look at tasks"),
+    "network": ("fleet.cli.network:network", "Manage networks"),
+    "secret": ("fleet.cli.objects:secret", "Manage secrets"),
+    "config": ("fleet.cli.objects:config", "Manage configs"),
+    "volume": ("fleet.cli.volume:volume", "Manage volumes of this host"),
+    "image": ("fleet.cli.image:image", "Manage images of this host"),
+    "container": ("fleet.cli.container:container", "Manage containers of this host"),
+    "system": ("fleet.cli.system:system", "Look at the daemon of this host"),
+    "lab": ("fleet.cli.lab:lab", "A cluster of many hosts on this machine, to try and to test"),
+    "daemon": ("fleet.cli.system:daemon", "Run the fleet daemon in the foreground"),
+    "info": ("fleet.cli.system:info", "Show this host and its swarm"),
+    "version": ("fleet.cli.system:version", "Show versions of the command and the daemon"),
+    "events": ("fleet.cli.system:events", "Follow what happens"),
+    "completion": ("fleet.cli.completion:completion", "Print a completion script for bash, zsh or fish"),
+    "ps": ("fleet.cli.container:ls", "List containers (same as: container ls)"),
+    "images": ("fleet.cli.image:ls", "List images (same as: image ls)"),
+    "pull": ("fleet.cli.image:pull", "Pull an image (same as: image pull)"),
+    "load": ("fleet.cli.image:load", "Load images from an archive (same as: image load)"),
+    "logs": ("fleet.cli.logs:logs", "Show logs of a container, service or task"),
+}
+_SECTIONS: Final = (
+    ("Cluster", ("swarm", "node", "service", "stack", "task", "network", "secret", "config")),
+    ("This host", ("container", "image", "volume", "system", "info", "version", "events", "daemon")),
+    ("Short forms", ("ps", "images", "pull", "load", "logs")),
+    ("More", ("lab", "completion")),
+)
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = _COMMANDS.get(cmd_name)
+        if found is None:
+            return None
+        module, _, attribute = found[0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name not in _COMMANDS and not name.startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(name, _COMMANDS, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else "; see fleet --help"
+            raise click.UsageError(f"'{name}' is not a fleet command{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in _SECTIONS:
+            with formatter.section(title):
+                formatter.write_dl([(name, _COMMANDS[name][1]) for name in names])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["--help"], "max_content_width": 110})
+@click.option("-H", "--host", metavar="URL", help="Daemon to talk to: unix:///path or tcp://HOST:PORT.")
+@click.option("--tls", is_flag=True, help="Use TLS; implied by --tlsverify.")
+@click.option("--tlsverify", is_flag=True, help="Use TLS and verify the daemon.")
+@click.option("--tlscacert", metavar="FILE", help="Trust certificates signed only by this CA.")
+@click.option("--tlscert", metavar="FILE", help="TLS certificate file.")
+@click.option("--tlskey", metavar="FILE", help="TLS key file.")
+@click.version_option(package_name="fleet", message="fleet version %(version)s")
+@click.pass_context
+def cli(
+    ctx: click.Context,
+    *,
+    host: str | None,
+    tls: bool,
+    tlsverify: bool,
+    tlscacert: str | None,
+    tlscert: str | None,
+    tlskey: str | None,
+) -> None:
+    """Run containers on many hosts as if they were one.
+
+    The daemon is taken from -H, else $FLEET_HOST, else $DOCKER_HOST, else unix:///run/fleet/fleet.sock.
+    """
+    environment: Mapping[str, str] = ctx.obj if ctx.obj is not None else {}
+    app = App(
+        host=host or environment.get("FLEET_HOST") or environment.get("DOCKER_HOST") or DEFAULT_HOST,
+        tls=TlsOptions(enabled=tls, verify=tlsverify, ca_file=tlscacert, cert_file=tlscert, key_file=tlskey),
+        environment=environment,
+    )
+    ctx.obj = app
+    ctx.call_on_close(app.close)
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split("\n")).strip()
+    click.echo(f"Error: {line}", err=True)
+    return code
+
+
+def _usage(cause: click.UsageError) -> int:
+    code = _fail(cause.format_message(), 2)
+    if cause.ctx is not None:
+        click.echo(f"See '{cause.ctx.command_path} --help'.", err=True)
+    return code
+
+
+def _close_output() -> None:
+    """Nobody reads any more: what is still buffered must not fail again at exit."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
+
+
+def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run one command in this process; returns the exit code and never raises."""
+    try:
+        result: Any = cli.main(args=list(arguments), prog_name="fleet", standalone_mode=False, obj=environment)
+        sys.stdout.flush()
+    except click.UsageError as cause:
+        return _usage(cause)
+    except click.ClickException as cause:
+        return _fail(cause.format_message(), 1)
+    except click.exceptions.Exit as cause:
+        return cause.exit_code
+    except click.Abort as cause:
+        if isinstance(cause.__cause__ or cause.__context__, EOFError):
+            return _fail("the input ended early", 1)
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _close_output()
+        return 141
+    except errors.FleetError as cause:
+        return _fail(str(cause), cause.exit_code)
+    except Exception as cause:  # noqa: BLE001 - a command line ends in one sentence, not in a traceback
+        return _unexpected(cause)
+    return result if isinstance(result, int) else 0
+
+
+def _unexpected(cause: Exception) -> int:
+    """The connection broke in the middle of an answer, or fleet has a bug."""
+    import http.client
+
+    if isinstance(cause, OSError | http.client.HTTPException):
+        return _fail(f"the connection to the daemon was lost: {cause or type(cause).__name__}", 1)
+    import traceback
+
+    frame = traceback.extract_tb(cause.__traceback__)[-1]
+    place = f"{frame.filename}:{frame.lineno}"
+    return _fail(f"a bug in fleet ({type(cause).__name__} at {place}): {cause}; please report it", 70)
+
+
+def main() -> None:
+    """The ``fleet`` command."""
+    sys.exit(run(sys.argv[1:], os.environ))
+
+
+if __name__ == "__main__":
+    main()

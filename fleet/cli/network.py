@@ -1,0 +1,146 @@
+"""``fleet network``."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import click
+
+from fleet import errors
+from fleet.api.client import EngineClient
+from fleet.cli.app import App, filters_of, part, pass_app
+from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
+from fleet.cli.service_flags import Parsed
+from fleet.compose import values
+
+Json = dict[str, Any]
+
+COLUMNS: Final = (("ID", "NETWORK ID"), ("Name", "NAME"), ("Driver", "DRIVER"), ("Scope", "SCOPE"))
+PAIR: Final = Parsed(lambda text: values.parse_pair(text, what="NAME=VALUE"), name="NAME=VALUE")
+
+
+@click.group()
+def network() -> None:
+    """Manage networks."""
+
+
+@network.command()
+@click.option("-d", "--driver", default="overlay", metavar="DRIVER", help="Driver (default overlay).")
+@click.option("--subnet", multiple=True, metavar="CIDR", help="Subnet, such as 10.5.0.0/24.")
+@click.option("--gateway", multiple=True, metavar="ADDRESS", help="Gateway of the subnet.")
+@click.option("--ip-range", multiple=True, metavar="CIDR", help="Part of the subnet addresses come from.")
+@click.option("--attachable", is_flag=True, help="Let plain containers join.")
+@click.option("--internal", is_flag=True, help="No way out of the network.")
+@click.option("--ingress", is_flag=True, help="Make this the network of published ports.")
+@click.option("--ipv6", is_flag=True, help="Use IPv6 too.")
+@click.option("--scope", default="", metavar="SCOPE", help="Scope, such as swarm.")
+@click.option("--label", "labels", type=PAIR, multiple=True, metavar="NAME=VALUE", help="Label.")
+@click.option("-o", "--opt", "options", type=PAIR, multiple=True, metavar="NAME=VALUE", help="Option of the driver.")
+@click.argument("name", metavar="NETWORK")
+@pass_app
+def create(app: App, *, name: str, **flags: Any) -> None:
+    """Create a network."""
+    body = {
+        "CheckDuplicate": True,
+        "Driver": flags["driver"],
+        "Scope": flags["scope"],
+        "EnableIPv6": flags["ipv6"],
+        "IPAM": {"Driver": "default", "Options": {}, "Config": _pools(flags)},
+        "Internal": flags["internal"],
+        "Attachable": flags["attachable"],
+        "Ingress": flags["ingress"],
+        "ConfigOnly": False,
+        "ConfigFrom": None,
+        "Options": dict(flags["options"]),
+        "Labels": dict(flags["labels"]),
+        "Name": name,
+    }
+    answer = app.client.post("/networks/create", body)
+    print_warnings(answer)
+    echo(answer["Id"])
+
+
+def _pools(flags: Json) -> list[Json]:
+    """Each gateway and range goes to the subnet that holds it."""
+    if not flags["subnet"] and (flags["gateway"] or flags["ip_range"]):
+        raise click.UsageError("--gateway and --ip-range need a --subnet they belong to")
+    if not flags["subnet"]:
+        return []
+    import ipaddress
+
+    pools: dict[Any, Json] = {}
+    try:
+        for subnet in flags["subnet"]:
+            pools[ipaddress.ip_network(subnet)] = {"Subnet": subnet}
+        for address in flags["gateway"]:
+            _owner(pools, ipaddress.ip_address(address), "gateway", address)["Gateway"] = address
+        for part in flags["ip_range"]:
+            first = ipaddress.ip_network(part).network_address
+            _owner(pools, first, "ip-range", part)["IPRange"] = part
+    except ValueError as cause:
+        raise errors.UserError(f"{cause}; expected for example --subnet 10.5.0.0/24 --gateway 10.5.0.1") from cause
+    return list(pools.values())
+
+
+def _owner(pools: dict[Any, Json], address: Any, flag: str, text: str) -> Json:
+    for subnet, pool in pools.items():
+        if address in subnet:
+            return pool
+    raise errors.UserError(f"--{flag} {text} is in none of the subnets {', '.join(map(str, pools))}")
+
+
+@network.command()
+@list_options
+@click.option("--no-trunc", is_flag=True, help="Do not shorten IDs.")
+@pass_app
+def ls(app: App, *, filters: tuple[str, ...], fmt: str | None, quiet: bool, no_trunc: bool) -> None:
+    """List networks."""
+    found = app.client.get("/networks", filters=filters_of(filters)) or []
+    rows = [
+        {
+            "ID": short_id(item["Id"], full=no_trunc),
+            "Name": item["Name"],
+            "Driver": item.get("Driver", ""),
+            "Scope": item.get("Scope", ""),
+            "Internal": item.get("Internal", False),
+            "IPv6": item.get("EnableIPv6", False),
+            "CreatedAt": item.get("Created", ""),
+            "Labels": ",".join(f"{k}={v}" for k, v in sorted((item.get("Labels") or {}).items())),
+        }
+        for item in sorted(found, key=lambda item: str(item["Name"]))
+    ]
+    print_rows(rows, columns=COLUMNS, fmt=fmt, quiet=quiet)
+
+
+@network.command()
+@click.option("-v", "--verbose", is_flag=True, help="With services and tasks of the whole swarm.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.argument("names", metavar="NETWORK...", nargs=-1, required=True)
+@pass_app
+def inspect(app: App, *, names: tuple[str, ...], fmt: str | None, verbose: bool) -> int:
+    """Show networks in full."""
+
+    def get(client: EngineClient, name: str) -> Any:
+        return client.get(f"/networks/{part(name)}", **({"verbose": True} if verbose else {}))
+
+    return inspect_each(app.client, names, get, fmt=fmt)
+
+
+@network.command()
+@click.argument("names", metavar="NETWORK...", nargs=-1, required=True)
+@pass_app
+def rm(app: App, *, names: tuple[str, ...]) -> int:
+    """Remove networks."""
+    return each(names, lambda name: app.client.delete(f"/networks/{part(name)}"))
+
+
+@network.command()
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@pass_app
+def prune(app: App, *, force: bool) -> None:
+    """Remove all networks that nothing uses."""
+    if not force:
+        click.confirm("This removes all networks that nothing uses. Continue?", abort=True, err=True)
+    deleted = (app.client.post("/networks/prune") or {}).get("NetworksDeleted") or ()
+    for name in deleted:
+        echo(name)

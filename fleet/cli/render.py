@@ -1,0 +1,154 @@
+"""Rows to the terminal: tables with Docker's columns, JSON lines, templates, ids alone; objects as JSON or template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import click
+
+from fleet import errors
+from fleet.api.client import EngineClient, EngineError
+
+__all__ = ["Column", "echo", "inspect_each", "list_options", "print_rows", "print_warnings", "short_id", "each"]
+
+Row = dict[str, Any]
+Column = tuple[str, str]
+"""(field of the row, heading)."""
+
+T = TypeVar("T")
+_ID_WIDTH: Final = 12
+
+
+def echo(text: str = "") -> None:
+    """A line to standard output."""
+    click.echo(text)
+
+
+def short_id(text: str, *, full: bool = False) -> str:
+    """12 characters of an id, without ``sha256:``; all of it if ``full``."""
+    return text if full else text.removeprefix("sha256:")[:_ID_WIDTH]
+
+
+def list_options(command: Callable[..., T]) -> Callable[..., T]:
+    """The flags every ``ls`` has: --filter, --format, --quiet."""
+    command = click.option("-q", "--quiet", is_flag=True, help="Only display IDs.")(command)
+    command = click.option(
+        "--format", "fmt", metavar="FORMAT", help="'table', 'table TEMPLATE', 'json', or a Go template."
+    )(command)
+    return click.option(
+        "-f", "--filter", "filters", multiple=True, metavar="NAME=VALUE", help="Show only what matches."
+    )(command)
+
+
+def print_rows(
+    rows: Iterable[Row],
+    *,
+    columns: Sequence[Column],
+    fmt: str | None = None,
+    quiet: bool = False,
+    quiet_field: str = "ID",
+    headings: Mapping[str, str] | None = None,
+) -> None:
+    """A list as asked for. ``headings`` name fields beyond ``columns`` that templates may use."""
+    if quiet and not fmt:
+        for row in rows:
+            echo(str(row[quiet_field]))
+        return
+    if fmt in (None, "", "table"):
+        _print_table([[str(row.get(field, "")) for field, _ in columns] for row in rows], [h for _, h in columns])
+        return
+    if fmt == "json":
+        for row in rows:
+            echo(json.dumps(row, ensure_ascii=False))
+        return
+    _print_template(fmt, rows, {**dict(columns), **(headings or {})})
+
+
+def _print_template(fmt: str | None, rows: Iterable[Row], headings: Mapping[str, str]) -> None:
+    from fleet.cli.template import Template, fields_used
+
+    text = (fmt or "").replace("\\t", "\t").replace("\\n", "\n")
+    table = text.startswith("table ")
+    text = text.removeprefix("table ").lstrip() if table else text
+    template = Template(text)
+    lines = [template.render({**row, "_row": True}) for row in rows]
+    if not table:
+        for line in lines:
+            echo(line)
+        return
+    heading = [headings.get(field, field.upper()) for field in fields_used(text)]
+    _print_table([line.split("\t") for line in lines], heading)
+
+
+def _print_table(rows: list[list[str]], heading: list[str]) -> None:
+    lines = [heading, *([_one_line(cell) for cell in row] for row in rows)]
+    count = max(len(line) for line in lines)
+    widths = [max((len(line[i]) for line in lines if i < len(line)), default=0) for i in range(count)]
+    for line in lines:
+        padded = [cell.ljust(widths[i]) if i < len(line) - 1 else cell for i, cell in enumerate(line)]
+        echo("   ".join(padded).rstrip())
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split("\n")) if "\n" in text else text
+
+
+def inspect_each(
+    client: EngineClient,
+    names: Sequence[str],
+    get: Callable[[EngineClient, str], Any],
+    *,
+    fmt: str | None = None,
+    pretty: Callable[[Any], str] | None = None,
+) -> int:
+    """Print objects as a JSON array, by a template, or ``pretty``; what is missing is told and makes the code 1."""
+    found: list[Any] = []
+    failed: list[errors.FleetError] = []
+    for name in names:
+        try:
+            found.append(get(client, name))
+        except EngineError as cause:
+            failed.append(cause)
+    if pretty is not None:
+        for position, item in enumerate(found):
+            echo(("\n" if position else "") + pretty(item))
+    elif fmt and fmt != "json":
+        from fleet.cli.template import Template
+
+        template = Template(fmt.replace("\\t", "\t").replace("\\n", "\n"))
+        for item in found:
+            echo(template.render(item))
+    elif fmt == "json":
+        for item in found:
+            echo(json.dumps(item, ensure_ascii=False))
+    else:
+        echo(json.dumps(found, indent=4, ensure_ascii=False))
+    for problem in failed:
+        click.echo(f"Error: {problem}", err=True)
+    return 1 if failed else 0
+
+
+def each(names: Sequence[str], act: Callable[[str], object], *, quiet: bool = False) -> int:
+    """``act`` on each name and print it; what fails is told, the others go on, and the code is 1."""
+    code = 0
+    for name in names:
+        try:
+            act(name)
+        except EngineError as cause:
+            click.echo(f"Error: {cause}", err=True)
+            code = 1
+        else:
+            if not quiet:
+                echo(name)
+    return code
+
+
+def print_warnings(answer: Any) -> None:
+    """Warnings of an API answer, to standard error."""
+    if isinstance(answer, dict):
+        for key in ("Warnings", "Warning"):
+            given = answer.get(key) or ()
+            for warning in [given] if isinstance(given, str) else given:
+                click.echo(f"Warning: {warning}", err=True)

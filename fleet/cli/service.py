@@ -1,0 +1,300 @@
+"""``fleet service``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from fleet import errors
+from fleet.api.client import EngineClient
+from fleet.cli import references
+from fleet.cli.app import App, filters_of, part, pass_app
+from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
+from fleet.cli.service_flags import Parsed, create_options, update_options, wait_options
+from fleet.cli.service_spec import create_spec, mode_name, scale_spec, update_spec
+from fleet.cli.tasks import print_tasks, task_options
+
+Json = dict[str, Any]
+
+_ENV_FILE_MAX: Final = 1024 * 1024
+
+COLUMNS: Final = (
+    ("ID", "ID"),
+    ("Name", "NAME"),
+    ("Mode", "MODE"),
+    ("Replicas", "REPLICAS"),
+    ("Image", "IMAGE"),
+    ("Ports", "PORTS"),
+)
+
+
+@click.group()
+def service() -> None:
+    """Manage services."""
+
+
+@service.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@create_options
+@click.argument("image")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@pass_app
+def create(app: App, *, image: str, command: tuple[str, ...], **flags: Any) -> int:
+    """Create a service that runs IMAGE [COMMAND [ARG...]]."""
+    flags["env"] = (*_env_files(flags["env_file"], app.environment), *_inherit(flags["env"], app.environment))
+    flags = references.resolve(app.client, flags)
+    spec = create_spec(flags, image=image, arguments=command)
+    answer = app.client.request(
+        "POST",
+        "/services/create",
+        json_body=spec,
+        headers=_auth_headers(app, image, wanted=flags["with_registry_auth"]),
+    )
+    print_warnings(answer)
+    echo(answer["ID"])
+    return _wait(app, [(answer["ID"], spec["Name"] or short_id(answer["ID"]), None)], flags)
+
+
+@service.command()
+@update_options
+@click.argument("name", metavar="SERVICE")
+@pass_app
+def update(app: App, *, name: str, **flags: Any) -> int:
+    """Change a service; tasks are replaced as its update configuration says."""
+    if flags["rollback"]:
+        given = [key for key in ("image", "args", "force", "replicas") if flags[key]]
+        if given:
+            raise click.UsageError(f"--rollback goes back as a whole and cannot be combined with --{given[0]}")
+        return _rollback(app, name, flags)
+    current = app.client.get(f"/services/{part(name)}", insertDefaults=False)
+    flags["env_add"] = _inherit(flags["env_add"], app.environment)
+    flags = references.resolve(app.client, flags, suffix="_add")
+    spec = update_spec(current["Spec"], flags)
+    image = spec["TaskTemplate"]["ContainerSpec"].get("Image", "")
+    answer = app.client.request(
+        "POST",
+        f"/services/{current['ID']}/update",
+        query={"version": current["Version"]["Index"], "registryAuthFrom": "spec"},
+        json_body=spec,
+        headers=_auth_headers(app, image, wanted=flags["with_registry_auth"]),
+    )
+    print_warnings(answer)
+    echo(name)
+    return _wait(app, [(current["ID"], spec["Name"], current.get("UpdateStatus"))], flags)
+
+
+@service.command()
+@click.argument("name", metavar="SERVICE")
+@pass_app
+def rollback(app: App, *, name: str, **flags: Any) -> int:
+    """Go back to the specification before the last update."""
+    return _rollback(app, name, flags)
+
+
+def _rollback(app: App, name: str, flags: Mapping[str, Any]) -> int:
+    current = app.client.get(f"/services/{part(name)}", insertDefaults=False)
+    answer = app.client.post(
+        f"/services/{current['ID']}/update", current["Spec"], version=current["Version"]["Index"], rollback="previous"
+    )
+    print_warnings(answer)
+    echo(name)
+    watched = [(current["ID"], current["Spec"]["Name"], current.get("UpdateStatus"))]
+    return _wait(app, watched, flags, rollback_wanted=True)
+
+
+def _scale_argument(text: str) -> tuple[str, int]:
+    name, separator, count = text.partition("=")
+    if not separator or not name or not count.isdecimal() or int(count) >= 2**31:
+        raise errors.UserError(f"{text!r} is not a scale; expected SERVICE=NUMBER")
+    return name, int(count)
+
+
+@service.command()
+@click.argument(
+    "scales", metavar="SERVICE=REPLICAS...", nargs=-1, required=True, type=Parsed(_scale_argument, name="SCALE")
+)
+@pass_app
+def scale(app: App, *, scales: tuple[tuple[str, int], ...], **flags: Any) -> int:
+    """Set the number of tasks of one or more services."""
+    watched = []
+    for name, replicas in scales:
+        current = app.client.get(f"/services/{part(name)}", insertDefaults=False)
+        spec = scale_spec(current["Spec"], replicas)
+        answer = app.client.post(f"/services/{current['ID']}/update", spec, version=current["Version"]["Index"])
+        print_warnings(answer)
+        echo(f"{name} scaled to {replicas}")
+        watched.append((current["ID"], spec["Name"], current.get("UpdateStatus")))
+    return _wait(app, watched, flags)
+
+
+for _command in (scale, rollback):
+    for _option in reversed(wait_options()):
+        _option(_command)
+
+
+@service.command()
+@list_options
+@pass_app
+def ls(app: App, *, filters: tuple[str, ...], fmt: str | None, quiet: bool) -> None:
+    """List services."""
+    found = app.client.get("/services", status=True, filters=filters_of(filters)) or []
+    print_rows(service_rows(found, full=bool(fmt) and fmt != "table"), columns=COLUMNS, fmt=fmt, quiet=quiet)
+
+
+def service_rows(found: Iterable[Json], *, full: bool = False) -> list[Json]:
+    """Rows of ``service ls``, by name."""
+    return [_row(item, full=full) for item in sorted(found, key=lambda item: str(item["Spec"].get("Name", "")))]
+
+
+def _row(item: Json, *, full: bool) -> Json:
+    spec = item["Spec"]
+    status = item.get("ServiceStatus") or {}
+    running, desired = status.get("RunningTasks", 0), status.get("DesiredTasks", 0)
+    replicas = f"{running}/{desired}"
+    job = (spec.get("Mode") or {}).get("ReplicatedJob")
+    if job is not None:
+        replicas += f" ({status.get('CompletedTasks', 0)}/{job.get('TotalCompletions', 1)} completed)"
+    most = (spec["TaskTemplate"].get("Placement") or {}).get("MaxReplicas")
+    if most:
+        replicas += f" (max {most} per node)"
+    image = str((spec["TaskTemplate"].get("ContainerSpec") or {}).get("Image", ""))
+    return {
+        "ID": short_id(item["ID"], full=full),
+        "Name": spec.get("Name", ""),
+        "Mode": mode_name(spec),
+        "Replicas": replicas,
+        "Image": image if full else image.partition("@")[0],
+        "Ports": ", ".join(_port(port) for port in (item.get("Endpoint") or {}).get("Ports") or ()),
+    }
+
+
+def _port(port: Json) -> str:
+    published = port.get("PublishedPort", 0)
+    return f"*:{published}->{port['TargetPort']}/{port.get('Protocol', 'tcp')}" if published else ""
+
+
+@service.command()
+@task_options
+@click.argument("names", metavar="SERVICE...", nargs=-1, required=True)
+@pass_app
+def ps(
+    app: App,
+    *,
+    names: tuple[str, ...],
+    filters: tuple[str, ...],
+    fmt: str | None,
+    quiet: bool,
+    no_trunc: bool,
+    no_resolve: bool,
+) -> None:
+    """List the tasks of one or more services."""
+    ids = [app.client.get(f"/services/{part(name)}")["ID"] for name in names]
+    wanted = {**(filters_of(filters) or {}), "service": ids}
+    if "node" in wanted:
+        wanted["node"] = [app.node_reference(node) for node in wanted["node"]]
+    tasks = app.client.get("/tasks", filters=wanted) or []
+    print_tasks(app.client, tasks, fmt=fmt, quiet=quiet, no_trunc=no_trunc, no_resolve=no_resolve)
+
+
+@service.command()
+@click.option("--pretty", is_flag=True, help="Print for people.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.argument("names", metavar="SERVICE...", nargs=-1, required=True)
+@pass_app
+def inspect(app: App, *, names: tuple[str, ...], pretty: bool, fmt: str | None) -> int:
+    """Show services in full."""
+    if pretty and fmt:
+        raise click.UsageError("--format cannot be combined with --pretty")
+
+    def get(client: EngineClient, name: str) -> Any:
+        return client.get(f"/services/{part(name)}", insertDefaults=True)
+
+    if pretty:
+        from fleet.cli.pretty import service_text
+
+        return inspect_each(app.client, names, get, pretty=lambda item: service_text(item, app.client))
+    return inspect_each(app.client, names, get, fmt=fmt)
+
+
+@service.command()
+@click.argument("names", metavar="SERVICE...", nargs=-1, required=True)
+@pass_app
+def rm(app: App, *, names: tuple[str, ...]) -> int:
+    """Remove services; their tasks are stopped in the background."""
+    return each(names, lambda name: app.client.delete(f"/services/{part(name)}"))
+
+
+service.add_command(rm, "remove")
+
+
+@service.command(name="logs")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines.")
+@click.option("--since", metavar="TIME", help="Only lines since a time, or a duration back such as 10m.")
+@click.option("-n", "--tail", default="all", metavar="N", help="Only the last N lines of each task.")
+@click.option("-t", "--timestamps", is_flag=True, help="Show when each line was written.")
+@click.option("--details", is_flag=True, help="Show what the log driver adds to each line.")
+@click.option("--no-resolve", is_flag=True, help="Show IDs instead of names.")
+@click.option("--no-task-ids", is_flag=True, help="Leave task IDs out.")
+@click.option("--no-trunc", is_flag=True, help="Do not shorten task IDs.")
+@click.option("--raw", is_flag=True, help="Print the lines alone.")
+@click.argument("name", metavar="SERVICE|TASK")
+@pass_app
+def logs(app: App, *, name: str, **options: Any) -> None:
+    """Show the logs of a service or of one task."""
+    from fleet.cli.logs import service_logs
+
+    service_logs(app, name, **options)
+
+
+# --- waiting, environment and registry logins -------------------------------------------------------------------------
+
+
+def _wait(
+    app: App, watched: list[tuple[str, str, Json | None]], flags: Mapping[str, Any], *, rollback_wanted: bool = False
+) -> int:
+    if flags["detach"]:
+        return 0
+    from fleet.cli.converge import Watch, wait
+
+    watches = [
+        Watch(service_id, name, ignore_status=status, rollback_wanted=rollback_wanted)
+        for service_id, name, status in watched
+    ]
+    return wait(app.client, watches, quiet=flags["quiet"], timeout_ns=flags["timeout"], stable_ns=flags["stable"])
+
+
+def _inherit(given: Iterable[str], environment: Mapping[str, str]) -> tuple[str, ...]:
+    """``--env NAME`` takes the value from here, as docker does; a name that is not set is left out."""
+    return tuple(
+        text if "=" in text else f"{text}={environment[text]}" for text in given if "=" in text or text in environment
+    )
+
+
+def _env_files(paths: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+    from fleet.compose.env_file import parse_env_file
+
+    lines: list[str] = []
+    for path in paths:
+        try:
+            with Path(path).open(encoding="utf-8") as file:
+                text = file.read(_ENV_FILE_MAX + 1)
+        except (OSError, UnicodeDecodeError) as cause:
+            raise errors.UserError(f"--env-file: cannot read {path}: {cause}") from cause
+        if len(text) > _ENV_FILE_MAX:
+            raise errors.TooLargeError(f"--env-file {path}: larger than {_ENV_FILE_MAX} characters")
+        try:
+            found = parse_env_file(text, environment=environment)
+        except errors.UserError as cause:
+            raise errors.UserError(f"--env-file {path}{cause}") from cause
+        lines += [f"{name}={value}" for name, value in found.items() if value is not None]
+    return lines
+
+
+def _auth_headers(app: App, image: str, *, wanted: bool) -> dict[str, str]:
+    if not wanted:
+        return {}
+    from fleet.cli.registry_auth import auth_headers
+
+    return auth_headers(image, app.environment)

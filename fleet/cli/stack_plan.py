@@ -1,0 +1,208 @@
+"""What deploying a stack would change, decided before anything is done: pure, so ``--dry-run`` is the same code.
+
+A service whose spec is already as asked for is left alone, so that deploying twice never restarts a task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+
+from fleet import errors
+from fleet.compose.convert import Stack
+from fleet.model import wire
+from fleet.model.network import NetworkSpec
+from fleet.model.secret import ConfigSpec, SecretSpec
+from fleet.model.service import ServiceSpec
+
+__all__ = ["Change", "Existing", "differences", "plan_stack", "resolve_names"]
+
+Json = dict[str, Any]
+DIFFERENCES_MAX: Final = 20
+_VALUE_WIDTH: Final = 60
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Existing:
+    """What the cluster has under the stack's label (secrets and configs: under the names the stack uses)."""
+
+    networks: tuple[Json, ...] = ()
+    secrets: tuple[Json, ...] = ()
+    configs: tuple[Json, ...] = ()
+    services: tuple[Json, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One step. ``current`` is the object as the daemon gave it, for updates and removals."""
+
+    action: Literal["create", "update", "remove", "keep"]
+    kind: Literal["network", "secret", "config", "service"]
+    name: str
+    spec: NetworkSpec | SecretSpec | ConfigSpec | ServiceSpec | None = None
+    current: Json | None = None
+    details: tuple[str, ...] = ()
+
+
+def plan_stack(stack: Stack, existing: Existing, *, prune: bool = False) -> list[Change]:
+    """The steps in the order they must be done. Raises ``UserError`` for a change that cannot be made."""
+    changes: list[Change] = []
+    wanted = {spec.name for spec in stack.services}
+    if prune:
+        changes += [
+            Change(action="remove", kind="service", name=item["Spec"]["Name"], current=item)
+            for item in existing.services
+            if item["Spec"]["Name"] not in wanted
+        ]
+    networks = {item["Name"]: item for item in existing.networks}
+    for network in stack.networks:
+        found = networks.get(network.name)
+        if found is None:
+            changes.append(Change(action="create", kind="network", name=network.name, spec=network))
+        else:
+            _check_network(network, found)
+            changes.append(Change(action="keep", kind="network", name=network.name, current=found))
+    secrets = {item["Spec"]["Name"]: item for item in existing.secrets}
+    changes += [_plan_secret(secret, secrets.get(secret.name)) for secret in stack.secrets]
+    configs = {item["Spec"]["Name"]: item for item in existing.configs}
+    changes += [_plan_config(config, configs.get(config.name)) for config in stack.configs]
+    services = {item["Spec"]["Name"]: item for item in existing.services}
+    changes += [_plan_service(spec, services.get(spec.name), networks=networks) for spec in stack.services]
+    return changes
+
+
+def _check_network(wanted: NetworkSpec, found: Json) -> None:
+    pairs = (
+        ("driver", wanted.driver or "overlay", found.get("Driver") or "overlay"),
+        ("internal", wanted.internal, bool(found.get("Internal"))),
+        ("attachable", wanted.attachable, bool(found.get("Attachable"))),
+    )
+    for what, new, old in pairs:
+        if new != old:
+            raise errors.UserError(
+                f"network {wanted.name} exists with {what} {old}, the file says {new}; "
+                "a network cannot be changed: give it another name, or remove the stack first"
+            )
+
+
+def _plan_secret(wanted: SecretSpec, found: Json | None) -> Change:
+    """The data of a secret cannot be read back, so the daemon is asked to compare: an update with the same data."""
+    if found is None:
+        return Change(action="create", kind="secret", name=wanted.name, spec=wanted)
+    return Change(action="update", kind="secret", name=wanted.name, spec=wanted, current=found)
+
+
+def _plan_config(wanted: ConfigSpec, found: Json | None) -> Change:
+    if found is None:
+        return Change(action="create", kind="config", name=wanted.name, spec=wanted)
+    current = wire.parse_builtins(_with_data(found["Spec"]), ConfigSpec, what=f"config {wanted.name}")
+    if current.data != wanted.data:
+        raise errors.UserError(
+            f"config {wanted.name} exists with other content, and configs cannot be changed; "
+            f"give the new content a new name (name: {wanted.name}_2) so that services move to it"
+        )
+    action: Literal["keep", "update"] = "keep" if current.labels == wanted.labels else "update"
+    return Change(action=action, kind="config", name=wanted.name, spec=wanted, current=found)
+
+
+def _with_data(spec: Json) -> Json:
+    return {**spec, "Data": spec.get("Data") or ""}
+
+
+def _plan_service(wanted: ServiceSpec, found: Json | None, *, networks: Mapping[str, Json]) -> Change:
+    if found is None:
+        return Change(action="create", kind="service", name=wanted.name, spec=wanted)
+    current = comparable(wire.parse_builtins(found["Spec"], ServiceSpec, what=f"service {wanted.name}"))
+    # Targets are ids in the cluster and names in the stack, until ``resolve_names``; ids of new networks do not exist.
+    names = {str(item["Id"]): name for name, item in networks.items()}
+    current = _rename_targets(current, names)
+    merged = _carry_over(wanted, current)
+    changed = tuple(differences(wire.to_builtins(current), wire.to_builtins(merged)))
+    action: Literal["keep", "update"] = "update" if changed else "keep"
+    return Change(action=action, kind="service", name=wanted.name, spec=merged, current=found, details=changed)
+
+
+def comparable(spec: ServiceSpec) -> ServiceSpec:
+    """Without what a daemon fills in and a file does not say; ids of secrets and configs go, their names stay."""
+    container = spec.task_template.container_spec
+    container = msgspec.structs.replace(
+        container,
+        isolation="",
+        secrets=tuple(msgspec.structs.replace(ref, secret_id="") for ref in container.secrets),
+        configs=tuple(msgspec.structs.replace(ref, config_id="") for ref in container.configs),
+    )
+    template = msgspec.structs.replace(spec.task_template, container_spec=container, runtime="")
+    if not template.networks and spec.networks:
+        template = msgspec.structs.replace(template, networks=spec.networks)
+    return msgspec.structs.replace(spec, task_template=template, networks=())
+
+
+def _rename_targets(spec: ServiceSpec, names: Mapping[str, str]) -> ServiceSpec:
+    targets = tuple(
+        msgspec.structs.replace(target, target=names.get(target.target, target.target))
+        for target in spec.task_template.networks
+    )
+    targets = tuple(sorted(targets, key=lambda target: target.target))
+    return msgspec.structs.replace(spec, task_template=msgspec.structs.replace(spec.task_template, networks=targets))
+
+
+def _carry_over(wanted: ServiceSpec, current: ServiceSpec) -> ServiceSpec:
+    """Keep the restart counter, and the digest the cluster settled for an image that the file still names the same."""
+    template = msgspec.structs.replace(wanted.task_template, force_update=current.task_template.force_update)
+    image, pinned = template.container_spec.image, current.task_template.container_spec.image
+    if "@" not in image and pinned.partition("@")[0] == image:
+        template = msgspec.structs.replace(
+            template, container_spec=msgspec.structs.replace(template.container_spec, image=pinned)
+        )
+    return msgspec.structs.replace(wanted, task_template=template)
+
+
+def resolve_names(
+    spec: ServiceSpec, *, networks: Mapping[str, str], secrets: Mapping[str, str], configs: Mapping[str, str]
+) -> ServiceSpec:
+    """``spec`` with ids (name -> id) where the cluster wants them. Raises ``NotFoundError`` for a name without one."""
+
+    def find(kind: str, ids: Mapping[str, str], name: str) -> str:
+        if name not in ids:
+            raise errors.NotFoundError(f"service {spec.name}: {kind} {name} not found")
+        return ids[name]
+
+    container = spec.task_template.container_spec
+    container = msgspec.structs.replace(
+        container,
+        secrets=tuple(
+            msgspec.structs.replace(ref, secret_id=find("secret", secrets, ref.secret_name))
+            for ref in container.secrets
+        ),
+        configs=tuple(
+            msgspec.structs.replace(ref, config_id=find("config", configs, ref.config_name))
+            for ref in container.configs
+        ),
+    )
+    targets = tuple(
+        msgspec.structs.replace(target, target=networks.get(target.target, target.target))
+        for target in spec.task_template.networks
+    )
+    template = msgspec.structs.replace(spec.task_template, container_spec=container, networks=targets)
+    return msgspec.structs.replace(spec, task_template=template)
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterable[str]:
+    """``TaskTemplate.ContainerSpec.Image: a -> b`` for each leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(old, dict | None) and isinstance(new, dict | None):
+        yield from differences(old or {}, new or {}, path) if (old or new) else ()
+    elif old != new:
+        yield f"{path}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    import json
+
+    text = "(nothing)" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _VALUE_WIDTH else f"{text[: _VALUE_WIDTH - 1]}…"

@@ -1,0 +1,203 @@
+"""``fleet swarm``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fleet.cli.app import App, pass_app
+from fleet.cli.render import echo
+from fleet.cli.service_flags import Parsed
+from fleet.compose import values
+
+Json = dict[str, Any]
+
+DURATION = Parsed(values.parse_duration_ns, name="DURATION")
+AVAILABILITY = click.Choice(["active", "pause", "drain"])
+DEFAULT_LISTEN = "0.0.0.0:2377"
+
+
+@click.group()
+def swarm() -> None:
+    """Manage the swarm."""
+
+
+@swarm.command()
+@click.option(
+    "--advertise-addr", metavar="IP|INTERFACE[:PORT]", default="", help="Address the others reach this node at."
+)
+@click.option(
+    "--listen-addr", metavar="IP[:PORT]", default=DEFAULT_LISTEN, help=f"Where to listen (default {DEFAULT_LISTEN})."
+)
+@click.option("--data-path-addr", metavar="IP|INTERFACE", default="", help="Address for traffic between containers.")
+@click.option(
+    "--data-path-port",
+    metavar="PORT",
+    type=click.IntRange(1024, 49151),
+    default=None,
+    help="UDP port of that traffic (default 4789).",
+)
+@click.option(
+    "--default-addr-pool",
+    metavar="CIDR",
+    multiple=True,
+    help="Pool the networks' subnets come from (default 10.0.0.0/8).",
+)
+@click.option(
+    "--default-addr-pool-mask-length",
+    metavar="BITS",
+    type=click.IntRange(8, 30),
+    default=24,
+    help="Size of those subnets (default 24).",
+)
+@click.option("--availability", type=AVAILABILITY, default="active", help="Availability of this node (default active).")
+@click.option("--autolock", is_flag=True, help="Ask for a key when a manager starts.")
+@click.option(
+    "--cert-expiry",
+    type=DURATION,
+    default=None,
+    metavar="DURATION",
+    help="Validity of node certificates (default 2160h).",
+)
+@click.option(
+    "--dispatcher-heartbeat",
+    type=DURATION,
+    default=None,
+    metavar="DURATION",
+    help="Time between a node's heartbeats (default 1s).",
+)
+@click.option(
+    "--task-history-limit", type=int, default=None, metavar="N", help="Ended tasks kept per slot (default 5)."
+)
+@click.option("--force-new-cluster", is_flag=True, help="Begin again as the only manager, from the state on this host.")
+@pass_app
+def init(app: App, **flags: Any) -> None:
+    """Make this host the first manager of a new swarm."""
+    body = {
+        "ListenAddr": flags["listen_addr"],
+        "AdvertiseAddr": flags["advertise_addr"],
+        "DataPathAddr": flags["data_path_addr"],
+        "DataPathPort": flags["data_path_port"] or 0,
+        "ForceNewCluster": flags["force_new_cluster"],
+        "Spec": _settings({}, flags),
+        "AutoLockManagers": flags["autolock"],
+        "Availability": flags["availability"],
+        "DefaultAddrPool": list(flags["default_addr_pool"]) or None,
+        "SubnetSize": flags["default_addr_pool_mask_length"],
+    }
+    node_id = app.client.post("/swarm/init", body)
+    echo(f"Swarm initialized: current node ({node_id}) is now a manager.\n")
+    _print_join(app, "worker", title="To add a worker to this swarm, run the following command:")
+    echo("To add a manager to this swarm, run 'fleet swarm join-token manager' and follow the instructions.")
+
+
+def _settings(spec: Json, flags: Json) -> Json:
+    """The cluster's settings that flags name, over ``spec``."""
+    spec = {**spec}
+    if flags["task_history_limit"] is not None:
+        spec["Orchestration"] = {
+            **(spec.get("Orchestration") or {}),
+            "TaskHistoryRetentionLimit": flags["task_history_limit"],
+        }
+    if flags["dispatcher_heartbeat"] is not None:
+        spec["Dispatcher"] = {**(spec.get("Dispatcher") or {}), "HeartbeatPeriod": flags["dispatcher_heartbeat"]}
+    if flags["cert_expiry"] is not None:
+        spec["CAConfig"] = {**(spec.get("CAConfig") or {}), "NodeCertExpiry": flags["cert_expiry"]}
+    if flags["autolock"] is not None:
+        spec["EncryptionConfig"] = {"AutoLockManagers": flags["autolock"]}
+    return spec
+
+
+@swarm.command()
+@click.option("--token", required=True, metavar="TOKEN", help="Join token; it decides the role.")
+@click.option(
+    "--advertise-addr", metavar="IP|INTERFACE[:PORT]", default="", help="Address the others reach this node at."
+)
+@click.option(
+    "--listen-addr", metavar="IP[:PORT]", default=DEFAULT_LISTEN, help=f"Where to listen (default {DEFAULT_LISTEN})."
+)
+@click.option("--data-path-addr", metavar="IP|INTERFACE", default="", help="Address for traffic between containers.")
+@click.option("--availability", type=AVAILABILITY, default="active", help="Availability of this node (default active).")
+@click.argument("managers", metavar="HOST:PORT...", nargs=-1, required=True)
+@pass_app
+def join(app: App, *, managers: tuple[str, ...], **flags: Any) -> None:
+    """Join a swarm through one of its managers."""
+    body = {
+        "ListenAddr": flags["listen_addr"],
+        "AdvertiseAddr": flags["advertise_addr"],
+        "DataPathAddr": flags["data_path_addr"],
+        "RemoteAddrs": [address if ":" in address else f"{address}:2377" for address in managers],
+        "JoinToken": flags["token"],
+        "Availability": flags["availability"],
+    }
+    app.client.post("/swarm/join", body)
+    is_manager = (app.info().get("Swarm") or {}).get("ControlAvailable")
+    echo(f"This node joined a swarm as a {'manager' if is_manager else 'worker'}.")
+
+
+@swarm.command("join-token")
+@click.option("-q", "--quiet", is_flag=True, help="Only display the token.")
+@click.option("--rotate", is_flag=True, help="Make a new token; the old one stops working.")
+@click.argument("role", type=click.Choice(["worker", "manager"]))
+@pass_app
+def join_token(app: App, *, role: str, quiet: bool, rotate: bool) -> None:
+    """Show how to join, or make a new token."""
+    if rotate:
+        _update(app, rotateWorkerToken=role == "worker", rotateManagerToken=role == "manager")
+        if not quiet:
+            echo(f"Successfully rotated {role} join token.\n")
+    if quiet:
+        echo(app.client.get("/swarm")["JoinTokens"][role.capitalize()])
+        return
+    _print_join(app, role, title=f"To add a {role} to this swarm, run the following command:")
+
+
+def _print_join(app: App, role: str, *, title: str) -> None:
+    token = app.client.get("/swarm")["JoinTokens"][role.capitalize()]
+    block = app.info().get("Swarm") or {}
+    managers = {m["NodeID"]: m["Addr"] for m in block.get("RemoteManagers") or ()}
+    address = managers.get(block.get("NodeID", "")) or f"{block.get('NodeAddr', '')}:2377"
+    echo(f"{title}\n\n    fleet swarm join --token {token} {address}\n")
+
+
+def _update(app: App, spec: Json | None = None, **rotate: bool) -> None:
+    current = app.client.get("/swarm")
+    names = ("rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey")
+    query = {name: "true" if rotate.get(name) else "false" for name in names}
+    app.client.post("/swarm/update", {**current["Spec"], **(spec or {})}, version=current["Version"]["Index"], **query)
+
+
+@swarm.command()
+@click.option("-f", "--force", is_flag=True, help="Leave even as a manager.")
+@pass_app
+def leave(app: App, *, force: bool) -> None:
+    """Leave the swarm; the tasks on this node end."""
+    query = {"force": "1"} if force else None
+    app.client.request("POST", "/swarm/leave", query=query, body=b"", headers={"Content-Type": "text/plain"})
+    echo("Node left the swarm.")
+
+
+@swarm.command()
+@click.option(
+    "--autolock", type=click.BOOL, default=None, metavar="true|false", help="Ask for a key when a manager starts."
+)
+@click.option("--cert-expiry", type=DURATION, default=None, metavar="DURATION", help="Validity of node certificates.")
+@click.option(
+    "--dispatcher-heartbeat", type=DURATION, default=None, metavar="DURATION", help="Time between a node's heartbeats."
+)
+@click.option("--task-history-limit", type=int, default=None, metavar="N", help="Ended tasks kept per slot.")
+@pass_app
+def update(app: App, **flags: Any) -> None:
+    """Change settings of the swarm."""
+    if all(value is None for value in flags.values()):
+        raise click.UsageError("nothing to change; see the options")
+    _update(app, _settings(app.client.get("/swarm")["Spec"], flags))
+    echo("Swarm updated.")
+
+
+@swarm.command()
+@pass_app
+def ca(app: App) -> None:
+    """Show the root certificate of the swarm (PEM)."""
+    echo(str((app.client.get("/swarm").get("TLSInfo") or {}).get("TrustRoot", "")).rstrip())

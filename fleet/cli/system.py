@@ -1,0 +1,178 @@
+"""``fleet info``, ``version``, ``events``, ``system`` and ``daemon``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+import click
+
+from fleet import errors
+from fleet.api.client import API_VERSION
+from fleet.cli import clock
+from fleet.cli.app import App, filters_of, pass_app
+from fleet.cli.render import echo, print_rows
+
+Json = dict[str, Any]
+
+EVENT_MAX: Final = 1024 * 1024
+
+
+@click.group()
+def system() -> None:
+    """Look at the daemon of this host."""
+
+
+def _format(fmt: str | None, value: Json) -> bool:
+    """Print ``value`` by a format; False when there is none."""
+    if not fmt:
+        return False
+    if fmt == "json":
+        echo(json.dumps(value, ensure_ascii=False))
+    else:
+        from fleet.cli.template import Template
+
+        echo(Template(fmt.replace("\\t", "\t").replace("\\n", "\n")).render(value))
+    return True
+
+
+@system.command()
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@pass_app
+def info(app: App, *, fmt: str | None) -> None:
+    """Show this host and its swarm."""
+    found = app.info()
+    if _format(fmt, found):
+        return
+    from fleet.cli.pretty import info_text
+
+    echo(info_text(found))
+
+
+@system.command()
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@pass_app
+def version(app: App, *, fmt: str | None) -> None:
+    """Show versions of the command and the daemon."""
+    from importlib import metadata
+    from platform import python_version
+
+    client = {"Version": metadata.version("fleet"), "ApiVersion": API_VERSION, "PythonVersion": python_version()}
+    try:
+        server: Json | None = app.client.get("/version")
+    except errors.UnavailableError as cause:
+        if not _format(fmt, {"Client": client, "Server": None}):
+            echo(_version_text("Client", client))
+        raise errors.UnavailableError(str(cause)) from cause
+    if not _format(fmt, {"Client": client, "Server": server}):
+        echo(f"{_version_text('Client', client)}\n\n{_version_text('Server', server or {})}")
+
+
+def _version_text(title: str, found: Json) -> str:
+    names = (
+        ("Version", "Version"), ("ApiVersion", "API version"), ("MinAPIVersion", "Lowest API version"),
+        ("PythonVersion", "Python version"), ("GitCommit", "Git commit"), ("KernelVersion", "Kernel"),
+        ("Os", "OS"), ("Arch", "Architecture"),
+    )  # fmt: skip
+    lines = [f" {label + ':':20}{found[key]}" for key, label in names if found.get(key)]
+    return "\n".join([f"{title}:", *lines])
+
+
+@system.command()
+@click.option("--since", metavar="TIME", help="Events since a time, or a duration back such as 10m.")
+@click.option("--until", metavar="TIME", help="Stop at a time.")
+@click.option("-f", "--filter", "filters", multiple=True, metavar="NAME=VALUE", help="Show only what matches.")
+@click.option("--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@pass_app
+def events(app: App, *, since: str | None, until: str | None, filters: tuple[str, ...], fmt: str | None) -> None:
+    """Follow what happens, until interrupted."""
+    query = {
+        "since": clock.since_query(since, flag="--since"),
+        "until": clock.since_query(until, flag="--until"),
+        "filters": filters_of(filters),
+    }
+    with app.streaming_client().stream("GET", "/events", query=query) as chunks:
+        for event in _events(chunks):
+            if not _format(fmt, event):
+                echo(_event_text(event))
+            sys.stdout.flush()
+
+
+def _events(chunks: Iterator[bytes]) -> Iterator[Json]:
+    """JSON objects one after another, with or without line ends between them."""
+    decoder = json.JSONDecoder()
+    buffer = ""
+    pending = b""
+    for chunk in chunks:
+        pending += chunk
+        try:
+            buffer += pending.decode()
+        except UnicodeDecodeError:  # a character was cut in two; the rest comes with the next chunk
+            continue
+        pending = b""
+        while buffer := buffer.lstrip():
+            try:
+                event, end = decoder.raw_decode(buffer)
+            except ValueError:
+                break
+            buffer = buffer[end:]
+            yield event
+        if len(buffer) > EVENT_MAX:
+            raise errors.UnavailableError("the daemon sent an event that does not end")
+
+
+def _event_text(event: Json) -> str:
+    actor = event.get("Actor") or {}
+    nanoseconds = event.get("timeNano") or (event.get("time") or 0) * 1_000_000_000
+    from datetime import UTC, datetime
+
+    when = datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
+    attributes = ", ".join(f"{key}={value}" for key, value in sorted((actor.get("Attributes") or {}).items()))
+    shown = f" ({attributes})" if attributes else ""
+    return f"{when} {event.get('Type', '')} {event.get('Action', '')} {actor.get('ID', '')}{shown}"
+
+
+@system.command()
+@pass_app
+def df(app: App) -> None:
+    """Show how much room images, containers and volumes take."""
+    found = app.client.get("/system/df") or {}
+    images, containers = found.get("Images") or [], found.get("Containers") or []
+    volumes = found.get("Volumes") or []
+    sizes = [
+        ("Images", len(images), sum(item.get("Containers", 0) > 0 for item in images), found.get("LayersSize") or 0)
+    ]
+    sizes += [
+        (
+            "Containers",
+            len(containers),
+            sum(item.get("State") == "running" for item in containers),
+            sum(item.get("SizeRw") or 0 for item in containers),
+        ),
+        (
+            "Local Volumes",
+            len(volumes),
+            sum((item.get("UsageData") or {}).get("RefCount", 0) > 0 for item in volumes),
+            sum(max(0, (item.get("UsageData") or {}).get("Size", 0)) for item in volumes),
+        ),
+    ]
+    rows = [
+        {"Type": kind, "Total": str(total), "Active": str(active), "Size": clock.human_size(size)}
+        for kind, total, active, size in sizes
+    ]
+    columns = (("Type", "TYPE"), ("Total", "TOTAL"), ("Active", "ACTIVE"), ("Size", "SIZE"))
+    print_rows(rows, columns=columns)
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def daemon(*, arguments: tuple[str, ...]) -> None:
+    """Run the fleet daemon in the foreground (same as: fleetd)."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "fleet.daemon.main", *arguments])  # noqa: S606 - becomes the daemon
