@@ -55,10 +55,12 @@ class ContainerEngine:
         self._core = core
         self.execs = Execs(core)
         """Exec sessions (create, start with descriptors, inspect, wait)."""
-        self._runs = Runs(core, self.execs)
+        self._runs = Runs(core, self.execs, auto_remove=self._auto_remove)
         self.volumes = VolumeStore(volumes_root, clock=core.clock, in_use=self._volume_users)
         """Named volumes of this host."""
         self._emptying = False
+        self._being_made: dict[str, str] = {}
+        """Container id -> image id of creations under way: their images are in use as well."""
 
     @classmethod
     async def open(
@@ -154,6 +156,7 @@ class ContainerEngine:
         name = config.name or pick_name(core.names)
         core.reserve_name(name, container_id)
         made: list[str] = []
+        self._being_made[container_id] = image.id
         try:
             record = await self._build(container_id, name, config, image, made)
             if config.files:
@@ -162,6 +165,8 @@ class ContainerEngine:
         except BaseException:
             await asyncio.shield(self._undo_create(container_id, name, made))
             raise
+        finally:
+            del self._being_made[container_id]
         core.entries[container_id] = Entry(record, saved=True)
         core.emit(Action.CREATE, record)
         return record
@@ -256,6 +261,10 @@ class ContainerEngine:
                 if point.anonymous:
                     with contextlib.suppress(ConflictError, NotFoundError):
                         await self.volumes.remove(point.name)
+
+    async def _auto_remove(self, entry: Entry) -> None:
+        """``--rm``: it ended, and goes with its anonymous volumes."""
+        await self._remove(entry, force=False, volumes=True)
 
     async def _empty_trash(self) -> None:
         self._emptying = False  # what is removed from now on needs another round
@@ -407,7 +416,7 @@ class ContainerEngine:
 
     def images_in_use(self) -> Collection[str]:
         """Ids of the images containers were made from; they must not be removed."""
-        return {entry.record.image_id for entry in self._core.entries.values()}
+        return {entry.record.image_id for entry in self._core.entries.values()} | set(self._being_made.values())
 
     def subscribe(self) -> Subscription:
         """Events from now on; use it with ``with``."""

@@ -131,6 +131,8 @@ async def recover(core: Core, runs: Runs, *, finish_removal: list[Entry]) -> Rec
             case Step.KEEP:
                 if entry.record.state.status is Status.RESTARTING and entry.restart_task is None:
                     entry.change_state(status=Status.EXITED)
+                if entry.record.config.auto_remove and entry.record.state.status in (Status.EXITED, Status.DEAD):
+                    finish_removal.append(entry)
     for container_id in listed.keys() - core.entries.keys():
         await core.runtime.remove(container_id)
         removed.append(container_id)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -44,9 +45,12 @@ _KILL_WAIT_S: Final = 30.0
 class Runs:
     """Drives runs for one engine."""
 
-    def __init__(self, core: Core, execs: Execs) -> None:
+    def __init__(
+        self, core: Core, execs: Execs, *, auto_remove: Callable[[Entry], Coroutine[None, None, None]]
+    ) -> None:
         self._core = core
         self._execs = execs
+        self._auto_remove = auto_remove
         self._boot_id = boot_id()
 
     @property
@@ -237,6 +241,8 @@ class Runs:
         async with entry.lock:
             if not entry.is_gone and not entry.record.is_up:
                 await self.release(entry)
+        if entry.record.config.auto_remove and not entry.removing:
+            await self._auto_remove(entry)
 
     async def _restart_later(self, entry: Entry) -> None:
         await self._after_exit(entry)

@@ -402,3 +402,17 @@ def test_the_record_on_disk_is_json_that_names_the_state(host: Any) -> None:
         assert record["Name"] == "web" and record["ImageID"] == made.image_id
 
     host.run(story)
+
+
+def test_a_container_made_to_vanish_does_so_when_it_ends(host: Any) -> None:
+    async def story(engine: ContainerEngine) -> None:
+        made = await engine.create(config(auto_remove=True, volume_targets=("/v",)))
+        await engine.start(made.id)
+        removed = asyncio.create_task(engine.wait(made.id, "removed"))
+        await asyncio.sleep(0)
+        host.runtime.end(made.id, 4)
+        assert (await removed).code == 4
+        await until(lambda: not engine.volumes.all())
+        assert not engine.list()
+
+    host.run(story)

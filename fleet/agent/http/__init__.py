@@ -1,0 +1,39 @@
+"""HTTP routes for what lives on this host alone: containers, images, volumes, in the shapes of the Docker Engine API v1.47.
+
+Routers translate and nothing else: body and query to a value, one call of the engine or the store, value to JSON. Paths
+carry no version
+(the daemon strips ``/v1.NN``). Swarm objects and hijacked connections (attach, exec) are the daemon's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from fastapi import APIRouter
+
+from fleet.agent.http.container_routes import container_routes
+from fleet.agent.http.image_routes import image_routes
+from fleet.agent.http.networks import NetworkNames
+from fleet.agent.http.volume_routes import volume_routes
+from fleet.containers import ContainerEngine
+from fleet.images import ImageStore, Source
+
+__all__ = ["NetworkNames", "host_routes"]
+
+
+def host_routes(
+    engine: ContainerEngine,
+    images: ImageStore,
+    *,
+    pull_sources: Callable[[str], Awaitable[Sequence[Source]]],
+    networks: NetworkNames | None = None,
+) -> list[APIRouter]:
+    """The routers to include. ``pull_sources`` gives the sources to ask for a reference; ``networks`` knows the networks
+    a container may join besides bridge, host and none.
+    """
+    networks = networks or NetworkNames()
+    return [
+        container_routes(engine, images, networks),
+        image_routes(images, engine, pull_sources),
+        volume_routes(engine),
+    ]

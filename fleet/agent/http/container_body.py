@@ -1,0 +1,419 @@
+"""The body of ``POST /containers/create`` as a ``ContainerConfig``. Pure but for choosing free ports.
+
+What is understood and cannot be had is refused with a sentence; what has no meaning here (Windows, deprecated kernel
+memory) is ignored, as
+the Docker daemon does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import msgspec
+
+from fleet.agent.http.networks import NetworkNames
+from fleet.containers import ContainerConfig, LogConfig, NetworkMode, RestartName, RestartRule
+from fleet.errors import UnsupportedError, UserError
+from fleet.model.service import BindOptions, HealthConfig, Mount, TmpfsOptions, Ulimit
+from fleet.model.units import parse_bytes
+from fleet.model.wire import Value
+from fleet.network.topology import AttachmentSpec, HostPort
+from fleet.node_runtime.spec import DeviceSpec, ResourceLimits
+
+__all__ = ["CreateBody", "HostSettings", "UpdateBody", "config_of", "limits_of", "restart_of"]
+
+_PERIOD_DEFAULT_US: Final = 100_000
+_PREDEFINED: Final = {"": NetworkMode.BRIDGE, "default": NetworkMode.BRIDGE, "bridge": NetworkMode.BRIDGE}
+_PREDEFINED_OTHERS: Final = {"host": NetworkMode.HOST, "none": NetworkMode.NONE}
+_BIND_WORDS: Final = frozenset({"ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated", "exec"})
+_PROPAGATIONS: Final = frozenset({"private", "rprivate", "slave", "rslave", "shared", "rshared"})
+
+Words = tuple[str, ...] | str
+
+
+class PortBinding(Value, frozen=True, kw_only=True):
+    host_ip: str = ""
+    host_port: str = ""
+
+
+class LogChoice(Value, frozen=True, kw_only=True):
+    type: str = ""
+    config: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class RestartChoice(Value, frozen=True, kw_only=True):
+    name: str = ""
+    maximum_retry_count: int = 0
+
+
+class DeviceChoice(Value, frozen=True, kw_only=True):
+    path_on_host: str
+    path_in_container: str = ""
+    cgroup_permissions: str = "rwm"
+
+
+class UpdateBody(Value, frozen=True, kw_only=True):
+    """Resources, as in ``HostConfig`` and in ``POST /containers/{id}/update``; 0 = unlimited or unchanged."""
+
+    memory: int = 0
+    memory_swap: int = 0
+    memory_reservation: int = 0
+    nano_cpus: int = 0
+    cpu_shares: int = 0
+    cpu_quota: int = 0
+    cpu_period: int = 0
+    cpuset_cpus: str = ""
+    pids_limit: int = 0
+    restart_policy: RestartChoice | None = None
+
+
+class HostSettings(UpdateBody, frozen=True, kw_only=True):
+    """``HostConfig``."""
+
+    binds: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    tmpfs: dict[str, str] = msgspec.field(default_factory=dict)
+    network_mode: str = ""
+    port_bindings: dict[str, tuple[PortBinding, ...]] = msgspec.field(default_factory=dict)
+    publish_all_ports: bool = False
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = msgspec.field(default=(), name="DnsSearch")
+    dns_options: tuple[str, ...] = msgspec.field(default=(), name="DnsOptions")
+    extra_hosts: tuple[str, ...] = ()
+    ulimits: tuple[Ulimit, ...] = ()
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    privileged: bool = False
+    readonly_rootfs: bool = False
+    init: bool = False
+    sysctls: dict[str, str] = msgspec.field(default_factory=dict)
+    shm_size: int = 0
+    oom_score_adj: int = 0
+    log_config: LogChoice = LogChoice()
+    auto_remove: bool = False
+    group_add: tuple[str, ...] = ()
+    security_opt: tuple[str, ...] = ()
+    devices: tuple[DeviceChoice, ...] = ()
+    device_requests: tuple[dict[str, object], ...] = ()
+    pid_mode: str = ""
+    ipc_mode: str = ""
+    uts_mode: str = msgspec.field(default="", name="UTSMode")
+    userns_mode: str = ""
+    cgroup_parent: str = ""
+    runtime: str = ""
+    volumes_from: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    volume_driver: str = ""
+
+
+class EndpointIpam(Value, frozen=True, kw_only=True):
+    ipv4_address: str = msgspec.field(default="", name="IPv4Address")
+
+
+class EndpointChoice(Value, frozen=True, kw_only=True):
+    aliases: tuple[str, ...] = ()
+    mac_address: str = ""
+    ipam_config: EndpointIpam | None = msgspec.field(default=None, name="IPAMConfig")
+
+
+class NetworkingChoice(Value, frozen=True, kw_only=True):
+    endpoints_config: dict[str, EndpointChoice] = msgspec.field(default_factory=dict)
+
+
+class CreateBody(Value, frozen=True, kw_only=True):
+    """The body, as clients send it."""
+
+    image: str = ""
+    entrypoint: Words | None = None
+    cmd: Words | None = None
+    env: tuple[str, ...] = ()
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    working_dir: str = ""
+    user: str = ""
+    hostname: str = ""
+    domainname: str = ""
+    tty: bool = False
+    open_stdin: bool = False
+    stop_signal: str = ""
+    stop_timeout: int | None = None
+    healthcheck: HealthConfig | None = None
+    exposed_ports: dict[str, object] = msgspec.field(default_factory=dict)
+    volumes: dict[str, object] = msgspec.field(default_factory=dict)
+    host_config: HostSettings = HostSettings()
+    networking_config: NetworkingChoice = NetworkingChoice()
+
+
+async def config_of(
+    body: CreateBody, *, name: str, networks: NetworkNames, free_port: Callable[[str], int]
+) -> ContainerConfig:
+    """Translate. ``free_port(protocol)`` gives a port of this host that nobody uses. Raises ``UserError``,
+    ``UnsupportedError``.
+    """
+    settings = body.host_config
+    _refuse(settings)
+    mode, attachments = await _networks(body, networks)
+    no_new_privileges, seccomp = _security(settings.security_opt)
+    return ContainerConfig(
+        name=name.removeprefix("/"),
+        image=body.image,
+        entrypoint=_entrypoint(body.entrypoint),
+        command=_words(body.cmd) or None,
+        env=body.env,
+        labels=body.labels,
+        working_dir=body.working_dir,
+        user=body.user,
+        groups=settings.group_add,
+        hostname=body.hostname,
+        domainname=body.domainname,
+        mounts=_mounts(settings),
+        volume_targets=_volume_targets(body, settings),
+        network_mode=mode,
+        networks=attachments,
+        host_ports=_host_ports(body, free_port),
+        dns_servers=settings.dns,
+        dns_search=settings.dns_search,
+        dns_options=settings.dns_options,
+        extra_hosts=settings.extra_hosts,
+        resources=limits_of(settings),
+        ulimits=settings.ulimits,
+        capabilities_add=settings.cap_add,
+        capabilities_drop=settings.cap_drop,
+        no_new_privileges=no_new_privileges,
+        privileged=settings.privileged,
+        seccomp=seccomp,
+        devices=tuple(
+            DeviceSpec(source=d.path_on_host, target=d.path_in_container, permissions=d.cgroup_permissions or "rwm")
+            for d in settings.devices
+        ),
+        read_only=settings.readonly_rootfs,
+        init=settings.init,
+        tty=body.tty,
+        open_stdin=body.open_stdin,
+        stop_signal=body.stop_signal,
+        stop_grace_s=None if body.stop_timeout is None else float(body.stop_timeout),
+        healthcheck=body.healthcheck,
+        sysctls=settings.sysctls,
+        shm_size_bytes=settings.shm_size or 64 << 20,
+        oom_score_adj=settings.oom_score_adj,
+        log=_log(settings.log_config),
+        restart=restart_of(settings.restart_policy, auto_remove=settings.auto_remove),
+        auto_remove=settings.auto_remove,
+        exposed_ports=tuple(sorted({*map(_port_name, body.exposed_ports), *map(_port_name, settings.port_bindings)})),
+    )
+
+
+def limits_of(body: UpdateBody, *, base: ResourceLimits | None = None) -> ResourceLimits:
+    """Limits; what the body leaves at 0 stays as in ``base``. Raises ``UserError`` for what Docker refuses too."""
+    if 0 < body.memory < 6 << 20:
+        raise UserError("Minimum memory limit allowed is 6MB")
+    if body.memory and 0 < body.memory_swap < body.memory:
+        raise UserError("Minimum memoryswap limit should be larger than memory limit, see usage")
+    nano_cpus = body.nano_cpus
+    if body.cpu_quota > 0:
+        if nano_cpus:
+            raise UserError("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
+        nano_cpus = body.cpu_quota * 1_000_000_000 // (body.cpu_period or _PERIOD_DEFAULT_US)
+    wanted = {
+        "nano_cpus": nano_cpus,
+        "memory_bytes": body.memory,
+        "memory_swap_bytes": body.memory_swap,
+        "memory_reservation_bytes": body.memory_reservation,
+        "pids_limit": max(0, body.pids_limit),
+        "cpu_shares": body.cpu_shares,
+        "cpuset_cpus": body.cpuset_cpus,
+    }
+    return replace(base or ResourceLimits(), **{key: value for key, value in wanted.items() if value})  # type: ignore[arg-type]
+
+
+def restart_of(choice: RestartChoice | None, *, auto_remove: bool = False) -> RestartRule:
+    """Raises ``UserError`` for an unknown rule, and for one that cannot go with automatic removal."""
+    if choice is None or choice.name in ("", "no"):
+        return RestartRule()
+    try:
+        rule = RestartRule(name=RestartName(choice.name), retries_max=choice.maximum_retry_count)
+    except ValueError:
+        raise UserError(f"invalid restart policy: unknown policy '{choice.name}'") from None
+    if auto_remove:
+        raise UserError("can't create 'AutoRemove' container with restart policy")
+    if rule.retries_max and rule.name is not RestartName.ON_FAILURE:
+        raise UserError("maximum retry count can only be used with 'on-failure'")
+    return rule
+
+
+def _refuse(settings: HostSettings) -> None:
+    """What cannot be had, one sentence each."""
+    for what, text, allowed in (
+        ("PidMode", settings.pid_mode, ("", "private")),
+        ("IpcMode", settings.ipc_mode, ("", "private", "shareable")),
+        ("UTSMode", settings.uts_mode, ("", "private")),
+        ("UsernsMode", settings.userns_mode, ("",)),
+        ("CgroupParent", settings.cgroup_parent, ("",)),
+        ("Runtime", settings.runtime, ("", "runc", "io.containerd.runc.v2", "fleet")),
+        ("VolumeDriver", settings.volume_driver, ("", "local")),
+    ):
+        if text not in allowed:
+            raise UnsupportedError(f"{what}={text} is not supported by fleet")
+    if settings.volumes_from:
+        raise UnsupportedError("--volumes-from is not supported: name the volumes and mount them in both containers")
+    if settings.links:
+        raise UnsupportedError("--link is not supported: containers find each other by name on a shared network")
+    if settings.device_requests:
+        raise UnsupportedError("device requests (--gpus) are not supported: pass the device files with --device")
+
+
+def _words(words: Words | None) -> tuple[str, ...]:
+    return (words,) if isinstance(words, str) else tuple(words or ())
+
+
+def _entrypoint(words: Words | None) -> tuple[str, ...] | None:
+    found = _words(words)
+    if found == ("",):  # what ``--entrypoint ""`` sends: none at all
+        return ()
+    return found or None
+
+
+async def _networks(body: CreateBody, networks: NetworkNames) -> tuple[NetworkMode, tuple[AttachmentSpec, ...]]:
+    mode = body.host_config.network_mode
+    if mode.startswith("container:"):
+        raise UnsupportedError("sharing another container's network is not supported: put both on one network")
+    endpoints = dict(body.networking_config.endpoints_config)
+    if mode in _PREDEFINED_OTHERS:
+        return _PREDEFINED_OTHERS[mode], ()
+    if mode in _PREDEFINED:
+        endpoints.pop("bridge", None)
+        endpoints.pop("default", None)
+        if not endpoints:
+            return NetworkMode.BRIDGE, ()
+        if mode not in ("", "default"):
+            raise UnsupportedError("the bridge network cannot be combined with others: name the other networks only")
+    elif mode not in endpoints:
+        endpoints = {mode: EndpointChoice(), **endpoints}
+    attachments = []
+    for network, choice in endpoints.items():
+        address = choice.ipam_config.ipv4_address if choice.ipam_config else ""
+        attachments.append(
+            await networks.attach(
+                network, address=address or None, mac=choice.mac_address or None, aliases=choice.aliases
+            )
+        )
+    return NetworkMode.NETWORKS, tuple(attachments)
+
+
+def _security(options: tuple[str, ...]) -> tuple[bool, str]:
+    """(no new privileges, seccomp profile) of ``--security-opt``."""
+    no_new_privileges, seccomp = True, "default"
+    for option in options:
+        key, _, value = option.partition("=") if "=" in option else option.partition(":")
+        if key == "no-new-privileges":
+            no_new_privileges = value.lower() not in ("false", "0")
+        elif key == "seccomp" and value in ("unconfined", "builtin"):
+            seccomp = "unconfined" if value == "unconfined" else "default"
+        elif key == "seccomp":
+            raise UnsupportedError("a seccomp profile of your own is not supported yet: use unconfined or leave it out")
+        elif (key, value) not in (("apparmor", "unconfined"), ("label", "disable")):
+            raise UnsupportedError(f"security option {option!r} is not supported by fleet")
+    return no_new_privileges, seccomp
+
+
+def _mounts(settings: HostSettings) -> tuple[Mount, ...]:
+    mounts = [_bind(text) for text in settings.binds if ":" in text]
+    mounts += settings.mounts
+    mounts += [_tmpfs(target, options) for target, options in settings.tmpfs.items()]
+    return tuple(mounts)
+
+
+def _volume_targets(body: CreateBody, settings: HostSettings) -> tuple[str, ...]:
+    return (*body.volumes, *(text for text in settings.binds if ":" not in text))
+
+
+def _bind(text: str) -> Mount:
+    """``source:target[:options]``; a source that is no path names a volume. The host path is made when missing, as
+    ``-v`` does.
+    """
+    source, target, *rest = text.split(":")
+    words = [word for word in (rest[0].split(",") if rest else []) if word]
+    if len(rest) > 1 or not source or not target:
+        raise UserError(f"invalid volume specification: '{text}'")
+    unknown = [word for word in words if word not in _BIND_WORDS | _PROPAGATIONS]
+    if unknown:
+        raise UserError(f"invalid mode: {unknown[0]} in volume specification '{text}'")
+    propagation = next((word for word in words if word in _PROPAGATIONS), "")
+    is_path = source.startswith("/")
+    return Mount(
+        type="bind" if is_path else "volume",
+        source=source,
+        target=target,
+        read_only="ro" in words,
+        bind_options=BindOptions(propagation=propagation, create_mountpoint=True) if is_path else None,
+    )
+
+
+def _tmpfs(target: str, options: str) -> Mount:
+    size_bytes, mode, flags = 0, 0, []
+    for word in filter(None, options.split(",")):
+        key, _, value = word.partition("=")
+        if key == "size":
+            size_bytes = parse_bytes(value, what=f"tmpfs {target}: size")
+        elif key == "mode":
+            if not value or set(value) - set("01234567"):
+                raise UserError(f"tmpfs {target}: mode {value!r} is not an octal number")
+            mode = int(value, 8)
+        elif key != "rw":
+            flags.append((word,))
+    return Mount(
+        type="tmpfs", target=target, tmpfs_options=TmpfsOptions(size_bytes=size_bytes, mode=mode, options=tuple(flags))
+    )
+
+
+def _port_name(text: str) -> str:
+    """``80`` as ``80/tcp``. Raises ``UserError``."""
+    number, _, protocol = text.partition("/")
+    if not number.isdigit() or not 0 < int(number) < 65536 or protocol not in ("", "tcp", "udp", "sctp"):
+        raise UserError(f"invalid port specification: {text!r}")
+    return f"{int(number)}/{protocol or 'tcp'}"
+
+
+def _host_ports(body: CreateBody, free_port: Callable[[str], int]) -> tuple[HostPort, ...]:
+    bindings = {_port_name(port): found for port, found in body.host_config.port_bindings.items()}
+    if body.host_config.publish_all_ports:
+        for port in map(_port_name, body.exposed_ports):
+            bindings.setdefault(port, (PortBinding(),))
+    result = []
+    for port, wanted in bindings.items():
+        number, _, protocol = port.partition("/")
+        for binding in wanted or (PortBinding(),):
+            if binding.host_port and not binding.host_port.isdigit():
+                raise UnsupportedError(f"port {port}: host port {binding.host_port!r} must be one number")
+            address = binding.host_ip or "0.0.0.0"
+            if ":" in address:
+                continue  # docker sends an IPv6 twin of 0.0.0.0; the data plane speaks IPv4
+            result.append(
+                HostPort(
+                    protocol=protocol,  # type: ignore[arg-type]  # checked by _port_name
+                    host_port=int(binding.host_port or 0) or free_port(protocol),
+                    target_port=int(number),
+                    host_address=address,
+                )
+            )
+    return tuple(result)
+
+
+def _log(choice: LogChoice) -> LogConfig:
+    if choice.type in ("", "default"):
+        choice = msgspec.structs.replace(choice, type="json-file")
+    default = LogConfig(driver=choice.type)
+    options = dict(choice.config)
+    size, files = options.pop("max-size", ""), options.pop("max-file", "")
+    if options and choice.type != "none":
+        raise UserError(f"unknown log opt '{min(options)}' for {choice.type} log driver: known are max-size, max-file")
+    if files and (not files.isdigit() or int(files) < 1):
+        raise UserError(f"log option max-file: {files!r} is not a positive number")
+    return LogConfig(
+        driver=choice.type,
+        max_size_bytes=parse_bytes(size, what="log option max-size")
+        if size and size != "-1"
+        else default.max_size_bytes,
+        max_files=int(files) if files else default.max_files,
+    )
