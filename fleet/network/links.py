@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from fleet.errors import RuntimeFault
 from fleet.network.ipam import mac_for
 from fleet.network.kernel import rtnetlink
 from fleet.network.kernel.rtnetlink import FdbEntry, Link, Message, NeighbourEntry, Netlink
+from fleet.network.namespaces import write_sysctl
 from fleet.network.naming import Owner
 from fleet.network.topology import NetworkSpec, NetworkState
 
-__all__ = ["NetworkLinks", "Remotes", "remotes_of", "write_sysctl"]
+__all__ = ["NetworkLinks", "Remotes", "remotes_of"]
 
 VXLAN_OVERHEAD_BYTES = 50  # RFC 7348: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
 _MTU_DEFAULT = 1500
@@ -50,17 +50,6 @@ def remotes_of(state: NetworkState, *, node_id: str, underlay: str) -> Remotes:
         forwarding=frozenset(FdbEntry(mac, where) for _, mac, where in remote),
         neighbours=frozenset(NeighbourEntry(address, mac) for address, mac, _ in remote),
     )
-
-
-def write_sysctl(name: str, value: str) -> None:
-    """Write a sysctl of the calling thread's network namespace. Raises ``RuntimeFault``; a missing file is not ours to mind."""
-    path = Path("/proc/sys") / name
-    try:
-        path.write_text(value)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise RuntimeFault(f"set {path} to {value}: {error.strerror}") from error
 
 
 class NetworkLinks:

@@ -36,6 +36,7 @@ class DnsControl:
 
     def __init__(self, connection: socket.socket, *, pid: int, hello: dict[str, Any]) -> None:
         self._socket = connection
+        self._unanswered: list[str] = []  # at most one: each call first reads what is left of the one before
         self.pid = pid
         self.known_sandboxes: set[str] = set(hello.get("sandboxes", ()))
         """Sandboxes the process had when we connected."""
@@ -115,7 +116,7 @@ class DnsControl:
 
     def put_network(self, table: dict[str, Any]) -> None:
         """Replace the table of a network."""
-        self._call({"op": "network", "table": table})
+        self._post({"op": "network", "table": table})
 
     def drop_network(self, network_id: str) -> None:
         """Forget a network."""
@@ -139,7 +140,7 @@ class DnsControl:
             "servers": list(servers),
             "fds": len(sockets),
         }
-        self._call(request, [sock.fileno() for sock in sockets])
+        self._post(request, [sock.fileno() for sock in sockets])
 
     def borrow_sockets(self, sandbox_id: str) -> list[socket.socket]:
         """Duplicates of the sockets the process has for a sandbox; empty if it has none."""
@@ -148,22 +149,42 @@ class DnsControl:
 
     def forget(self, sandbox_id: str) -> None:
         """Close the process's sockets of a sandbox (they would keep its namespace alive)."""
-        self._call({"op": "forget", "id": sandbox_id})
+        self._post({"op": "forget", "id": sandbox_id})
 
     def set_upstream(self, servers: Sequence[str]) -> None:
         """Set the host's own resolvers."""
         self._call({"op": "upstream", "servers": list(servers)})
 
     def _call(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+        self._collect()
         answer, received = _call(self._socket, request, descriptors)
-        if "error" in answer:
-            raise RuntimeFault(f"DNS process {self.pid} refused {request['op']}: {answer['error']}")
+        self._check(request["op"], answer)
         return answer, received
+
+    def _post(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Send a request and leave its answer for the next call: the process handles requests in order anyway."""
+        self._collect()
+        _send(self._socket, request, descriptors)
+        self._unanswered.append(request["op"])
+
+    def _collect(self) -> None:
+        while self._unanswered:
+            operation = self._unanswered.pop(0)
+            self._check(operation, _answer(self._socket, operation)[0])
+
+    def _check(self, operation: str, answer: dict[str, Any]) -> None:
+        if "error" in answer:
+            raise RuntimeFault(f"DNS process {self.pid} refused {operation}: {answer['error']}")
 
 
 def _call(
     connection: socket.socket, request: dict[str, Any], descriptors: Sequence[int]
 ) -> tuple[dict[str, Any], list[int]]:
+    _send(connection, request, descriptors)
+    return _answer(connection, request["op"])
+
+
+def _send(connection: socket.socket, request: dict[str, Any], descriptors: Sequence[int]) -> None:
     payload = json.dumps(request).encode()
     if len(payload) > FRAME_BYTES_MAX:
         raise RuntimeFault(f"DNS table of {len(payload)} bytes is over the limit of {FRAME_BYTES_MAX}")
@@ -171,11 +192,17 @@ def _call(
     try:
         sent = socket.send_fds(connection, [frame], list(descriptors)) if descriptors else 0
         connection.sendall(frame[sent:])
-        received: list[int] = []
+    except OSError as error:
+        raise RuntimeFault(f"DNS process: {request['op']}: {error}") from error
+
+
+def _answer(connection: socket.socket, operation: str) -> tuple[dict[str, Any], list[int]]:
+    received: list[int] = []
+    try:
         header = _receive(connection, 4, received)
         body = _receive(connection, struct.unpack("!I", header)[0], received)
     except OSError as error:
-        raise RuntimeFault(f"DNS process: {request['op']}: {error}") from error
+        raise RuntimeFault(f"DNS process: {operation}: {error}") from error
     answer: dict[str, Any] = json.loads(body)
     return answer, received
 

@@ -4,9 +4,10 @@ One transaction is atomic in the kernel: packets see the old rules or the new on
 which the context was opened. Two things the library's documentation does not say, both measured:
 
 - Opening a context costs 0.1 ms, running a few rules 0.2 to 1 ms; the ``nft`` program takes 16 ms for either.
-- *Closing* a context after a transaction that removed something waits for an RCU grace period (20 ms: the kernel flushes its
-  destroy queue when the netlink socket is released, nf_tables_api.c ``nft_rcv_nl_event``). So contexts are closed by a
-  thread of their own (``NftCloser``); that thread does nothing else and never enters a namespace.
+- *Closing* a context soon after a transaction that removed something waits for an RCU grace period (20 ms: when the socket
+  is released the kernel flushes its destroy queue, nf_tables_api.c ``nft_rcv_nl_event``), and holds the namespace's transaction
+  lock meanwhile. So contexts are closed by a thread of their own (``NftCloser``), and only when that work is done anyway;
+  the thread does nothing else and never enters a namespace. Keeping them open would cost up to 0.8 MiB each.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
+import time
 from types import TracebackType
 
 from fleet.errors import RuntimeFault, UnsupportedError
 
 __all__ = ["NftCloser", "NftContext"]
 
-_PENDING_MAX = 64
-"""Contexts waiting to be closed: one grace period serves all that wait, so the queue empties some 3,000 times a second."""
+_PENDING_MAX = 128
+"""Contexts waiting to be closed; the next one waits too."""
+_CLOSE_AFTER_S = 0.06
+"""Longer than a grace period: then the destroy queue is empty, and closing takes 0.03 ms."""
 _TEXT_MAX = 2000
 """Characters of rule text quoted in an error."""
 
@@ -89,19 +93,27 @@ class NftCloser:
 
     def __init__(self) -> None:
         self.library = _load()
-        self._pending: queue.Queue[int | None] = queue.Queue(_PENDING_MAX)
+        self._pending: queue.Queue[tuple[float, int]] = queue.Queue(_PENDING_MAX)
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleet-nft-close", daemon=True)
         self._thread.start()
 
     def close(self, handle: int) -> None:
         """Close later; blocks only while ``_PENDING_MAX`` others wait."""
-        self._pending.put(handle)
+        self._pending.put((time.monotonic() + _CLOSE_AFTER_S, handle))
 
     def stop(self) -> None:
         """Close all that wait, then end the thread."""
-        self._pending.put(None)
+        self._stopping.set()
+        self._pending.put((0.0, 0))
         self._thread.join()
 
     def _run(self) -> None:
-        while (handle := self._pending.get()) is not None:
+        while True:
+            due, handle = self._pending.get()
+            if not handle:
+                return
+            wait_s = due - time.monotonic()
+            if wait_s > 0:
+                self._stopping.wait(wait_s)
             self.library.nft_ctx_free(handle)

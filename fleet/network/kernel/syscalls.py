@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fleet.errors import RuntimeFault
 
-__all__ = ["is_namespace", "mount_bind", "setns_net", "thread_netns_path", "umount_detach", "unshare_net"]
+__all__ = ["is_namespace", "mount_bind", "setns_net", "thread_netns_path", "umount_detach", "unshare_net", "write_file"]
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 MS_BIND = 4096  # linux/mount.h
@@ -56,6 +56,22 @@ def umount_detach(target: Path) -> None:
 def is_namespace(descriptor: int) -> bool:
     """Whether the open file is a namespace (on nsfs) rather than the empty file a namespace was once bound on."""
     return os.fstat(descriptor).st_dev == Path("/proc/self/ns/net").stat().st_dev
+
+
+def write_file(path: Path, value: str) -> None:
+    """Write a kernel file in one call (proc(5)); a missing one is passed over. Raises ``RuntimeFault``."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RuntimeFault(f"open {path}: {error.strerror}") from error
+    try:
+        os.write(descriptor, value.encode())
+    except OSError as error:
+        raise RuntimeFault(f"write {value!r} to {path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
 
 
 def _fault(what: str) -> RuntimeFault:

@@ -1,0 +1,74 @@
+"""Cables from a sandbox to the bridges of its networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fleet.errors import RuntimeFault
+from fleet.network.kernel import rtnetlink
+from fleet.network.kernel.rtnetlink import Message, Netlink
+from fleet.network.links import NetworkLinks
+from fleet.network.naming import Owner
+from fleet.network.topology import Interface, SandboxSpec
+
+__all__ = ["plug", "set_default_route"]
+
+
+def plug(
+    spec: SandboxSpec,
+    interfaces: Sequence[Interface],
+    *,
+    host: Netlink,
+    owner: Owner,
+    links: Mapping[str, NetworkLinks],
+    netns: int,
+) -> tuple[str, ...]:
+    """Make a cable for each interface and set up its inner end; returns the names of the outer ends.
+
+    Called inside the sandbox ``netns``; ``host`` is a socket of the host's namespace, which works from here too. Raises
+    ``RuntimeFault``; what was made until then goes with the namespace.
+    """
+    veths: list[str] = []
+    outer: list[Message] = []
+    for interface in interfaces:
+        network = links[interface.network_id]
+        veth = owner.new_veth()
+        veths.append(veth)
+        outer.append(
+            rtnetlink.add_veth(
+                veth,
+                mtu=network.mtu,
+                group=owner.group,
+                master=network.bridge_index,
+                peer=interface.name,
+                peer_mac=interface.mac,
+                peer_netns=netns,
+            )
+        )
+        outer.append(rtnetlink.set_alias(veth, owner.alias("veth", spec.id, interface.network_id)))
+        if spec.host_ports or network.spec.ingress:
+            # A container asking for itself through a port of the host: with br_netfilter loaded, the kernel does not route that
+            # packet but bridges it back ("bridged DNAT"), to the port it came from.
+            outer.append(rtnetlink.set_bridge_port(veth, hairpin=True))
+    host.send_all(outer)
+    with Netlink() as netlink:
+        inner: list[Message] = []
+        for interface in interfaces:
+            link = netlink.link(interface.name)
+            if link is None:
+                raise RuntimeFault(f"sandbox {spec.id}: card {interface.name} did not arrive in its namespace")
+            inner.append(rtnetlink.add_address(link.index, interface.address, interface.prefix_len))
+            inner.append(rtnetlink.link_up(link.index))
+            if interface.gateway:
+                inner.append(rtnetlink.add_default_route(link.index, interface.gateway))
+        netlink.send_all(inner)
+    return tuple(veths)
+
+
+def set_default_route(interfaces: Sequence[Interface]) -> None:
+    """Set the default route again after networks came or went. Called inside the sandbox."""
+    with Netlink() as netlink:
+        for interface in interfaces:
+            link = netlink.link(interface.name)
+            if interface.gateway and link is not None:
+                netlink.send(rtnetlink.add_default_route(link.index, interface.gateway))
