@@ -69,13 +69,11 @@ def _keep_one(view: ServiceView, keepers: list[Task], plan: Plan, *, now: dateti
     if len(keepers) == 1:
         return keepers
     best = max(keepers, key=lambda task: (not view.is_stale(task), task.status.state.rank, task.created_at, task.id))
-    overlaps = start_first and best.status.state is not TaskState.RUNNING
     kept = [best]
+    if start_first and best.status.state is not TaskState.RUNNING and not view.is_stale(best):
+        stale = [task for task in keepers if view.is_stale(task)]
+        kept += [max(stale, key=lambda task: (task.status.state.rank, task.id))] if stale else []
     for task in keepers:
-        if task is best:
-            continue
-        if overlaps and view.is_stale(task) and not view.is_stale(best):
-            kept.append(task)
-        else:
+        if not any(task is other for other in kept):
             plan.want_shutdown(task, now=now)
     return kept

@@ -1,0 +1,12 @@
+"""The loops around the pure deciders: read the tables, plan, write what was planned, say it in a sentence, wait.
+
+They hold nothing that matters: a loop that is cancelled, fails or moves to another leader begins by looking at everything.
+"""
+
+from __future__ import annotations
+
+from fleet.manager.loops.orchestrator import OrchestratorLoop
+from fleet.manager.loops.reaper import ReaperLoop
+from fleet.manager.loops.scheduler import SchedulerLoop
+
+__all__ = ["OrchestratorLoop", "ReaperLoop", "SchedulerLoop"]
