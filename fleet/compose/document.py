@@ -194,7 +194,8 @@ def parse(text: str, *, file: str) -> Node:
     except yaml.MarkedYAMLError as cause:
         mark = cause.problem_mark or cause.context_mark
         place = f"{file}:{mark.line + 1}" if mark else file
-        raise errors.UserError(f"{place}: not valid YAML: {cause.problem or cause.context}") from cause
+        said = ", ".join(filter(None, (cause.context, cause.problem)))
+        raise errors.UserError(f"{place}: not valid YAML: {said}") from cause
     except yaml.YAMLError as cause:
         raise errors.UserError(f"{file}: not valid YAML: {' '.join(str(cause).split())}") from cause
     except RecursionError as cause:
