@@ -116,7 +116,7 @@ def _rendered(name: str, driver: str, config: list[dict[str, str]], containers: 
     return {
         "Name": name,
         "Id": name,
-        "Created": "2026-01-01T00:00:00Z",
+        "Created": "0001-01-01T00:00:00Z",
         "Scope": "local",
         "Driver": driver,
         "EnableIPv4": True,

@@ -1,0 +1,288 @@
+"""Sessions: what agents are told, when their reports count, and when they are called silent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from support.memory_engine import MemoryEngine
+from support.objects import NOW, make_node, make_task
+
+from fleet import errors
+from fleet.api import dispatch
+from fleet.manager.dispatcher import ChannelClosed, Dispatcher, Tolerances
+from fleet.model.ids import NodeId
+from fleet.model.node import NodeDescription, NodeState
+from fleet.model.task import Task, TaskState, TaskStatus
+from fleet.store import Store, Transaction
+
+
+class SteppedClock:
+    """Time moves only when the test says so; sleepers wake in order."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.time)
+
+    def monotonic(self) -> float:
+        return self.time
+
+    async def sleep(self, duration_s: float) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self.time + duration_s, future))
+        await future
+
+    async def advance(self, duration_s: float, *, step_s: float = 0.05) -> None:
+        end = self.time + duration_s
+        while self.time < end - 1e-9:
+            self.time = min(end, self.time + step_s)
+            due = [f for t, f in self._sleepers if t <= self.time + 1e-9]
+            self._sleepers = [(t, f) for t, f in self._sleepers if t > self.time + 1e-9]
+            for future in due:
+                if not future.done():
+                    future.set_result(None)
+            await settle()
+
+
+async def settle() -> None:
+    for _ in range(30):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.002)
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+class Wire:
+    """The agent's end of a session."""
+
+    def __init__(self) -> None:
+        self.to_manager: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.got: list[dispatch.ManagerMessage] = []
+        self.closed = ""
+
+    async def send(self, frame: bytes) -> None:
+        if self.closed:
+            raise ChannelClosed(self.closed)
+        self.got.append(dispatch.decode_manager(frame))
+
+    async def receive(self) -> bytes:
+        frame = await self.to_manager.get()
+        if frame is None:
+            raise ChannelClosed("gone")
+        return frame
+
+    async def close(self, reason: str) -> None:
+        self.closed = reason
+        self.to_manager.put_nowait(None)
+
+    def say(self, message: dispatch.AgentMessage) -> None:
+        self.to_manager.put_nowait(dispatch.encode(message))
+
+    def hello(self) -> None:
+        self.say(dispatch.Hello(description=NodeDescription(hostname="w1"), address="10.0.0.9", cluster_port=2377))
+
+    def assigns(self) -> list[dispatch.Assign]:
+        return [m for m in self.got if isinstance(m, dispatch.Assign)]
+
+
+class Scene:
+    def __init__(self, store: Store, clock: SteppedClock) -> None:
+        self.store = store
+        self.clock = clock
+        self.dispatcher = Dispatcher(
+            store,
+            clock,
+            new_session_id=lambda: "s",
+            manager_addresses=lambda: ("10.0.0.1:2377",),
+            tolerances=Tolerances(startup_grace_s=10, daemon_grace_s=15, daemon_suspect_s=5),
+        )
+        self.tasks: list[asyncio.Task[None]] = [asyncio.create_task(self.dispatcher.run())]
+
+    async def connect(self, node_id: str = "node-w1") -> Wire:
+        wire = Wire()
+        wire.hello()
+        self.tasks.append(asyncio.create_task(self.dispatcher.serve(wire, NodeId(node_id))))
+        await settle()
+        await self.clock.advance(0.05)
+        return wire
+
+    def state(self) -> NodeState:
+        node = self.store.nodes.get("node-w1")
+        assert node is not None
+        return node.status.state
+
+    def task(self) -> Task:
+        task = self.store.tasks.get("task1")
+        assert task is not None
+        return task
+
+    async def alive(self, wire: Wire, duration_s: float) -> None:
+        for _ in range(round(duration_s / 0.5)):
+            wire.say(dispatch.Beat())
+            await settle()
+            await self.clock.advance(0.5)
+
+
+def on_scene(body: Callable[[Scene], Awaitable[None]]) -> None:
+    async def main() -> None:
+        engine = MemoryEngine()
+        await engine.start()
+        store = await Store.open(engine)
+        task = make_task(node_id="node-w1", state=TaskState.ASSIGNED)
+        await store.commit(Transaction().create(make_node("w1", state=NodeState.UNKNOWN)).create(task))
+        scene = Scene(store, SteppedClock())
+        await settle()
+        try:
+            await body(scene)
+        finally:
+            for running in scene.tasks:
+                running.cancel()
+            await asyncio.gather(*scene.tasks, return_exceptions=True)
+            await store.close()
+            await engine.close()
+
+    asyncio.run(main())
+
+
+def test_a_session_begins_with_a_complete_set_and_goes_on_with_increments() -> None:
+    async def body(scene: Scene) -> None:
+        wire = await scene.connect()
+        assert isinstance(wire.got[0], dispatch.Welcome)
+        assert scene.state() is NodeState.READY
+        first = wire.assigns()[0]
+        assert first.complete
+        assert [item.task.id for item in first.items if isinstance(item, dispatch.TaskItem)] == ["task1"]
+        changed = msgspec.structs.replace(scene.task(), desired_state=TaskState.SHUTDOWN)
+        await scene.store.commit(Transaction().replace(changed).create(make_task("task2", node_id="elsewhere")))
+        await scene.clock.advance(0.1)
+        second = wire.assigns()[1]
+        assert not second.complete
+        assert (second.applies_to, second.results_in) == (first.results_in, first.results_in + 1)
+        assert [i.task.desired_state for i in second.items if isinstance(i, dispatch.TaskItem)] == [TaskState.SHUTDOWN]
+
+    on_scene(body)
+
+
+def report(state: TaskState, number: int = 1) -> dispatch.Report:
+    task = make_task()
+    return dispatch.Report(
+        number=number, tasks=(dispatch.TaskReport(task_id=task.id, status=TaskStatus(timestamp=NOW, state=state)),)
+    )
+
+
+def test_a_report_is_acknowledged_after_it_is_stored_and_states_only_grow() -> None:
+    async def body(scene: Scene) -> None:
+        wire = await scene.connect()
+        wire.say(report(TaskState.RUNNING, 1))
+        wire.say(report(TaskState.PREPARING, 2))
+        await settle()
+        assert scene.task().status.state is TaskState.RUNNING
+        assert scene.task().status.applied_by == "node-w1"
+        assert [m.number for m in wire.got if isinstance(m, dispatch.Reported)] == [1, 2]
+
+    on_scene(body)
+
+
+def test_a_node_can_not_report_another_nodes_task() -> None:
+    async def body(scene: Scene) -> None:
+        await scene.store.commit(Transaction().create(make_node("w2", state=NodeState.UNKNOWN)))
+        wire = await scene.connect("node-w2")
+        wire.say(report(TaskState.FAILED))
+        await settle()
+        assert scene.task().status.state is TaskState.ASSIGNED
+
+    on_scene(body)
+
+
+def test_a_report_that_can_not_be_stored_is_not_acknowledged() -> None:
+    async def body(scene: Scene) -> None:
+        wire = await scene.connect()
+        engine = scene.store._engine
+        assert isinstance(engine, MemoryEngine)
+        engine.refuse = errors.StorageFullError("disk full")
+        wire.say(report(TaskState.RUNNING))
+        await settle()
+        assert not [m for m in wire.got if isinstance(m, dispatch.Reported)]
+        assert wire.closed
+
+    on_scene(body)
+
+
+def test_silence_makes_a_node_suspect_then_down_and_a_beat_brings_it_back() -> None:
+    async def body(scene: Scene) -> None:
+        wire = await scene.connect()
+        await scene.alive(wire, 5)
+        assert scene.state() is NodeState.READY
+        await scene.clock.advance(1.9)
+        assert scene.state() is NodeState.DISCONNECTED
+        wire.say(dispatch.Beat())
+        await settle()
+        assert scene.state() is NodeState.READY
+        await scene.clock.advance(3.4)
+        assert scene.state() is NodeState.DOWN
+        assert wire.closed
+        await scene.connect()
+        assert scene.state() is NodeState.READY
+
+    on_scene(body)
+
+
+def test_a_daemon_that_is_restarted_has_time_and_its_containers_keep_their_traffic() -> None:
+    async def body(scene: Scene) -> None:
+        wire = await scene.connect()
+        wire.to_manager.put_nowait(None)
+        await scene.clock.advance(4)
+        assert scene.state() is NodeState.READY
+        await scene.clock.advance(4)
+        assert scene.state() is NodeState.DISCONNECTED
+        await scene.clock.advance(8)
+        assert scene.state() is NodeState.DOWN
+
+    on_scene(body)
+
+
+def test_a_stall_of_the_manager_is_not_silence_of_its_nodes() -> None:
+    async def body(scene: Scene) -> None:
+        wire = await scene.connect()
+        await scene.alive(wire, 2)
+        await scene.clock.advance(10, step_s=10)
+        assert scene.state() is NodeState.READY
+
+    on_scene(body)
+
+
+def test_a_removed_node_gets_no_session() -> None:
+    async def body(scene: Scene) -> None:
+        wire = Wire()
+        wire.hello()
+        with pytest.raises(errors.ForbiddenError, match="not a member"):
+            await scene.dispatcher.serve(wire, NodeId("stranger"))
+
+    on_scene(body)
+
+
+def test_a_peer_that_does_not_say_hello_is_refused() -> None:
+    async def body(scene: Scene) -> None:
+        wire = Wire()
+        wire.say(dispatch.Beat())
+        with pytest.raises(errors.UserError, match="expected Hello"):
+            await scene.dispatcher.serve(wire, NodeId("node-w1"))
+
+    on_scene(body)
+
+
+def test_nodes_are_found_by_the_images_they_told_of() -> None:
+    async def body(scene: Scene) -> None:
+        wire = await scene.connect()
+        wire.say(dispatch.Describe(description=NodeDescription(hostname="w1"), images=("docker.io/fleet/hello:1",)))
+        await settle()
+        assert [n.id for n in scene.dispatcher.holders_of("docker.io/fleet/hello:1")] == ["node-w1"]
+        assert scene.dispatcher.holders_of("docker.io/fleet/hello:2") == []
+
+    on_scene(body)
