@@ -16,9 +16,16 @@ from fleet import errors
 from fleet.agent.controller import Exit
 from fleet.agent.image_sources import ImageLocator, close_all
 from fleet.agent.templates import expand, placeholders
-from fleet.containers.config import ContainerConfig, FileMount, LogConfig, NetworkMode
-from fleet.containers.engine import ContainerEngine
-from fleet.containers.record import Container, ExitStatus, Status
+from fleet.containers import (
+    Container,
+    ContainerConfig,
+    ContainerEngine,
+    ExitStatus,
+    FileMount,
+    LogConfig,
+    NetworkMode,
+    Status,
+)
 from fleet.images import ImageStore
 from fleet.model.defaults import stop_grace
 from fleet.model.node import NodeDescription
@@ -67,7 +74,7 @@ class ContainerTasks:
 
     def _find(self, task: Task) -> Container | None:
         try:
-            return self._engine.inspect(task_name(task))
+            return self._engine.get(task_name(task))
         except errors.NotFoundError:
             return None
 
@@ -113,36 +120,15 @@ class ContainerTasks:
         if container.state.status is Status.CREATED:
             for attachment in task.network_attachments:
                 await self._supplies.ensure_network(attachment.network_id)
-            await self._engine.start(container.id)
-            container = self._engine.inspect(container.id)
+            await self._engine.start(container.id, files=_files(task.spec.container_spec, self._supplies))
+            container = self._engine.get(container.id)
         return ContainerStatus(container_id=container.id, pid=container.state.pid)
 
     async def wait_healthy(self, task: Task) -> bool:
         container = self._find(task)
         if container is None:
             return False
-        if container.healthcheck is None:
-            return True
-        return await self._health_becomes(container.id, healthy=True)
-
-    async def _health_becomes(self, container_id: str, *, healthy: bool) -> bool:
-        """Wait until it is (un)healthy: ``True``; ``False`` when it is the opposite for good, or does not run."""
-        with self._engine.subscribe() as events:
-            while True:
-                try:
-                    state = self._engine.inspect(container_id).state
-                except errors.NotFoundError:
-                    return False
-                if state.status not in (Status.RUNNING, Status.PAUSED):
-                    return False
-                verdict = state.health.status if state.health else "healthy"
-                if healthy and verdict != "starting":
-                    return verdict == "healthy"
-                if not healthy and verdict == "unhealthy":
-                    return True
-                async for event in events:
-                    if event.id == container_id:
-                        break
+        return await self._engine.wait_healthy(container.id)
 
     async def watch(self, task: Task) -> Exit:
         container = self._find(task)
@@ -151,10 +137,10 @@ class ContainerTasks:
         if container.state.health is None:
             return _exit(await self._engine.wait(container.id))
         ended = asyncio.ensure_future(self._engine.wait(container.id))
-        unhealthy = asyncio.ensure_future(self._health_becomes(container.id, healthy=False))
+        unhealthy = asyncio.ensure_future(self._engine.wait_unhealthy(container.id))
         try:
             await asyncio.wait((unhealthy, ended), return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done() and unhealthy.result():
+            if not ended.done():
                 await self._engine.stop(container.id, grace_s=stop_grace(task.spec).total_seconds())
                 return Exit(code=(await ended).code, unhealthy=True, detail="its health check failed")
             return _exit(await ended)
@@ -280,7 +266,7 @@ def _file(path: str, target: FileTarget | None, data: bytes) -> FileMount:
 
 def _extra_hosts(hosts: tuple[str, ...]) -> list[str]:
     """Services say "address name [name...]" (hosts(5)); containers "name:address"."""
-    result = []
+    result: list[str] = []
     for line in hosts:
         address, *names = line.split()
         result.extend(f"{name}:{address}" for name in names)

@@ -23,7 +23,7 @@ from fleet.daemon.membership import Membership
 from fleet.daemon.versions import VersionPrefix
 from fleet.images import ImageStore
 from fleet.images.sources import Source
-from fleet.manager.http import manager_routes
+from fleet.manager.http import swarm_routes as swarm_object_routes
 from fleet.network.topology import NetworkSpec
 
 __all__ = ["engine_app"]
@@ -50,7 +50,7 @@ def engine_app(
         log_routes(membership),
         distribution_routes(images, sources),
         network_routes(membership, engine, bridge),
-        *manager_routes(lambda: membership.manager().control),
+        swarm_object_routes(lambda: membership.manager().control),
         *host_routes(engine, images, pull_sources=sources),
     ]
     for router in routers:

@@ -11,49 +11,55 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from fleet import errors
-from fleet.api.http import json_response, parse_filters, read_struct
+from fleet.api.http import Filters, json_response, parse_bool, parse_filters, read_struct
+from fleet.api.render import Json
 from fleet.containers.engine import ContainerEngine
 from fleet.daemon.membership import Membership
-from fleet.manager.control import ControlApi
+from fleet.manager.http import SwarmNetworks, network_matches
+from fleet.manager.http.networks import NETWORK_FILTERS
 from fleet.model.network import NetworkSpec
+from fleet.model.node import NodeRole
 from fleet.network.topology import NetworkSpec as HostNetworkSpec
 
-__all__ = ["NETWORK_FILTERS", "network_routes"]
+__all__ = ["network_routes"]
 
-NETWORK_FILTERS: Final = frozenset({"driver", "id", "label", "name", "scope", "type", "dangling"})
+_PREDEFINED: Final = ("host", "none", "bridge")
 
 
 def network_routes(membership: Membership, engine: ContainerEngine, bridge: HostNetworkSpec) -> APIRouter:
     """The router."""
     routes = APIRouter()
+    swarm = SwarmNetworks(lambda: membership.manager().control)
 
-    def control() -> ControlApi | None:
-        try:
-            return membership.manager().control
-        except errors.UnavailableError:
-            return None
+    def is_manager() -> bool:
+        return membership.state is not None and membership.state.role is NodeRole.MANAGER
 
-    def local(name: str) -> dict[str, Any] | None:
+    def local(name: str) -> Json | None:
         return next((n for n in _local_networks(engine, bridge) if name in (n["Name"], n["Id"])), None)
+
+    def local_matching(filters: Filters) -> list[Json]:
+        return [
+            n
+            for n in _local_networks(engine, bridge)
+            if network_matches(n, filters, is_used=lambda n=n: bool(n["Containers"]))
+        ]
 
     @routes.get("/networks")
     async def list_networks(request: Request) -> Response:
         filters = parse_filters(request.query_params.get("filters"), known=NETWORK_FILTERS)
-        found = [n for n in _local_networks(engine, bridge) if _matches(n, filters)]
-        swarm = control()
-        if swarm is not None:
-            found += [n for n in swarm.networks.rendered() if _matches(n, filters)]
+        found = local_matching(filters)
+        if is_manager():
+            found += swarm.list(filters)
         return json_response(found)
 
     @routes.get("/networks/{name}")
     async def inspect(name: str, scope: str = "", verbose: str = "") -> Response:
-        swarm = control()
-        if swarm is not None:
+        if is_manager() and name not in _PREDEFINED:
             try:
-                return json_response(swarm.networks.inspect(name))
+                return json_response(swarm.inspect(name, verbose=parse_bool(verbose)))
             except errors.NotFoundError:
                 pass
-        found = local(name) if scope != "swarm" or name in ("host", "none", "bridge") else None
+        found = local(name)
         if found is None:
             raise errors.NotFoundError(f"network {name} not found")
         return json_response(found)
@@ -61,34 +67,38 @@ def network_routes(membership: Membership, engine: ContainerEngine, bridge: Host
     @routes.post("/networks/create")
     async def create(request: Request) -> Response:
         spec = await read_struct(request, NetworkSpec, what="network")
+        if local(spec.name) is not None:
+            raise errors.ForbiddenError(f"operation is not permitted on predefined {spec.name} network")
         if spec.driver not in ("overlay", "") or spec.scope == "local":
             raise errors.UnsupportedError(
                 f"network driver {spec.driver or 'bridge'!r}: only overlay networks of the cluster can be created; "
                 "this host's own are bridge, host and none"
             )
-        if local(spec.name) is not None:
-            raise errors.ForbiddenError(f"operation is not permitted on predefined {spec.name} network")
-        network_id = await membership.manager().control.networks.create(spec)
-        return json_response({"Id": network_id, "Warning": ""}, status=201)
+        return json_response(await swarm.create(spec), status=201)
 
     @routes.delete("/networks/{name}")
     async def remove(name: str) -> Response:
         if local(name) is not None:
             raise errors.ForbiddenError(f"{name} is a pre-defined network and cannot be removed")
-        await membership.manager().control.networks.remove(name)
+        await swarm.remove(name)
         return Response(status_code=204)
 
     @routes.post("/networks/prune")
     async def prune(request: Request) -> Response:
-        parse_filters(request.query_params.get("filters"), known=NETWORK_FILTERS | {"until"})
-        swarm = control()
-        removed = [] if swarm is None else await swarm.networks.prune()
+        filters = dict(parse_filters(request.query_params.get("filters"), known=NETWORK_FILTERS | {"until"}))
+        if "until" in filters:
+            raise errors.UnsupportedError("network prune: the filter 'until' is not supported")
+        removed = []
+        for network in swarm.list(filters | {"dangling": ("true",)}) if is_manager() else ():
+            if not network["Ingress"]:
+                await swarm.remove(network["Id"])
+                removed.append(network["Name"])
         return json_response({"NetworksDeleted": removed})
 
     return routes
 
 
-def _local_networks(engine: ContainerEngine, bridge: HostNetworkSpec) -> list[dict[str, Any]]:
+def _local_networks(engine: ContainerEngine, bridge: HostNetworkSpec) -> list[Json]:
     config = [{"Subnet": bridge.subnet, "Gateway": bridge.gateway}]
     return [
         _rendered("bridge", "bridge", config, _attached(engine, bridge.id)),
@@ -112,7 +122,7 @@ def _attached(engine: ContainerEngine, network_id: str) -> dict[str, Any]:
     return result
 
 
-def _rendered(name: str, driver: str, config: list[dict[str, str]], containers: dict[str, Any]) -> dict[str, Any]:
+def _rendered(name: str, driver: str, config: list[dict[str, str]], containers: dict[str, Any]) -> Json:
     return {
         "Name": name,
         "Id": name,
@@ -131,31 +141,3 @@ def _rendered(name: str, driver: str, config: list[dict[str, str]], containers: 
         "Options": {},
         "Labels": {},
     }
-
-
-def _matches(network: dict[str, Any], filters: Any) -> bool:
-    labels = network.get("Labels") or {}
-
-    def one(key: str, values: tuple[str, ...]) -> bool:
-        match key:
-            case "name":
-                return any(v in network["Name"] for v in values)
-            case "id":
-                return any(network["Id"].startswith(v) for v in values)
-            case "driver":
-                return network["Driver"] in values
-            case "scope":
-                return network["Scope"] in values
-            case "label":
-                return all(
-                    v.partition("=")[0] in labels
-                    and (labels[v.partition("=")[0]] == v.partition("=")[2] or "=" not in v)
-                    for v in values
-                )
-            case "type":
-                builtin = network["Name"] in ("bridge", "host", "none", "ingress")
-                return ("builtin" if builtin else "custom") in values
-            case _:
-                return True
-
-    return all(one(key, values) for key, values in filters.items())

@@ -15,7 +15,7 @@ from starlette.responses import StreamingResponse
 from fleet import __version__, errors
 from fleet.agent.node_facts import cpu_count, memory_total_bytes
 from fleet.api.http import json_response, parse_filters
-from fleet.api.render import render_cluster
+from fleet.api.render import swarm_json
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
 from fleet.containers.record import Status
@@ -244,7 +244,7 @@ def _swarm(membership: Membership) -> dict[str, Any]:
         role = membership.manager()
         nodes = [node for node in role.store.nodes.all() if not node.removed]
         cluster = role.admission.cluster()
-        rendered = render_cluster(cluster)
+        rendered = swarm_json(cluster)
         rendered.pop("JoinTokens", None)
         result |= {
             "ControlAvailable": True,
