@@ -57,6 +57,8 @@ class MergedTree:
         self._links_followed: set[Components] = set()
         self.created = 0
         """Directories made on the way to an entry, counted against the limit on entries."""
+        self.implied: set[Components] = set()
+        """Upper directories that no entry named: made only because something below them was."""
         self.directory_times: dict[Components, int] = {}
         """mtime in nanoseconds to set when everything else is done: making a child changes its directory's."""
         root_fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -100,8 +102,8 @@ class MergedTree:
         """The upper directory at a path, through symbolic links of any layer; lower directories on the way are copied
         up.
 
-        A missing directory is made (root:root 0755) with ``create``, else the answer is None. Raises ``RejectedFault``
-        if a component is something else than a directory, or links go round.
+        With ``create`` a missing directory is made (root:root 0755), and ``RejectedFault`` says that something else
+        stands in its place; without, the answer is None. Links that go round are ``RejectedFault`` either way.
         """
         if not components:
             return self.root
@@ -130,10 +132,10 @@ class MergedTree:
                 if target.startswith(b"/"):
                     del at[1:]
                 todo.extendleft(reversed(target.split(b"/")))
+            elif not create and (status is None or not stat.S_ISDIR(status.st_mode)):
+                return None
             elif status is not None and not stat.S_ISDIR(status.st_mode):
                 raise RejectedFault(f"{b'/'.join((*at[-1].path, name))[:200]!r} on the way is not a directory")
-            elif status is None and not create:
-                return None
             else:
                 at.append(self.enter(at[-1], name))
             if len(at) > self._depth_max:
@@ -190,6 +192,7 @@ class MergedTree:
         if status is None:
             os.mkdir(name, 0o700, dir_fd=parent.fd)
             self.created += 1
+            self.implied.add(path)
         fd = open_directory(parent.fd, name)
         try:
             if fresh_over_whiteout:

@@ -223,9 +223,10 @@ class _Extractor:
     def _whiteout(self, path: Components) -> None:
         name = path[-1]
         if name == _WHITEOUT_OPAQUE:
-            directory = self._tree.find(path[:-1], create=True)
-            assert directory is not None
-            self._hide_lower(directory.fd)
+            directory = self._tree.find(path[:-1], create=False)
+            if directory is None:
+                return  # nothing there to hide
+            self._hide_lower(directory.fd, directory.path)
             if directory is self._tree.root:
                 self._tree.root.lowers = ()
                 self.opaque_root = True
@@ -241,37 +242,56 @@ class _Extractor:
             return  # nothing there to hide
         above = self._tree.look_upper(parent, hidden)
         if above is None:
-            below, _ = self._tree.look_lower(parent, hidden)
-            if below is not None:
-                self._tree.touch((*parent.path, hidden))
-                os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent.fd)
+            self._hide(parent, hidden)
         elif stat.S_ISDIR(above.st_mode):
             fd = open_directory(parent.fd, hidden)
             try:
-                self._hide_lower(fd)
+                self._hide_lower(fd, (*parent.path, hidden))
             finally:
                 os.close(fd)
-            self._tree.forget()
+            self._tree.forget(keep=[parent])
+            if self._remove_if_implied(parent.fd, (*parent.path, hidden)):
+                self._hide(parent, hidden)
 
-    def _hide_lower(self, directory_fd: int) -> None:
-        """Make opaque, and take away whiteouts inside: overlayfs lists them in directories it need not merge."""
+    def _hide(self, parent: Directory, name: bytes) -> None:
+        """Put overlayfs's mark for "deleted" where a lower layer has something."""
+        below, _ = self._tree.look_lower(parent, name)
+        if below is not None:
+            self._tree.touch((*parent.path, name))
+            os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent.fd)
+
+    def _hide_lower(self, directory_fd: int, path: Components) -> None:
+        """Make opaque, and take away what was only there to reach whiteouts below."""
         make_opaque(directory_fd)
-        stack = [os.dup(directory_fd)]
-        try:
-            while stack:
-                fd = stack.pop()
+        self._remove_whiteouts(directory_fd, path)
+
+    def _remove_whiteouts(self, directory_fd: int, path: Components) -> None:
+        """Whiteouts inside an opaque directory hide nothing, and overlayfs would list them: they go, and so do
+        directories that no entry named and that are empty then."""
+        for child in [os.fsencode(name) for name in os.listdir(directory_fd)]:
+            status = os.stat(child, dir_fd=directory_fd, follow_symlinks=False)
+            if is_whiteout(status):
+                os.unlink(child, dir_fd=directory_fd)
+            elif stat.S_ISDIR(status.st_mode):
+                fd = open_directory(directory_fd, child)
                 try:
-                    for child in [os.fsencode(name) for name in os.listdir(fd)]:  # noqa: PTH208 - a descriptor
-                        status = os.stat(child, dir_fd=fd, follow_symlinks=False)
-                        if is_whiteout(status):
-                            os.unlink(child, dir_fd=fd)
-                        elif stat.S_ISDIR(status.st_mode) and len(stack) < self._limits.depth_max:
-                            stack.append(open_directory(fd, child))
+                    self._remove_whiteouts(fd, (*path, child))
                 finally:
                     os.close(fd)
-        finally:
-            for fd in stack:
-                os.close(fd)
+                self._remove_if_implied(directory_fd, (*path, child))
+
+    def _remove_if_implied(self, parent_fd: int, path: Components) -> bool:
+        """Remove an empty directory that no entry named; whether it is gone."""
+        if path not in self._tree.implied:
+            return False
+        try:
+            os.rmdir(path[-1], dir_fd=parent_fd)
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                return False
+            raise
+        self._tree.implied.discard(path)
+        return True
 
     def _directory(self, parent: Directory, name: bytes, entry: TarEntry) -> None:
         above = self._tree.look_upper(parent, name)
@@ -282,8 +302,9 @@ class _Extractor:
         if replaced and directory.lowers:
             make_opaque(directory.fd)  # the file that stood here hid the lower directory
             directory.lowers = ()
+        self._tree.implied.discard(directory.path)
         self._dress(directory.fd, entry)
-        self._remember_time((*parent.path, name), entry)
+        self._remember_time(directory.path, entry)
 
     def _file(self, parent: Directory, name: bytes, entry: TarEntry) -> None:
         if entry.size > self._limits.file_bytes_max:
