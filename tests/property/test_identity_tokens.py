@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet import errors
@@ -19,6 +19,7 @@ OTHER = create_root(ClusterId("c" * 25), datetime(2026, 5, 1, tzinfo=UTC)).cert_
 secrets = st.binary(min_size=16, max_size=16)
 
 
+@settings(deadline=None)
 @given(secrets)
 def test_token_parses_to_what_it_was_made_of(secret: bytes) -> None:
     token = make_token(ROOT, secret)
@@ -28,6 +29,7 @@ def test_token_parses_to_what_it_was_made_of(secret: bytes) -> None:
     check_root(parsed, ROOT)
 
 
+@settings(deadline=None)
 @given(secrets, st.data())
 def test_any_changed_character_is_refused(secret: bytes, data: st.DataObject) -> None:
     token = make_token(ROOT, secret)
@@ -41,6 +43,7 @@ def test_any_changed_character_is_refused(secret: bytes, data: st.DataObject) ->
         token_role(changed, worker=token, manager=make_token(ROOT, bytes(16)) if any(secret) else "")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=120))
 def test_any_text_is_parsed_or_refused_with_a_user_error(text: str) -> None:
     with pytest.raises(errors.UserError, match="join token"):

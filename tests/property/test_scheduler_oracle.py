@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.decision_builders import a_node, a_task, a_task_spec
 
@@ -80,6 +80,7 @@ def loads(draw: st.DrawFn, nodes: list[Node], spec: TaskSpec) -> list[Task]:
     ]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_heaps_place_as_the_oracle_does(data: st.DataObject) -> None:
     nodes, spec = data.draw(clusters()), data.draw(specs())
@@ -91,6 +92,7 @@ def test_heaps_place_as_the_oracle_does(data: st.DataObject) -> None:
     assert not set(result.assignments) & set(result.pending)
 
 
+@settings(deadline=None)
 @given(clusters().filter(bool), st.integers(0, 30))
 def test_unconstrained_tasks_spread_within_one(nodes: list[Node], count: int) -> None:
     result = place([a_task(slot=i) for i in range(count)], build_views(nodes, []))
@@ -100,6 +102,7 @@ def test_unconstrained_tasks_spread_within_one(nodes: list[Node], count: int) ->
     assert max(numbers) - min(numbers) <= 1
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_nothing_is_promised_twice(data: st.DataObject) -> None:
     nodes, spec = data.draw(clusters()), data.draw(specs())
@@ -108,6 +111,7 @@ def test_nothing_is_promised_twice(data: st.DataObject) -> None:
     assert all(view.nano_cpus_free >= 0 for view in views.values())
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_placing_again_from_the_result_changes_nothing(data: st.DataObject) -> None:
     nodes, spec = data.draw(clusters()), data.draw(specs())
