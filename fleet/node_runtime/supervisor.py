@@ -768,6 +768,7 @@ def main(arguments: list[str]) -> int:
     whether it does.
     """
     state_dir, run_dir, cgroup_parent = arguments
+    os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)  # some event loops leak the caller's pipes
     os.makedirs(run_dir, mode=0o700, exist_ok=True)
     os.chmod(run_dir, 0o700)
     if os.stat(run_dir).st_uid != os.geteuid() or not stat.S_ISDIR(os.stat(run_dir).st_mode):
