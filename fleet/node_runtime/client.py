@@ -66,6 +66,8 @@ class _Known:
 
     pidfd: int = -1
     terminal_fd: int = -1
+    stdout_fd: int = -1
+    stderr_fd: int = -1
     exit_told: bool = False
     spec: ContainerSpec | None = None
 
@@ -252,7 +254,15 @@ class RuntimeClient:
             if entry["status"] == "exited":
                 self._exited(entry)
             elif known.pidfd < 0:
-                known.pidfd = _open_pidfd(entry["pid"])
+                self._keep(entry["id"], known, entry["pid"])
+
+    def _keep(self, container_id: str, known: _Known, pid: int) -> None:
+        """Hold what keeps an exit status and unread output alive while no supervisor does; nothing is ever read here."""
+        known.pidfd = _open_pidfd(pid)
+        for stream in ("stdout", "stderr"):
+            with contextlib.suppress(FileNotFoundError):  # a terminal has no pipes
+                path = self._run_dir / f"{container_id}.{stream}"
+                setattr(known, f"{stream}_fd", os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
     def _exited(self, entry: dict[str, Any]) -> None:
         known = self._known.setdefault(entry["id"], _Known())
@@ -427,7 +437,7 @@ class RuntimeClient:
         known = self._known.setdefault(spec.id, _Known())
         known.spec = spec
         if not known.exit_told:  # it may have ended already
-            known.pidfd = _open_pidfd(answer["pid"])
+            self._keep(spec.id, known, answer["pid"])
         terminal = None
         if received:
             terminal = received[0]
@@ -678,7 +688,7 @@ def _reap_if_child(pidfd: int) -> int | None:
 
 
 def _close_all(known: _Known) -> None:
-    for name in ("pidfd", "terminal_fd"):
+    for name in ("pidfd", "terminal_fd", "stdout_fd", "stderr_fd"):
         fd = getattr(known, name)
         if fd >= 0:
             os.close(fd)

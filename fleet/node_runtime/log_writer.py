@@ -59,7 +59,24 @@ class LogWriter:
         if rest:
             self._partial[stream] = rest
         if out:
-            self._append("".join(out).encode())
+            self._append_lines(out)
+
+    def _append_lines(self, lines: list[str]) -> None:
+        """Append, rotating between two lines, so that no file outgrows its limit by more than one line."""
+        data = "".join(lines).encode()
+        if self._size + len(data) <= self._max_size:
+            self._append(data)
+            return
+        batch: list[bytes] = []
+        batch_size = 0
+        for line in lines:
+            encoded = line.encode()
+            if batch and self._size + batch_size + len(encoded) > self._max_size:
+                self._append(b"".join(batch))
+                batch, batch_size = [], 0
+            batch.append(encoded)
+            batch_size += len(encoded)
+        self._append(b"".join(batch))
 
     def _cut(self, line: bytes, tail: str, out: list[str]) -> bytes:
         """Emit whole pieces of a long line; what is returned is shorter than a piece."""
