@@ -79,6 +79,16 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"'{name}' is not a fleet command{hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; a reader that went away ends it quietly (click would exit with 1)."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _close_output()
+            return 141
+        return result
+
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in _SECTIONS:
             with formatter.section(title):
@@ -142,7 +152,6 @@ def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run one command in this process; returns the exit code and never raises."""
     try:
         result: Any = cli.main(args=list(arguments), prog_name="fleet", standalone_mode=False, obj=environment)
-        sys.stdout.flush()
     except click.UsageError as cause:
         return _usage(cause)
     except click.ClickException as cause:
@@ -155,9 +164,6 @@ def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         return 130
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        _close_output()
-        return 141
     except errors.FleetError as cause:
         return _fail(str(cause), cause.exit_code)
     except Exception as cause:  # noqa: BLE001 - a command line ends in one sentence, not in a traceback
