@@ -1,0 +1,45 @@
+"""The control API as one object; each part is what one noun of the API can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fleet.clock import Clock
+from fleet.manager.control.cluster import ClusterControl, RotateToken
+from fleet.manager.control.context import Context
+from fleet.manager.control.data import ConfigControl, SecretControl
+from fleet.manager.control.networks import NetworkControl
+from fleet.manager.control.nodes import NodeControl
+from fleet.manager.control.services import ServiceControl
+from fleet.manager.control.tasks import TaskControl
+from fleet.store import Store
+
+__all__ = ["ControlApi"]
+
+
+class ControlApi:
+    """On the leader, over its store. Reads are plain calls that see the tables as they are; writes are coroutines that
+    return once the change is durable and visible.
+
+    ``entropy(n)`` gives n random bytes; ``rotate_token`` replaces a role's join token; ``managers_max`` is how many
+    managers the state engine serves.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        entropy: Callable[[int], bytes],
+        *,
+        rotate_token: RotateToken | None = None,
+        managers_max: int = 1,
+    ) -> None:
+        context = Context(store, clock, entropy)
+        self.store = store
+        self.services = ServiceControl(context)
+        self.tasks = TaskControl(context)
+        self.nodes = NodeControl(context, managers_max=managers_max)
+        self.networks = NetworkControl(context)
+        self.secrets = SecretControl(context)
+        self.configs = ConfigControl(context)
+        self.cluster = ClusterControl(context, rotate_token=rotate_token)

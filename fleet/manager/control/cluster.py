@@ -1,0 +1,94 @@
+"""The cluster object: inspect, change settings, rotate join tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+
+from fleet import errors
+from fleet.manager.control.context import Context, required_version
+from fleet.manager.control.service_spec import check_labels
+from fleet.model.cluster import Cluster, SwarmSpec
+from fleet.model.common import SECOND_NS
+from fleet.model.node import NodeRole
+from fleet.store import Transaction
+
+__all__ = ["ClusterControl", "RotateToken"]
+
+RotateToken = Callable[[NodeRole], Awaitable[None]]
+
+_HEARTBEAT_MIN_NS: Final = SECOND_NS // 10
+_CERT_EXPIRY_MIN_NS: Final = 3600 * SECOND_NS
+_HISTORY_MAX: Final = 1000
+
+
+class ClusterControl:
+    """``rotate_token`` replaces one role's join token in the store."""
+
+    def __init__(self, context: Context, *, rotate_token: RotateToken | None) -> None:
+        self._context = context
+        self._store = context.store
+        self._rotate_token = rotate_token
+
+    def find(self) -> Cluster:
+        """The one cluster. Raises ``UnavailableError`` before the first manager has founded it."""
+        cluster = next(iter(self._store.clusters.all()), None)
+        if cluster is None:
+            raise errors.UnavailableError("the cluster is not founded yet", retry_after_s=1)
+        return cluster
+
+    async def update(
+        self,
+        spec: SwarmSpec,
+        *,
+        version: int | None,
+        rotate_worker_token: bool = False,
+        rotate_manager_token: bool = False,
+        rotate_unlock_key: bool = False,
+    ) -> Cluster:
+        """Write the settings, then rotate. Raises ``UserError``, ``UnsupportedError``, ``OutOfSequenceError``."""
+        read_at = required_version(version, what="swarm")
+        cluster = self.find()
+        _check(cluster.spec, spec)
+        if rotate_unlock_key:
+            raise errors.UnsupportedError("there is no unlock key to rotate: autolock is not supported")
+        rotated = [
+            role
+            for role, is_wanted in ((NodeRole.WORKER, rotate_worker_token), (NodeRole.MANAGER, rotate_manager_token))
+            if is_wanted
+        ]
+        if rotated and self._rotate_token is None:
+            raise errors.UnsupportedError("this manager cannot rotate join tokens")
+        changed = msgspec.structs.replace(cluster, spec=spec, version=read_at, updated_at=self._context.now())
+        tx = Transaction().require(changed) if spec == cluster.spec else Transaction().replace(changed)
+        await self._store.commit(tx)
+        for role in rotated:
+            assert self._rotate_token is not None
+            await self._rotate_token(role)
+        return self.find()
+
+
+def _check(before: SwarmSpec, after: SwarmSpec) -> None:
+    check_labels(after.labels, what="swarm")
+    if after.name != before.name:
+        raise errors.UserError(f"the swarm is named {before.name!r}; it cannot be renamed")
+    if not -1 <= after.orchestration.task_history_retention_limit <= _HISTORY_MAX:
+        raise errors.UserError(f"TaskHistoryRetentionLimit must be between -1 (unlimited) and {_HISTORY_MAX}")
+    heartbeat_ns = after.dispatcher.heartbeat_period_ns
+    if heartbeat_ns and heartbeat_ns < _HEARTBEAT_MIN_NS:
+        raise errors.UserError("Dispatcher.HeartbeatPeriod cannot be less than 100 ms")
+    expiry_ns = after.ca_config.node_cert_expiry_ns
+    if expiry_ns and expiry_ns < _CERT_EXPIRY_MIN_NS:
+        raise errors.UserError("CAConfig.NodeCertExpiry cannot be less than 1 hour")
+    if msgspec.structs.replace(after.ca_config, node_cert_expiry_ns=0) != msgspec.structs.replace(
+        before.ca_config, node_cert_expiry_ns=0
+    ):
+        raise errors.UnsupportedError("rotating the root or using an external authority (CAConfig) is not supported")
+    if after.encryption_config.auto_lock_managers:
+        raise errors.UnsupportedError("autolock (EncryptionConfig.AutoLockManagers) is not supported")
+    if after.raft != before.raft:
+        raise errors.UnsupportedError("Raft settings cannot be changed: the embedded state engine has none")
+    if after.task_defaults != before.task_defaults:
+        raise errors.UnsupportedError("TaskDefaults.LogDriver is not supported: set the log driver per service")

@@ -1,0 +1,178 @@
+"""Services: create, update, roll back, remove, list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from fleet import errors
+from fleet.api.http import Filters
+from fleet.manager.control.context import Context, required_version
+from fleet.manager.control.filters import any_prefix, has_labels, one_of
+from fleet.manager.control.service_refs import check_ports, resolve
+from fleet.manager.control.service_spec import check_service_spec, normal_spec
+from fleet.model.defaults import restart_condition, restart_delay, stop_grace
+from fleet.model.ids import ServiceId
+from fleet.model.service import EndpointSpec, RestartPolicy, Service, ServiceSpec, UpdateStatus
+from fleet.model.task import TaskState
+from fleet.store import Transaction
+
+__all__ = ["ServiceControl", "ServiceCounts", "makes_tasks_stale"]
+
+FILTERS: Final = frozenset({"id", "name", "label", "mode", "runtime"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceCounts:
+    """Docker's ``ServiceStatus``."""
+
+    running: int
+    desired: int
+    completed: int = 0
+
+
+class ServiceControl:
+    """Specs come in as the user wrote them and are stored with names resolved to ids."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._store = context.store
+
+    def find(self, text: str) -> Service:
+        """By id, name or unique prefix of the id. Raises ``NotFoundError``, ``UserError`` if ambiguous."""
+        return self._store.services.find(text)
+
+    def list(self, filters: Filters | None = None) -> list[Service]:
+        """Those that are not being removed. Filters: ``id``, ``name`` (both as prefixes), ``label``, ``mode``, ``runtime``."""
+        wanted = filters or {}
+        return [s for s in self._store.services.all() if not s.pending_delete and _fits(s, wanted)]
+
+    def counts(self, service: Service) -> ServiceCounts:
+        """How many tasks run and how many should (``?status=true``)."""
+        tasks = self._store.tasks.by_service(service.id)
+        wanted = [task for task in tasks if task.desired_state.rank <= TaskState.RUNNING.rank]
+        running = sum(task.status.state is TaskState.RUNNING for task in wanted)
+        desired = len({task.node_id or task.id for task in wanted}) if service.spec.is_global else service.spec.replicas
+        return ServiceCounts(running=running, desired=desired)
+
+    async def create(self, spec: ServiceSpec) -> Service:
+        """Raises ``UserError``, ``UnsupportedError``, ``NotFoundError`` (network), ``ConflictError`` (name taken)."""
+        context = self._context
+        id_ = ServiceId(context.new_id())
+        spec = normal_spec(spec)
+        if not spec.name:
+            spec = msgspec.structs.replace(spec, name=f"service-{id_[:10]}")
+        check_service_spec(spec)
+        async with context.references:
+            resolved = resolve(self._store, spec)
+            check_ports(self._store, resolved.spec)
+            now = context.now()
+            service = Service(id=id_, created_at=now, updated_at=now, spec=resolved.spec)
+            await self._store.commit(resolved.require(Transaction().create(service)))
+        return self.find(id_)
+
+    async def update(self, text: str, spec: ServiceSpec, *, version: int | None, rollback: bool = False) -> Service:
+        """Replace the spec of the service as it was at ``version``; the spec before is kept for a rollback.
+
+        ``rollback``: put the previous spec back instead, whatever ``spec`` says. A spec that changes nothing changes nothing.
+        Raises ``OutOfSequenceError`` if the service changed since, else as ``create``.
+        """
+        read_at = required_version(version, what="service")
+        context = self._context
+        async with context.references:
+            service = self.find(text)
+            if service.version != read_at:
+                # The store knows best: it may be ahead of what is shown here, or the version stale.
+                await self._store.commit(Transaction().require(msgspec.structs.replace(service, version=read_at)))
+                service = self.find(text)
+            if rollback:
+                return await self._roll_back(service)
+            wanted = normal_spec(spec)
+            _check_change(service, wanted)
+            check_service_spec(wanted)
+            resolved = resolve(self._store, wanted)
+            check_ports(self._store, resolved.spec, service_id=service.id)
+            if resolved.spec == service.spec:
+                return service
+            changed = self._with_spec(service, resolved.spec)
+            await self._store.commit(resolved.require(Transaction().replace(changed)))
+        return self.find(service.id)
+
+    async def remove(self, text: str) -> None:
+        """Gone for users at once, its name free; its tasks are stopped and then the object is deleted by the loops."""
+        found = self.find(text)
+
+        def attempt() -> Transaction:
+            service = self.find(found.id)
+            return Transaction().replace(
+                msgspec.structs.replace(service, pending_delete=True, updated_at=self._context.now())
+            )
+
+        async with self._context.references:
+            await self._context.retry(attempt)
+
+    async def _roll_back(self, service: Service) -> Service:
+        if service.previous_spec is None:
+            raise errors.UserError(f"service {service.spec.name} does not have a previous spec")
+        resolved = resolve(self._store, service.previous_spec)
+        check_ports(self._store, resolved.spec, service_id=service.id)
+        status = UpdateStatus(
+            state="rollback_started", started_at=self._context.now(), message="manually requested rollback"
+        )
+        changed = msgspec.structs.replace(self._with_spec(service, resolved.spec), update_status=status)
+        await self._store.commit(resolved.require(Transaction().replace(changed)))
+        return self.find(service.id)
+
+    def _with_spec(self, service: Service, spec: ServiceSpec) -> Service:
+        number = service.spec_version + 1
+        return msgspec.structs.replace(
+            service,
+            spec=spec,
+            previous_spec=service.spec,
+            spec_version=number,
+            task_spec_version=number if makes_tasks_stale(service.spec, spec) else service.task_spec_version,
+            update_status=None,
+            updated_at=self._context.now(),
+        )
+
+
+def _fits(service: Service, filters: Filters) -> bool:
+    return (
+        any_prefix(filters, "id", service.id)
+        and any_prefix(filters, "name", service.spec.name)
+        and has_labels(filters, "label", service.spec.labels)
+        and one_of(filters, "mode", "global" if service.spec.is_global else "replicated")
+        and one_of(filters, "runtime", "container")
+    )
+
+
+def _check_change(service: Service, wanted: ServiceSpec) -> None:
+    """What an update may not change (SVC-02, ERR-08)."""
+    if wanted.name and wanted.name != service.spec.name:
+        raise errors.UnsupportedError("renaming services is not supported: create another and remove this one")
+    if wanted.is_global != service.spec.is_global:
+        raise errors.UnsupportedError("service mode change is not allowed: create another service and remove this one")
+
+
+def makes_tasks_stale(before: ServiceSpec, after: ServiceSpec) -> bool:
+    """Whether tasks made from ``before`` must be replaced (UPD-01, UPD-02).
+
+    The task template, the networks and the endpoint make a task; replicas, labels of the service and update settings do
+    not. Defaults count as what they stand for. For placement see the orchestrator: it keeps tasks whose node still fits.
+    """
+    return _essence(before) != _essence(after)
+
+
+def _essence(spec: ServiceSpec) -> tuple[object, ...]:
+    template = spec.task_template
+    container = msgspec.structs.replace(
+        template.container_spec,
+        stop_grace_period_ns=int(stop_grace(template).total_seconds() * 1e9),
+        init=bool(template.container_spec.init),
+    )
+    policy = template.restart_policy or RestartPolicy()
+    restart = (restart_condition(template), restart_delay(template), policy.max_attempts, policy.window_ns)
+    rest = msgspec.structs.replace(template, container_spec=container, restart_policy=None, networks=())
+    return rest, restart, spec.all_networks, spec.endpoint_spec or EndpointSpec()

@@ -1,0 +1,46 @@
+"""/nodes"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from fleet import errors
+from fleet.api.http import json_response, parse_bool
+from fleet.api.render import node_json
+from fleet.manager.control.nodes import FILTERS
+from fleet.manager.http.request import Control, filters_of, lookup, read_json, version_of
+from fleet.model import wire
+from fleet.model.node import NodeSpec
+
+__all__ = ["routes"]
+
+
+def routes(control: Control) -> APIRouter:
+    """List, inspect, update, remove."""
+    router = APIRouter()
+
+    @router.get("/nodes")
+    async def list_nodes(request: Request) -> Response:
+        return json_response([node_json(node) for node in control().nodes.list(filters_of(request, FILTERS))])
+
+    @router.get("/nodes/{id_}")
+    async def inspect_node(id_: str) -> Response:
+        return json_response(node_json(control().nodes.find(id_)))
+
+    @router.post("/nodes/{id_}/update")
+    async def update_node(id_: str, request: Request) -> Response:
+        raw = await read_json(request, what="node spec")
+        for word in ("Role", "Availability"):
+            # An update replaces the whole spec: leaving the role out must not demote a manager.
+            if not lookup(raw, word):
+                raise errors.UserError(f"node spec: {word} must be given")
+        spec = wire.parse_builtins(raw, NodeSpec, what="node spec")
+        await control().nodes.update(id_, spec, version=version_of(request))
+        return Response(status_code=200)
+
+    @router.delete("/nodes/{id_}")
+    async def remove_node(id_: str, request: Request) -> Response:
+        await control().nodes.remove(id_, force=parse_bool(request.query_params.get("force")))
+        return Response(status_code=200)
+
+    return router
