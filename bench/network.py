@@ -57,18 +57,20 @@ def state_of(made: list[Host], *, services: int, tasks: int, ready: int | None =
     return NetworkState(network=NET, endpoints=tuple(endpoints), services=records)
 
 
-async def timed(count: int, action: Callable[[int], Awaitable[object]]) -> list[float]:
-    """Milliseconds of each call, with a breath between them."""
+async def timed(count: int, action: Callable[[int], Awaitable[object]], *, pause_s: float = 0.002) -> list[float]:
+    """Milliseconds of each call, with a pause between them."""
     spent = []
     for number in range(count):
         start = time.perf_counter()
         await action(number)
         spent.append((time.perf_counter() - start) * 1e3)
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(pause_s)
     return spent
 
 
-async def attach(host: Host, *, network_id: str, count: int, first: int) -> tuple[list[float], list[float]]:
+async def attach(
+    host: Host, *, network_id: str, count: int, first: int, pause_s: float = 0.002
+) -> tuple[list[float], list[float]]:
     async def create(number: int) -> None:
         address = f"10.0.200.{first + number}" if network_id == "net" else None
         wish = (AttachmentSpec(network_id=network_id, address=address),)
@@ -77,7 +79,7 @@ async def attach(host: Host, *, network_id: str, count: int, first: int) -> tupl
     async def remove(number: int) -> None:
         await host.network.remove_sandbox(f"{network_id}{number}")
 
-    return await timed(count, create), await timed(count, remove)
+    return await timed(count, create, pause_s=pause_s), await timed(count, remove)
 
 
 def ask_names(path: Path, count: int) -> list[float]:
@@ -146,8 +148,12 @@ async def measure(made: list[Host]) -> dict[str, Any]:
         await host.network.apply_state(state_of(made, services=10, tasks=4))
     await one.network.ensure_network(BRIDGE)
     await attach(one, network_id="net", count=5, first=2)  # warm
-    rows["attach: overlay, 10 services of 4"], rows["remove"] = await attach(one, network_id="net", count=100, first=2)
-    rows["attach: bridge, no services"], _ = await attach(one, network_id="bridge", count=100, first=2)
+    paced, rows["remove"] = await attach(one, network_id="net", count=100, first=2, pause_s=0.06)
+    rows["attach: overlay, 10 services of 4, now and then"] = paced
+    rows["attach: the same, one after another"], _ = await attach(one, network_id="net", count=100, first=2)
+    rows["attach: bridge, no services, now and then"], _ = await attach(
+        one, network_id="bridge", count=50, first=2, pause_s=0.06
+    )
 
     for host, number in ((one, 0), (two, 1)):
         wish = (AttachmentSpec(network_id="net", address=address_of(number)),)

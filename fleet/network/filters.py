@@ -7,18 +7,23 @@ is replaced.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from fleet.errors import RuntimeFault
 from fleet.network import rules
+from fleet.network.kernel.conntrack import UDP, Flow, forget_flows
 from fleet.network.kernel.nft import NftCloser, NftContext
 from fleet.network.kernel.thread import KernelThread
 from fleet.network.namespaces import open_namespace
 from fleet.network.rules import HostRules, SandboxRules
 
 __all__ = ["HostFilter", "SandboxFilters"]
+
+T = TypeVar("T")
 
 
 class HostFilter:
@@ -29,13 +34,29 @@ class HostFilter:
         self._table = table
         self._applied: HostRules | None = None
 
-    def apply(self, desired: HostRules) -> bool:
-        """Bring the table to ``desired``; returns whether anything had to change."""
-        text = rules.plan_host(self._applied, desired, table=self._table)
+    def apply(self, desired: HostRules, *, dead: Collection[str] = ()) -> bool:
+        """Bring the table to ``desired``; returns whether anything had to change.
+
+        ``dead`` are backends that are gone, not merely unready: TCP connections to them are given up too.
+        """
+        before = self._applied
+        text = rules.plan_host(before, desired, table=self._table)
+        lost: set[str] = set()
         if text:
             self._applied = None
             self._nft.run(text)
             self._applied = desired
+        if text and before is not None:
+            for key, backends in before.published.items():
+                lost |= {address for address, _ in _lost(backends, desired.published.get(key))}
+            lost |= {rule.target[0] for rule in before.host_ports - desired.host_ports}
+            # a client that knocked while nobody was there is tracked as "leads to the host itself", and would be for ever
+            opened = _open_udp(desired) - _open_udp(before)
+            if opened:
+                forget_flows(
+                    lambda flow: flow.protocol == UDP and flow.port in opened and flow.answers == flow.destination
+                )
+        _forget_backends(lost, dead)
         return bool(text)
 
     def mend(self, desired: HostRules) -> bool:
@@ -72,14 +93,22 @@ class SandboxFilters:
         """The sandbox is gone, or its table is not known any more."""
         self._applied.pop(sandbox_id, None)
 
-    def apply(self, sandbox_id: str, desired: SandboxRules) -> None:
-        """Bring a sandbox's table to ``desired``."""
-        text = rules.plan_sandbox(self._applied.get(sandbox_id), desired)
-        if not text:
+    def apply(self, sandbox_id: str, desired: SandboxRules, *, dead: Collection[str] = ()) -> None:
+        """Bring a sandbox's table to ``desired``. ``dead`` as in ``HostFilter.apply``."""
+        before = self._applied.get(sandbox_id)
+        text = rules.plan_sandbox(before, desired)
+        if not text and not dead:
             return
+        lost: set[str] = set()
+        if before is not None:
+            lost = {
+                address for vip, backends in before.vips.items() for address in _lost(backends, desired.vips.get(vip))
+            }
         self._applied.pop(sandbox_id, None)
         with self._context(sandbox_id) as nft:
-            nft.run(text)
+            if text:
+                nft.run(text)
+            _forget_backends(lost, dead)
         self._applied[sandbox_id] = desired
 
     def mend(self, sandbox_id: str, desired: SandboxRules) -> bool:
@@ -100,6 +129,27 @@ class SandboxFilters:
                 yield nft
         finally:
             os.close(netns)
+
+
+def _lost(before: tuple[T, ...], after: tuple[T, ...] | None) -> set[T]:
+    return set(before) - set(after or ())
+
+
+def _open_udp(state: HostRules) -> set[int]:
+    published = {port for (protocol, port), backends in state.published.items() if protocol == "udp" and backends}
+    return published | {rule.host_port for rule in state.host_ports if rule.protocol == "udp"}
+
+
+def _forget_backends(lost: Collection[str], dead: Collection[str]) -> None:
+    """Forget flows to backends that take no new ones: UDP always (it has no end), everything if the backend is dead."""
+    for address in sorted({*lost, *dead}):
+        protocols = None if address in dead else (UDP,)
+        forget_flows(partial(_leads_away, protocols=protocols), answered_by=address)
+
+
+def _leads_away(flow: Flow, *, protocols: tuple[int, ...] | None) -> bool:
+    """Whether a flow was translated by us: the one who answers is not the one who was asked."""
+    return flow.answers != flow.destination and (protocols is None or flow.protocol in protocols)
 
 
 def _listing(nft: NftContext, table: str) -> tuple[str, ...]:

@@ -36,14 +36,15 @@ class Remotes:
 
 
 def remotes_of(state: NetworkState, *, node_id: str, underlay: str) -> Remotes:
-    """Compute what must be written for ``state`` on the host that is ``node_id`` at ``underlay``; pure."""
+    """Compute what must be written for ``state`` on the host that is ``node_id`` (may be unknown: "") at ``underlay``; pure."""
+    own = node_id or None
     places: dict[str, tuple[str, str]] = {}
     for node in state.nodes:
-        places[node.address] = (node.mac or mac_for(node.address), "" if node.node_id == node_id else node.underlay)
+        places[node.address] = (node.mac or mac_for(node.address), "" if node.node_id == own else node.underlay)
     for endpoint in state.endpoints:
         places[endpoint.address] = (
             endpoint.mac or mac_for(endpoint.address),
-            "" if endpoint.node_id == node_id else endpoint.underlay,
+            "" if endpoint.node_id == own else endpoint.underlay,
         )
     remote = [(address, mac, where) for address, (mac, where) in places.items() if where and where != underlay]
     return Remotes(

@@ -188,8 +188,10 @@ class Plane:
         if known is None or known.network != state.network:
             self._ensure(state)
         self._states[state.network.id] = state
-        self._apply(state.network.id)
-        self._apply_host_rules()
+        here = {endpoint.address for endpoint in state.endpoints}
+        dead = {endpoint.address for endpoint in known.endpoints} - here if known is not None else set()
+        self._apply(state.network.id, dead=dead)
+        self._apply_host_rules(dead=dead)
 
     def apply_published(self, ports: Sequence[PublishedPort]) -> None:
         """Open exactly these ingress ports. Raises ``UserError`` if one is given twice."""
@@ -258,7 +260,7 @@ class Plane:
             if record.dns_port:
                 self.dns.leave(sandbox_id)
             self._sandbox_filters.forget(sandbox_id)
-            self._apply_host_rules()
+            self._apply_host_rules(dead=[interface.address for interface in record.interfaces])
         close_namespace(self._store.netns_path(sandbox_id))
 
     def connect(self, sandbox_id: str, attachment: AttachmentSpec) -> Interface:
@@ -380,10 +382,10 @@ class Plane:
             if other.id != spec.id and spec.vni and (other.vni, other.vxlan_port) == (spec.vni, spec.vxlan_port):
                 raise ConflictError(f"network {spec.name}: VNI {spec.vni} is used by network {other.name}")
 
-    def _apply(self, network_id: str) -> None:
+    def _apply(self, network_id: str, *, dead: Collection[str] = ()) -> None:
         self._links[network_id].apply_remotes(self._remotes(network_id))
         for record in self._on(network_id):
-            self._apply_sandbox_rules(record)
+            self._apply_sandbox_rules(record, dead=dead)
         self._put_zone(network_id)
 
     def _remotes(self, network_id: str) -> Remotes:
@@ -537,13 +539,13 @@ class Plane:
         states = (self._states[interface.network_id] for interface in interfaces)
         return desired.sandbox_rules(states, seed=sandbox_id, port=port)
 
-    def _apply_sandbox_rules(self, record: SandboxRecord) -> None:
+    def _apply_sandbox_rules(self, record: SandboxRecord, *, dead: Collection[str] = ()) -> None:
         if record.dns_port:
             wanted = self._sandbox_rules(record.spec.id, record.interfaces, port=record.dns_port)
-            self._sandbox_filters.apply(record.spec.id, wanted)
+            self._sandbox_filters.apply(record.spec.id, wanted, dead=dead)
 
-    def _apply_host_rules(self) -> None:
-        if self._host_filter.apply(self._host_rules()):
+    def _apply_host_rules(self, *, dead: Collection[str] = ()) -> None:
+        if self._host_filter.apply(self._host_rules(), dead=dead):
             self._allow_loopback()
 
     def _allow_loopback(self) -> None:

@@ -250,7 +250,7 @@ def test_outside_reaches_no_container_directly_and_containers_no_loopback_servic
         run(scenario(made), made)
 
 
-def test_sctp_and_the_rest_of_the_host_are_left_alone(tmp_path: Path) -> None:
+def test_other_ports_of_the_host_are_left_alone(tmp_path: Path) -> None:
     """Port 8080 is published; a process of the host on port 8081 is reached as before."""
 
     async def scenario(made: list[Host]) -> None:
@@ -265,4 +265,74 @@ def test_sctp_and_the_rest_of_the_host_are_left_alone(tmp_path: Path) -> None:
             await asyncio.to_thread(sock.connect, (one.address, 8080))
 
     with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
+
+
+def udp_client(path: Path, address: str, port: int) -> socket.socket:
+    """A client that keeps its port, as resolvers and metrics senders do."""
+    sock = socket_in(path, socket.SOCK_DGRAM)
+    sock.settimeout(1.0)
+    sock.connect((address, port))
+    return sock
+
+
+def knock(sock: socket.socket) -> str:
+    sock.send(b"?")
+    return sock.recv(200).decode().split()[0]
+
+
+def test_udp_client_that_keeps_its_port_follows_the_ready_tasks(tmp_path: Path) -> None:
+    async def scenario(made: list[Host]) -> None:
+        (one,) = made
+        tasks = {1: one, 2: one}
+        paths = await bring_up(made, tasks)
+        outside = tmp_path / "switch.netns"
+        with (
+            Greeter(paths[1], "task1"),
+            Greeter(paths[2], "task2"),
+            udp_client(outside, one.address, 8080) as outer,
+            udp_client(paths[1], "10.255.0.50", 80) as inner,
+        ):
+            for alone in (1, 2, 1):
+                other = 3 - alone
+                await one.network.apply_state(ingress_state(one, made, tasks, unready=(other,)))
+                for client in (outer, inner):
+                    assert await asyncio.to_thread(knock, client) == f"task{alone}"
+            await one.network.apply_state(ingress_state(one, made, tasks, unready=(1, 2)))
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.to_thread(knock, outer)
+            await one.network.apply_state(ingress_state(one, made, tasks))
+            # the refusals above are tracked as flows to the host itself; they must not stick
+            assert (await asyncio.to_thread(knock, outer)).startswith("task")
+        await one.network.destroy()
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
+
+
+def test_tcp_connection_to_a_task_that_is_gone_is_reset_instead_of_hanging(tmp_path: Path) -> None:
+    async def scenario(made: list[Host]) -> None:
+        one, two = made
+        tasks = {1: one, 2: two}
+        paths = await bring_up(made, tasks)
+        with socket_in(paths[2]) as listener, socket_in(paths[1]) as client, Greeter(paths[1], "task1"):
+            listener.bind(("0.0.0.0", 80))
+            listener.listen()
+            await one.network.apply_state(ingress_state(one, made, tasks, unready=(1,)))
+            client.connect(("10.255.0.50", 80))
+            served, _ = listener.accept()
+            with served:
+                # unready: no new connections, this one goes on
+                await one.network.apply_state(ingress_state(one, made, tasks, unready=(2,)))
+                client.send(b"still there?")
+                assert await asyncio.to_thread(served.recv, 100) == b"still there?"
+                # gone: reset at the next packet
+                await one.network.apply_state(ingress_state(one, made, {1: one}))
+                client.send(b"and now?")
+                with pytest.raises(ConnectionResetError):
+                    await asyncio.to_thread(client.recv, 100)
+        for host in made:
+            await host.network.destroy()
+
+    with hosts(tmp_path, 2) as made:
         run(scenario(made), made)
