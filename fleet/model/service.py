@@ -383,5 +383,8 @@ class Service(Value, frozen=True, kw_only=True):
     spec_version: int = 1
     task_spec_version: int = 1
     """``spec_version`` of the last update that makes running tasks stale (UPD-01); written with the spec."""
+    spec_base_revision: int = 0
+    """The store's revision just before the spec was last written: whoever read the service after that has seen the spec.
+    So an update that names an older version than the newest is stale only if the *spec* changed since."""
     pending_delete: bool = False
     """The service was removed; kept until its tasks are gone and its addresses free."""

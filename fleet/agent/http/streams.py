@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 from fastapi import Request
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from fleet.errors import FleetError, TooLargeError
 from fleet.node_runtime.logs import LogLine
@@ -108,7 +109,16 @@ def json_lines(work: Callable[[Callable[[Any], None]], Awaitable[None]]) -> Stre
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
 
-    return StreamingResponse(body(), media_type="application/json")
+    return _Duplex(body(), media_type="application/json")
+
+
+class _Duplex(StreamingResponse):
+    """Answers while the request's body is still being read: unlike its parent it leaves the incoming side alone, where it
+    would swallow pieces of the upload in search of a disconnect. A client that goes away ends the upload instead.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)
 
 
 async def upload(request: Request) -> AsyncIterator[bytes]:

@@ -65,12 +65,17 @@ class ServiceControl:
         if not spec.name:
             spec = msgspec.structs.replace(spec, name=f"service-{id_[:10]}")
         check_service_spec(spec)
-        async with context.references:
+
+        def attempt() -> Transaction:
             resolved = resolve(self._store, spec)
             check_ports(self._store, resolved.spec)
             now = context.now()
-            service = Service(id=id_, created_at=now, updated_at=now, spec=resolved.spec)
-            await self._store.commit(resolved.require(Transaction().create(service)))
+            return resolved.require(
+                Transaction().create(Service(id=id_, created_at=now, updated_at=now, spec=resolved.spec))
+            )
+
+        async with context.references:
+            await context.retry(attempt)
         return self.find(id_)
 
     async def update(self, text: str, spec: ServiceSpec, *, version: int | None, rollback: bool = False) -> Service:
@@ -83,7 +88,7 @@ class ServiceControl:
         context = self._context
         async with context.references:
             service = self.find(text)
-            if service.version != read_at:
+            if read_at.index <= service.spec_base_revision or read_at.index > self._store.revision:
                 # The store knows best: it may be ahead of what is shown here, or the version stale.
                 await self._store.commit(Transaction().require(msgspec.structs.replace(service, version=read_at)))
                 service = self.find(text)
@@ -96,8 +101,7 @@ class ServiceControl:
             check_ports(self._store, resolved.spec, service_id=service.id)
             if resolved.spec == service.spec:
                 return service
-            changed = self._with_spec(service, resolved.spec)
-            await self._store.commit(resolved.require(Transaction().replace(changed)))
+            await self._write_spec(service.id, wanted)
         return self.find(service.id)
 
     async def remove(self, text: str) -> None:
@@ -116,14 +120,24 @@ class ServiceControl:
     async def _roll_back(self, service: Service) -> Service:
         if service.previous_spec is None:
             raise errors.UserError(f"service {service.spec.name} does not have a previous spec")
-        resolved = resolve(self._store, service.previous_spec)
-        check_ports(self._store, resolved.spec, service_id=service.id)
         status = UpdateStatus(
             state="rollback_started", started_at=self._context.now(), message="manually requested rollback"
         )
-        changed = msgspec.structs.replace(self._with_spec(service, resolved.spec), update_status=status)
-        await self._store.commit(resolved.require(Transaction().replace(changed)))
+        await self._write_spec(service.id, service.previous_spec, status=status)
         return self.find(service.id)
+
+    async def _write_spec(self, id_: ServiceId, spec: ServiceSpec, *, status: UpdateStatus | None = None) -> None:
+        """Held under ``references``: no other spec is written meanwhile; loops may change the rest of the object, and the
+        objects it refers to, so the attempt is made anew on what is there then."""
+
+        def attempt() -> Transaction:
+            service = self.find(id_)
+            resolved = resolve(self._store, spec)
+            check_ports(self._store, resolved.spec, service_id=id_)
+            changed = msgspec.structs.replace(self._with_spec(service, resolved.spec), update_status=status)
+            return resolved.require(Transaction().replace(changed))
+
+        await self._context.retry(attempt)
 
     def _with_spec(self, service: Service, spec: ServiceSpec) -> Service:
         number = service.spec_version + 1
@@ -133,6 +147,7 @@ class ServiceControl:
             previous_spec=service.spec,
             spec_version=number,
             task_spec_version=number if makes_tasks_stale(service.spec, spec) else service.task_spec_version,
+            spec_base_revision=self._store.revision,
             update_status=None,
             updated_at=self._context.now(),
         )
