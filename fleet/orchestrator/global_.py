@@ -13,7 +13,7 @@ from fleet.model.node import Availability, Node, NodeState
 from fleet.orchestrator.eviction import is_lost
 from fleet.orchestrator.plan import NewId, Plan, new_task
 from fleet.orchestrator.restart import plan_release
-from fleet.orchestrator.slot import settle_slot
+from fleet.orchestrator.slot import keep_one, settle_slot
 from fleet.orchestrator.update import is_paused, plan_update, update_config
 from fleet.orchestrator.view import ServiceView, Slot, SlotKey, wanted_spec
 
@@ -34,7 +34,7 @@ def plan_global(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:
             served[key] = slot
             settle_slot(view, slot, plan, now=now, new_id=new_id, start_first=start_first, is_paused=paused)
         else:
-            _plan_ineligible(view, slot, plan, now=now)
+            _plan_ineligible(view, slot, plan, now=now, start_first=start_first)
     for node_id in sorted(eligible - slots.keys()):
         plan.create.append(new_task(service, slot=node_id, now=now, new_id=new_id))
     plan_update(view, served, plan, now=now, new_id=new_id)
@@ -50,15 +50,16 @@ def _is_eligible(view: ServiceView, node: Node) -> bool:
     )
 
 
-def _plan_ineligible(view: ServiceView, slot: Slot, plan: Plan, *, now: datetime) -> None:
+def _plan_ineligible(view: ServiceView, slot: Slot, plan: Plan, *, now: datetime, start_first: bool) -> None:
     node = view.nodes.get(slot.tasks[0].node_id)
     if node is None or node.removed or not view.fits(wanted_spec(view.service), node):
         for task in slot.tasks:
             plan.want_removal(task, now=now)
         return
-    leaves = is_lost(node) or node.spec.availability is Availability.DRAIN
-    for task in slot.runnable:
-        if leaves:
+    runnable = list(slot.runnable)
+    if is_lost(node) or node.spec.availability is Availability.DRAIN:
+        for task in runnable:
             plan.want_shutdown(task, now=now)
-        else:
+    elif runnable:
+        for task in keep_one(view, runnable, plan, now=now, start_first=start_first):
             plan_release(view, task, plan, now=now)

@@ -14,7 +14,7 @@ from fleet.orchestrator.plan import NewId, Plan, new_task
 from fleet.orchestrator.restart import decide_replacement, plan_release
 from fleet.orchestrator.view import ServiceView, Slot
 
-__all__ = ["settle_slot"]
+__all__ = ["keep_one", "settle_slot"]
 
 
 def settle_slot(
@@ -43,7 +43,7 @@ def settle_slot(
     if not keepers:
         _replace_newest(view, slot, plan, now=now, new_id=new_id, is_paused=is_paused)
         return
-    for task in _keep_one(view, keepers, plan, now=now, start_first=start_first):
+    for task in keep_one(view, keepers, plan, now=now, start_first=start_first):
         plan_release(view, task, plan, now=now)
 
 
@@ -64,7 +64,7 @@ def _replace_newest(
         plan_release(replace(view, tasks=[*view.tasks, task]), task, plan, now=now)
 
 
-def _keep_one(view: ServiceView, keepers: list[Task], plan: Plan, *, now: datetime, start_first: bool) -> list[Task]:
+def keep_one(view: ServiceView, keepers: list[Task], plan: Plan, *, now: datetime, start_first: bool) -> list[Task]:
     """Of several runnable tasks in a slot the best stays; with start-first, the old one until the new one runs."""
     if len(keepers) == 1:
         return keepers

@@ -8,6 +8,7 @@ from support.decision_builders import a_node, a_service, a_task_spec
 from support.orchestrated import Cluster, S
 
 from fleet.model.common import SECOND_NS
+from fleet.model.node import Availability
 from fleet.model.service import RestartCondition, RestartPolicy, UpdateConfig
 
 NEW = a_task_spec(image="app:2")
@@ -336,3 +337,16 @@ def test_update_and_scaling_go_together() -> None:
     cluster.run()
     assert images(cluster) == ["app:2"] * 6
     assert state(cluster) == "completed"
+
+
+def test_overlap_on_a_paused_node_ends_when_the_order_becomes_stop_first() -> None:
+    cluster = Cluster(a_service(is_global=True, update=UpdateConfig(order="start-first")), [a_node("a")])
+    cluster.run()
+    cluster.update(NEW)
+    cluster.settle()
+    assert len(cluster.runnable()) == 2
+    cluster.change_node("a", lambda node: a_node(node.id, availability=Availability.PAUSE))
+    cluster.update(a_task_spec(image="app:3"), update_config=UpdateConfig())
+    cluster.settle()
+    assert images(cluster) == ["app:1"]
+    assert len(cluster.runnable()) == 1
