@@ -13,12 +13,13 @@ from urllib.parse import quote
 import click
 
 from fleet import errors
-from fleet.api.client import EngineClient
+from fleet.api.client import EngineClient, EngineError
+from fleet.cli import clock
 
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["DEFAULT_HOST", "App", "TlsOptions", "filters_of", "part", "pass_app", "read_input"]
+__all__ = ["DEFAULT_HOST", "App", "TlsOptions", "filters_of", "part", "pass_app", "read_input", "retry_conflicts"]
 
 R = TypeVar("R")
 
@@ -109,6 +110,26 @@ def pass_app(command: Callable[..., R]) -> Callable[..., R]:
         return command(app, *args, **kwargs)
 
     return with_app
+
+
+CONFLICT_TRIES: Final = 6
+CONFLICT_WAIT_S: Final = 0.05
+
+
+def retry_conflicts(attempt: Callable[[], R]) -> R:
+    """``attempt()``, again when the object changed between its read and its write.
+
+    The cluster itself writes to objects (update status, addresses), so a conflict need not be another person. ``attempt``
+    must read what it changes each time it is called. Raises the last ``EngineError`` after ``CONFLICT_TRIES``.
+    """
+    for tries_left in reversed(range(CONFLICT_TRIES)):
+        try:
+            return attempt()
+        except EngineError as cause:
+            if "out of sequence" not in str(cause) or not tries_left:
+                raise
+            clock.sleep(CONFLICT_WAIT_S)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def part(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 
 from fleet.api.client import EngineClient
-from fleet.cli.app import App, filters_of, part, pass_app
+from fleet.cli.app import App, filters_of, part, pass_app, retry_conflicts
 from fleet.cli.render import each, echo, inspect_each, list_options, print_rows
 from fleet.cli.tasks import print_tasks, task_options
 
@@ -78,6 +78,10 @@ def inspect(app: App, *, names: tuple[str, ...], pretty: bool, fmt: str | None) 
 
 
 def _change(app: App, name: str, change: Json, *, add: tuple[str, ...] = (), remove: tuple[str, ...] = ()) -> None:
+    retry_conflicts(lambda: _change_once(app, name, change, add=add, remove=remove))
+
+
+def _change_once(app: App, name: str, change: Json, *, add: tuple[str, ...] = (), remove: tuple[str, ...] = ()) -> None:
     current = app.client.get(f"/nodes/{part(app.node_reference(name))}")
     labels = dict(current["Spec"].get("Labels") or {})
     for label in remove:
@@ -134,6 +138,9 @@ def demote(app: App, *, names: tuple[str, ...]) -> int:
 
 def _set_role(app: App, names: tuple[str, ...], role: str, said: str) -> int:
     def change(name: str) -> None:
+        retry_conflicts(lambda: change_once(name))
+
+    def change_once(name: str) -> None:
         current = app.client.get(f"/nodes/{part(app.node_reference(name))}")
         if current["Spec"].get("Role") == role:
             echo(f"Node {name} is already a {role}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ import click
 from fleet import errors
 from fleet.api.client import EngineClient
 from fleet.cli import references
-from fleet.cli.app import App, filters_of, part, pass_app
+from fleet.cli.app import App, filters_of, part, pass_app, retry_conflicts
 from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
 from fleet.cli.service_flags import Parsed, create_options, update_options, wait_options
 from fleet.cli.service_spec import create_spec, mode_name, scale_spec, update_spec
@@ -46,12 +46,8 @@ def create(app: App, *, image: str, command: tuple[str, ...], **flags: Any) -> i
     flags["env"] = (*_env_files(flags["env_file"], app.environment), *_inherit(flags["env"], app.environment))
     flags = references.resolve(app.client, flags)
     spec = create_spec(flags, image=image, arguments=command)
-    answer = app.client.request(
-        "POST",
-        "/services/create",
-        json_body=spec,
-        headers=_auth_headers(app, image, wanted=flags["with_registry_auth"]),
-    )
+    headers = _auth_headers(app, image, wanted=flags["with_registry_auth"])
+    answer = retry_conflicts(lambda: app.client.request("POST", "/services/create", json_body=spec, headers=headers))
     print_warnings(answer)
     echo(answer["ID"])
     return _wait(app, [(answer["ID"], spec["Name"] or short_id(answer["ID"]), None)], flags)
@@ -68,21 +64,49 @@ def update(app: App, *, name: str, **flags: Any) -> int:
         if given:
             raise click.UsageError(f"--rollback goes back as a whole and cannot be combined with --{given[0]}")
         return _rollback(app, name, flags)
-    current = app.client.get(f"/services/{part(name)}", insertDefaults=False)
     flags["env_add"] = _inherit(flags["env_add"], app.environment)
     flags = references.resolve(app.client, flags, suffix="_add")
-    spec = update_spec(current["Spec"], flags)
-    image = spec["TaskTemplate"]["ContainerSpec"].get("Image", "")
-    answer = app.client.request(
-        "POST",
-        f"/services/{current['ID']}/update",
-        query={"version": current["Version"]["Index"], "registryAuthFrom": "spec"},
-        json_body=spec,
-        headers=_auth_headers(app, image, wanted=flags["with_registry_auth"]),
-    )
-    print_warnings(answer)
+
+    def change(spec: Json) -> Json:
+        return update_spec(spec, flags)
+
+    def headers(spec: Json) -> dict[str, str]:
+        image = str(spec["TaskTemplate"]["ContainerSpec"].get("Image", ""))
+        return _auth_headers(app, image, wanted=flags["with_registry_auth"])
+
+    current = _post_update(app, name, change, headers=headers, registryAuthFrom="spec")
     echo(name)
-    return _wait(app, [(current["ID"], spec["Name"], current.get("UpdateStatus"))], flags)
+    return _wait(app, [_watched(current)], flags)
+
+
+def _post_update(
+    app: App,
+    name: str,
+    change: Callable[[Json], Json],
+    *,
+    headers: Callable[[Json], dict[str, str]] = lambda _spec: {},
+    **query: str,
+) -> Json:
+    """Read the service, change its spec, write it; returns the service as it was read."""
+
+    def attempt() -> Json:
+        current: Json = app.client.get(f"/services/{part(name)}", insertDefaults=False)
+        spec = change(current["Spec"])
+        answer = app.client.request(
+            "POST",
+            f"/services/{current['ID']}/update",
+            query={"version": current["Version"]["Index"], **query},
+            json_body=spec,
+            headers=headers(spec),
+        )
+        print_warnings(answer)
+        return current
+
+    return retry_conflicts(attempt)
+
+
+def _watched(current: Json) -> tuple[str, str, Json | None]:
+    return current["ID"], str(current["Spec"].get("Name", "")), current.get("UpdateStatus")
 
 
 @service.command()
@@ -94,14 +118,9 @@ def rollback(app: App, *, name: str, **flags: Any) -> int:
 
 
 def _rollback(app: App, name: str, flags: Mapping[str, Any]) -> int:
-    current = app.client.get(f"/services/{part(name)}", insertDefaults=False)
-    answer = app.client.post(
-        f"/services/{current['ID']}/update", current["Spec"], version=current["Version"]["Index"], rollback="previous"
-    )
-    print_warnings(answer)
+    current = _post_update(app, name, lambda spec: spec, rollback="previous")
     echo(name)
-    watched = [(current["ID"], current["Spec"]["Name"], current.get("UpdateStatus"))]
-    return _wait(app, watched, flags, rollback_wanted=True)
+    return _wait(app, [_watched(current)], flags, rollback_wanted=True)
 
 
 def _scale_argument(text: str) -> tuple[str, int]:
@@ -120,12 +139,9 @@ def scale(app: App, *, scales: tuple[tuple[str, int], ...], **flags: Any) -> int
     """Set the number of tasks of one or more services."""
     watched = []
     for name, replicas in scales:
-        current = app.client.get(f"/services/{part(name)}", insertDefaults=False)
-        spec = scale_spec(current["Spec"], replicas)
-        answer = app.client.post(f"/services/{current['ID']}/update", spec, version=current["Version"]["Index"])
-        print_warnings(answer)
+        current = _post_update(app, name, lambda spec, wanted=replicas: scale_spec(spec, wanted))  # type: ignore[misc]
         echo(f"{name} scaled to {replicas}")
-        watched.append((current["ID"], spec["Name"], current.get("UpdateStatus")))
+        watched.append(_watched(current))
     return _wait(app, watched, flags)
 
 

@@ -13,7 +13,7 @@ import click
 from fleet import errors
 from fleet.api.client import EngineClient, EngineError
 from fleet.cli import clock
-from fleet.cli.app import App, filters_of, part, pass_app
+from fleet.cli.app import App, filters_of, part, pass_app, retry_conflicts
 from fleet.cli.render import echo, list_options, print_rows, print_warnings
 from fleet.cli.service_flags import wait_options
 
@@ -305,20 +305,38 @@ class _Deployment:
         body = wire.to_builtins(spec)
         if change.action == "create":
             echo(f"Creating service {change.name}")
-            answer = self.client.request("POST", "/services/create", json_body=body, headers=headers)
+            answer = retry_conflicts(
+                lambda: self.client.request("POST", "/services/create", json_body=body, headers=headers)
+            )
             self.changed.append((answer["ID"], change.name, None))
         else:
             assert change.current is not None, "an update has an object it updates"
             echo(f"Updating service {change.name} (id: {change.current['ID']})")
-            answer = self.client.request(
-                "POST",
-                f"/services/{change.current['ID']}/update",
-                query={"version": change.current["Version"]["Index"]},
-                json_body=body,
-                headers=headers,
-            )
+            answer = self._update_service(change.current, body, headers)
             self.changed.append((change.current["ID"], change.name, change.current.get("UpdateStatus")))
         print_warnings(answer)
+
+    def _update_service(self, current: Json, body: Json, headers: dict[str, str]) -> Any:
+        """The version is read again on a conflict, and used if the spec is still the one the plan was made from."""
+        version = current["Version"]["Index"]
+
+        def attempt() -> Any:
+            nonlocal version
+            try:
+                return self.client.request(
+                    "POST",
+                    f"/services/{current['ID']}/update",
+                    query={"version": version},
+                    json_body=body,
+                    headers=headers,
+                )
+            except EngineError:
+                found = self.client.get(f"/services/{current['ID']}", insertDefaults=False)
+                if found["Spec"] == current["Spec"]:
+                    version = found["Version"]["Index"]
+                raise
+
+        return retry_conflicts(attempt)
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------

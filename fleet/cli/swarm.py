@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fleet.cli.app import App, pass_app
+from fleet.cli.app import App, pass_app, retry_conflicts
 from fleet.cli.render import echo
 from fleet.cli.service_flags import Parsed
 from fleet.compose import values
@@ -162,10 +162,14 @@ def _print_join(app: App, role: str, *, title: str) -> None:
 
 
 def _update(app: App, spec: Json | None = None, **rotate: bool) -> None:
+    retry_conflicts(lambda: _update_once(app, spec or {}, rotate))
+
+
+def _update_once(app: App, spec: Json, rotate: dict[str, bool]) -> None:
     current = app.client.get("/swarm")
     names = ("rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey")
     query = {name: "true" if rotate.get(name) else "false" for name in names}
-    app.client.post("/swarm/update", {**current["Spec"], **(spec or {})}, version=current["Version"]["Index"], **query)
+    app.client.post("/swarm/update", {**current["Spec"], **spec}, version=current["Version"]["Index"], **query)
 
 
 @swarm.command()
