@@ -124,10 +124,14 @@ class ContainerEngine:
         notes = list(result.notes)
         for entry in unfinished:
             try:
-                await self._remove(entry, force=True, volumes=True)
+                state = entry.record.state
+                volumes = state.remove_volumes if state.status is Status.REMOVING else True  # else it is made to vanish
+                await self._remove(entry, force=True, volumes=volumes)
                 notes.append(f"finished the removal of container {entry.id[:12]}")
             except FleetError as cause:
                 notes.append(f"container {entry.id[:12]}: {cause}")
+        orphans = await self.volumes.remove_orphans({*self._core.entries, *self._being_made})
+        notes += [f"removed the anonymous volume {name[:12]}, whose container is gone" for name in orphans]
         notes += await start_by_rule(self._core, self._runs)
         for note in notes:
             self._core.log.info("recovered", what=note)
@@ -180,6 +184,7 @@ class ContainerEngine:
             assemble.planned_mounts(config.mounts, merged.volume_targets),
             volumes=self.volumes,
             layer_dirs=image.layer_dirs,
+            owner=container_id,
             made=made,
         )
         return Container(
@@ -237,10 +242,14 @@ class ContainerEngine:
             if force:
                 await self._runs.kill_and_wait(entry)
             async with entry.lock:
-                entry.change_state(status=Status.REMOVING)
+                entry.change_state(status=Status.REMOVING, remove_volumes=volumes)
                 entry.needs_release = True
                 await self._runs.release(entry)  # writes *removing* first
                 await core.in_thread(core.files.remove, entry.id)
+                if not volumes:
+                    for point in entry.record.mounts:
+                        if point.anonymous:
+                            await self.volumes.keep(point.name)
                 await core.in_thread(core.records.discard, entry.id)
                 entry.removed.set_result(entry.record.state.exit or ExitStatus())
         except BaseException as cause:

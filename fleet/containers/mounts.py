@@ -20,9 +20,10 @@ _TMPFS_FLAGS: Final = frozenset({"exec", "noexec", "suid", "nosuid", "dev", "nod
 
 
 async def resolve_mounts(
-    requests: Sequence[Mount], *, volumes: VolumeStore, layer_dirs: Sequence[Path], made: list[str]
+    requests: Sequence[Mount], *, volumes: VolumeStore, layer_dirs: Sequence[Path], owner: str, made: list[str]
 ) -> tuple[MountPoint, ...]:
-    """Resolve all mounts. Names of anonymous volumes that were made are put into ``made`` as they are, for the caller to undo.
+    """Resolve all mounts of the container ``owner``. Names of anonymous volumes that were made are put into ``made`` as
+    they are, for the caller to undo.
 
     Raises ``RejectedFault`` for a missing bind source, ``UserError`` for bad options.
     """
@@ -34,7 +35,7 @@ async def resolve_mounts(
             case "tmpfs":
                 points.append(_tmpfs(request))
             case _:
-                points.append(await _volume(request, volumes=volumes, layer_dirs=layer_dirs, made=made))
+                points.append(await _volume(request, volumes=volumes, layer_dirs=layer_dirs, owner=owner, made=made))
     return tuple(points)
 
 
@@ -69,7 +70,9 @@ def _bind(request: Mount) -> MountPoint:
     )
 
 
-async def _volume(request: Mount, *, volumes: VolumeStore, layer_dirs: Sequence[Path], made: list[str]) -> MountPoint:
+async def _volume(
+    request: Mount, *, volumes: VolumeStore, layer_dirs: Sequence[Path], owner: str, made: list[str]
+) -> MountPoint:
     options = request.volume_options
     if options and options.subpath:
         # A container that shares the volume could swap a directory on the way for a link between check and mount.
@@ -80,6 +83,7 @@ async def _volume(request: Mount, *, volumes: VolumeStore, layer_dirs: Sequence[
         driver=driver.name if driver else "local",
         labels=options.labels if options else None,
         options=driver.options if driver else None,
+        owner="" if request.source else owner,
     )
     if not request.source:
         made.append(volume.name)

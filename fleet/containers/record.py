@@ -108,6 +108,8 @@ class RunState(Value, frozen=True, kw_only=True):
     starting_boot: str = ""
     health: HealthState | None = None
     restart_count: int = 0
+    remove_volumes: bool = False
+    """While *removing*: whether its anonymous volumes go too."""
     stopped_by_hand: bool = False
     """Somebody called stop (or kill): a restart rule other than *always* is suspended until the next start."""
 

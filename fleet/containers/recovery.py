@@ -134,7 +134,7 @@ async def recover(core: Core, runs: Runs, *, finish_removal: list[Entry]) -> Rec
                 if entry.record.config.auto_remove and entry.record.state.status in (Status.EXITED, Status.DEAD):
                     finish_removal.append(entry)
     for container_id in listed.keys() - core.entries.keys():
-        await core.runtime.remove(container_id)
+        await runs.forget(container_id)
         removed.append(container_id)
         notes.append(f"removed the running remains of container {container_id[:12]}, which has no record")
     await _release_idle(core, runs, notes)

@@ -38,6 +38,9 @@ from fleet.network.topology import AttachmentSpec, Sandbox, SandboxSpec
 
 __all__ = ["Runs", "boot_id"]
 
+_FORGET_TRIES: Final = 250
+_FORGET_PAUSE_S: Final = 0.02
+
 _KILL_WAIT_S: Final = 30.0
 """How long a process may take to die of SIGKILL; longer means that it hangs in the kernel, and somebody must be told."""
 
@@ -288,10 +291,22 @@ class Runs:
             return
         core = self._core
         await core.save(entry)
-        await core.runtime.remove(entry.id)
+        await self.forget(entry.id)
         if entry.record.config.network_mode not in (NetworkMode.NONE, NetworkMode.HOST):
             await core.network.remove_sandbox(entry.id)
         entry.needs_release = False
+
+    async def forget(self, container_id: str) -> None:
+        """Have the supervisor kill and forget a run. One that is being started right now (its caller was cancelled, or died)
+        cannot be removed until that is done, some milliseconds later.
+        """
+        for _ in range(_FORGET_TRIES):
+            try:
+                await self._core.runtime.remove(container_id)
+                return
+            except ConflictError:
+                await self._core.clock.sleep(_FORGET_PAUSE_S)
+        await self._core.runtime.remove(container_id)
 
     # --- stop ---
 

@@ -53,6 +53,8 @@ class Volume(Value, frozen=True, kw_only=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     options: dict[str, str] = msgspec.field(default_factory=dict)
     device: str = ""
+    owner: str = ""
+    """Id of the container an anonymous volume was made for; it goes with that container unless it is kept."""
 
     @property
     def is_anonymous(self) -> bool:
@@ -100,6 +102,7 @@ class VolumeStore:
         driver: str = "local",
         labels: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
+        owner: str = "",
     ) -> Volume:
         """Make a volume, or return the one that is there (Docker's rule: creating twice is no error).
 
@@ -128,7 +131,9 @@ class VolumeStore:
                 raise RuntimeFault(
                     f"this host has {_VOLUMES_MAX} volumes already: remove unused ones with volume prune"
                 )
-            volume = Volume(name=name, created_at=self._clock.now(), labels=labels, options=options, device=device)
+            volume = Volume(
+                name=name, created_at=self._clock.now(), labels=labels, options=options, device=device, owner=owner
+            )
             await asyncio.to_thread(_make, self._root, volume)
             self._volumes[name] = volume
             return volume
@@ -140,6 +145,23 @@ class VolumeStore:
         if not volume.device:
             async with self._lock:  # two containers made at once must not both find it empty
                 await asyncio.to_thread(_fill, self.path(volume), layer_dirs, source)
+
+    async def keep(self, name: str) -> None:
+        """An anonymous volume outlives its container from now on, until it is pruned."""
+        async with self._lock:
+            volume = self._volumes.get(name)
+            if volume is not None and volume.owner:
+                volume = msgspec.structs.replace(volume, owner="")
+                path = self._root / name / "volume.json"
+                await asyncio.to_thread(write_durably, path, wire.encode(volume))
+                self._volumes[name] = volume
+
+    async def remove_orphans(self, containers: Collection[str]) -> Sequence[str]:
+        """Remove volumes whose container was never finished, or was removed together with them, when a crash came between."""
+        orphans = [v.name for v in self.all() if v.owner and v.owner not in containers]
+        for name in orphans:
+            await self.remove(name, force=True)
+        return orphans
 
     async def remove(self, name: str, *, force: bool = False) -> None:
         """Delete a volume and its data. Raises ``ConflictError`` while a container uses it; ``force`` forgives only absence."""
