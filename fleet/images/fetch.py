@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -212,12 +213,15 @@ class Fetcher:
             _report(report, reference, "downloading", descriptor, current=ingest.offset)
 
         try:
-            async for data in source.blob(descriptor.digest, ingest.offset):
-                pending += data
-                if ingest.offset + len(pending) > descriptor.size:
-                    raise RejectedFault(f"{source.name}: blob {descriptor.digest}: longer than {descriptor.size} bytes")
-                if len(pending) >= _WRITE_BYTES:
-                    await flush()
+            async with aclosing(source.blob(descriptor.digest, ingest.offset)) as stream:
+                async for data in stream:
+                    pending += data
+                    if ingest.offset + len(pending) > descriptor.size:
+                        raise RejectedFault(
+                            f"{source.name}: blob {descriptor.digest}: longer than {descriptor.size} bytes"
+                        )
+                    if len(pending) >= _WRITE_BYTES:
+                        await flush()
         except UnavailableError:
             await flush()
             raise

@@ -12,7 +12,7 @@ import binascii
 import ipaddress
 import re
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
@@ -119,7 +119,7 @@ class RegistrySource:
         async with self._get(f"manifests/{wanted}", {"Accept": _ACCEPT}) as response:
             return await read_manifest_response(response, reference, source=self.name)
 
-    async def blob(self, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
+    async def blob(self, digest: str, offset: int = 0) -> AsyncGenerator[bytes, None]:
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"

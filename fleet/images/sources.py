@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Protocol
 from urllib.parse import quote
@@ -49,7 +49,7 @@ class Source(Protocol):
         """The manifest or index a reference names; of exactly the reference's digest, if it has one."""
         ...
 
-    def blob(self, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
+    def blob(self, digest: str, offset: int = 0) -> AsyncGenerator[bytes, None]:
         """The bytes of a blob from ``offset`` on, unchecked."""
         ...
 
@@ -85,7 +85,7 @@ class PeerSource:
             async with self._client.stream("GET", url, headers={"Accept": _ACCEPT}) as response:
                 return await read_manifest_response(response, reference, source=self.name)
 
-    async def blob(self, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
+    async def blob(self, digest: str, offset: int = 0) -> AsyncGenerator[bytes, None]:
         url = f"{self._base}/cluster/v1/blobs/{check_digest(digest)}"
         with translate_errors(self.name):
             async with open_blob(self._client, url, offset=offset) as response:

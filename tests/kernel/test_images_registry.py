@@ -9,8 +9,11 @@ import hashlib
 import ipaddress
 import json
 import ssl
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -187,6 +190,47 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(open_registry: str,
         starts = [int(text.removeprefix("bytes=").rstrip("-")) for text in proxy.ranges]
         assert starts
         assert starts == sorted(set(starts))
+
+
+def test_credentials_stay_with_the_registry_when_it_redirects_to_another_host() -> None:
+    seen: list[tuple[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            seen.append((self.headers["Host"].partition(":")[0], self.headers.get("Authorization", "")))
+            if self.headers["Host"].startswith("localhost"):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"content")
+            elif "Authorization" not in self.headers:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="x"')
+                self.end_headers()
+            else:
+                self.send_response(307)
+                self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/elsewhere")
+                self.end_headers()
+
+    async def scenario(port: int) -> bytes:
+        source = RegistrySource(f"127.0.0.1:{port}/app:1", credentials=Credentials(username="u", password="p"))
+        try:
+            return b"".join([data async for data in source.blob("sha256:" + "1" * 64)])
+        finally:
+            await source.aclose()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        assert asyncio.run(scenario(server.server_address[1])) == b"content"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert seen == [("127.0.0.1", ""), ("127.0.0.1", "Basic dTpw"), ("localhost", "")]
 
 
 def test_tls_is_verified_against_the_authority_given(layout: Path, tmp_path: Path) -> None:
