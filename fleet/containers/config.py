@@ -187,8 +187,13 @@ def check_config(config: ContainerConfig) -> None:
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` may name a container or volume: as Docker, at least two characters."""
+    """Whether ``text`` may name a container: as Docker, at least two characters."""
     return len(text) > 1 and _NAME.fullmatch(text) is not None
+
+
+def is_volume_name(text: str) -> bool:
+    """Whether ``text`` may name a volume. Docker refuses a single letter; nothing speaks against it."""
+    return _NAME.fullmatch(text) is not None
 
 
 def _check_size(what: str, count: int, limit: int) -> None:

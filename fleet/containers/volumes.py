@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from fleet.clock import Clock
-from fleet.containers.config import is_name
+from fleet.containers.config import is_volume_name
 from fleet.containers.layerview import copy_image_directory
 from fleet.containers.names import new_volume_name
 from fleet.containers.record import remove_tree, write_durably
@@ -114,7 +114,7 @@ class VolumeStore:
         if not name:
             name = new_volume_name()
             labels.setdefault(ANONYMOUS_LABEL, "")
-        if not is_name(name):
+        if not is_volume_name(name):
             raise UserError(
                 f'"{name}" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed'
             )

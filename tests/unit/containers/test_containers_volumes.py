@@ -22,7 +22,7 @@ def test_creating_twice_gives_the_same_volume_and_other_options_conflict(host: A
     host.run(story)
 
 
-@pytest.mark.parametrize("name", ["a", "../x", ".hidden", "a/b", "-a", "ü1"])
+@pytest.mark.parametrize("name", ["../x", ".hidden", "a/b", "-a", "ü1"])
 def test_bad_names_are_refused(host: Any, name: str) -> None:
     async def story(engine: ContainerEngine) -> None:
         with pytest.raises(UserError, match="invalid characters"):
