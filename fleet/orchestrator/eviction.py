@@ -34,7 +34,9 @@ def place_of(task: Task, view: ServiceView) -> Place:
     node = view.nodes.get(task.node_id)
     if node is None or is_lost(node):
         return Place.LOST
-    if node.spec.availability is Availability.DRAIN or not view.fits(task.spec, node):
+    if node.spec.availability is Availability.DRAIN:
+        return Place.UNSUITABLE
+    if task.spec.placement.constraints and not view.fits(task.spec, node):
         return Place.UNSUITABLE
     return Place.GOOD
 

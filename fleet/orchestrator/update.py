@@ -9,7 +9,7 @@ Level-triggered like the rest: which slots are done, in work or waiting follows 
     rollback_started --all run for monitor--> rollback_completed
                                '--failures > ratio-----------> rollback_paused    (whatever its failure action but continue)
 
-A slot is *in work* from its first task of the new spec until that task has run for the delay. An *attempt* is any task
+A slot is *in work* from its first task of the new spec until that task has run for the delay. An *attempt* is a task
 of the new spec made since the update began; an attempt that ended by itself before, or soon after, it ran is a failure.
 """
 
@@ -59,10 +59,13 @@ def is_paused(service: Service) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Progress:
-    """One slot in an update. ``reached_at``: when its first attempt ran (or ended); None while none has."""
+    """One slot in an update. ``fresh`` tasks are of the new spec; ``attempts`` are those made since the update began
+    (it begins anew when a user changes the service meanwhile). ``reached_at``: when the first fresh one ran, or ended.
+    """
 
     slot: Slot
     is_stale: bool
+    fresh: tuple[Task, ...]
     attempts: tuple[Task, ...]
     reached_at: datetime | None
 
@@ -71,6 +74,8 @@ def plan_update(view: ServiceView, slots: Mapping[SlotKey, Slot], plan: Plan, *,
     """Take the next step of the service's update, or begin or end it. ``plan`` has the slots' other needs already."""
     service = view.service
     started_at = _started_at(service)
+    if started_at is None and all(task.spec_version >= service.task_spec_version for task in view.tasks):
+        return
     progress = _progress(view, slots, plan, since=started_at or now)
     stale = [each for each in progress if each.is_stale]
     if started_at is None:
@@ -92,7 +97,7 @@ def plan_update(view: ServiceView, slots: Mapping[SlotKey, Slot], plan: Plan, *,
     room = (config.parallelism or len(progress)) - in_work
     unfinished = False
     for each in stale:
-        if each.attempts and config.order == "start-first":
+        if each.fresh and config.order == "start-first":
             unfinished |= _retry(view, each, plan, now=now, new_id=new_id)
         else:
             unfinished = True
@@ -114,13 +119,14 @@ def _progress(view: ServiceView, slots: Mapping[SlotKey, Slot], plan: Plan, *, s
         slot, new = slots[key], made.pop(key, [])
         runnable = [task for task in slot.runnable if task.id not in leaving] + new
         stale = all(view.is_stale(task) for task in runnable or [slot.newest])
-        attempts = tuple(t for t in (*slot.tasks, *new) if t.created_at >= since and t.spec_version >= version)
-        reached = [_when(task) for task in attempts if task.status.state.rank >= TaskState.RUNNING.rank]
+        fresh = tuple(task for task in (*slot.tasks, *new) if task.spec_version >= version)
+        reached = [_when(task) for task in fresh if task.status.state.rank >= TaskState.RUNNING.rank]
         found.append(
             _Progress(
                 slot=slot,
                 is_stale=stale and not new,
-                attempts=attempts,
+                fresh=fresh,
+                attempts=tuple(task for task in fresh if task.created_at >= since),
                 reached_at=min(reached, default=None),
             )
         )
@@ -133,7 +139,7 @@ def _when(task: Task) -> datetime:
 
 
 def _is_in_work(each: _Progress, config: UpdateConfig, plan: Plan, service: Service, *, now: datetime) -> bool:
-    if not each.attempts:
+    if not each.fresh:
         return False
     if each.reached_at is None:
         plan.waiting.append(Waiting(reason=WaitingFor.UPDATED_TASK, service_id=service.id, slot=each.slot.key))
@@ -181,7 +187,7 @@ def _begin_slot(
 
 def _retry(view: ServiceView, each: _Progress, plan: Plan, *, now: datetime, new_id: NewId) -> bool:
     """Start-first: the successor is no more while the old task runs on. Whether another is made, by its policy."""
-    replacement = decide_replacement(view, Slot(each.slot.key, each.attempts), now=now)
+    replacement = decide_replacement(view, Slot(each.slot.key, each.fresh), now=now)
     if replacement is None:
         return False
     task = new_task(

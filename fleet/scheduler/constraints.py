@@ -21,8 +21,8 @@ __all__ = [
     "Constraint",
     "Operator",
     "attribute_reader",
-    "match",
     "match_all",
+    "matcher",
     "normal_architecture",
     "parse_constraint",
     "parse_constraints",
@@ -82,19 +82,28 @@ def parse_constraint(text: str) -> Constraint:
     return Constraint(key=canonical, operator=Operator(found["operator"]), value=value)
 
 
-def match(constraint: Constraint, node: Node) -> bool:
-    """Whether the node satisfies the constraint."""
-    if constraint.key == "node.ip":
-        equal = _address_within(node.status.addr, constraint.value)
-    else:
-        reader = _READERS.get(constraint.key) or attribute_reader(constraint.key)
-        equal = _fold(constraint.key, reader(node)) == _fold(constraint.key, constraint.value)
-    return equal if constraint.operator is Operator.EQUAL else not equal
+def matcher(constraint: Constraint) -> Callable[[Node], bool]:
+    """A function that says whether a node satisfies the constraint; for asking many nodes."""
+    key, value = constraint.key, constraint.value
+    wanted = constraint.operator is Operator.EQUAL
+    if key == "node.ip":
+        return lambda node: _address_within(node.status.addr, value) is wanted
+    read = attribute_reader(key)
+    if key == "node.platform.arch":
+        architecture = normal_architecture(value)
+        return lambda node: (normal_architecture(read(node)) == architecture) is wanted
+    folded = value.casefold()
+
+    def satisfies(node: Node) -> bool:
+        found = read(node)
+        return (found == value or found.casefold() == folded) is wanted
+
+    return satisfies
 
 
 def match_all(constraints: Iterable[Constraint], node: Node) -> bool:
     """Whether the node satisfies all of them."""
-    return all(match(constraint, node) for constraint in constraints)
+    return all(matcher(constraint)(node) for constraint in constraints)
 
 
 def attribute_reader(key: str) -> Callable[[Node], str]:
@@ -136,10 +145,6 @@ def _canonical_key(key: str) -> str | None:
         if lower.startswith(prefix) and len(key) > len(prefix):
             return prefix + key[len(prefix) :]
     return None
-
-
-def _fold(key: str, value: str) -> str:
-    return normal_architecture(value) if key == "node.platform.arch" else value.casefold()
 
 
 def _parse_network(text: str, value: str) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 from fleet.model.node import Availability, NodeState
 from fleet.model.service import TaskSpec
 from fleet.model.task import Task
-from fleet.scheduler.constraints import match_all, normal_architecture, parse_constraints
+from fleet.scheduler.constraints import matcher, normal_architecture, parse_constraints
 from fleet.scheduler.node_view import HostPort, NodeView, host_ports
 
 __all__ = ["FILTERS", "Demand", "Filter", "explain_pending", "failing_filter"]
@@ -21,9 +21,13 @@ __all__ = ["FILTERS", "Demand", "Filter", "explain_pending", "failing_filter"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """``check(demand, view)`` says whether the node can take the task; ``explain(count)`` that ``count`` nodes can not."""
+    """``check(demand, view)`` says whether the node can take the task; ``explain(count)`` that ``count`` nodes can not.
+
+    A demand for which ``applies`` is false passes on every node: it is not checked there.
+    """
 
     name: str
+    applies: Callable[[Demand], bool]
     check: Callable[[Demand, NodeView], bool]
     explain: Callable[[int], str]
 
@@ -36,6 +40,7 @@ class Demand:
 
     __slots__ = (
         "constraints",
+        "filters",
         "generic",
         "max_replicas",
         "memory_bytes",
@@ -53,7 +58,7 @@ class Demand:
         spec, reserved = task.spec, task.spec.resources.reservations
         self.service_id = task.service_id
         self.spec_version = task.spec_version
-        self.constraints = parse_constraints(spec.placement.constraints)
+        self.constraints = tuple(matcher(each) for each in parse_constraints(spec.placement.constraints))
         self.max_replicas = spec.placement.max_replicas
         self.platforms = tuple((normal_architecture(p.architecture), p.os.lower()) for p in spec.placement.platforms)
         self.nano_cpus = reserved.nano_cpus
@@ -68,11 +73,12 @@ class Demand:
                 self.named.append((resource.named.kind, resource.named.value))
         self.ports: tuple[HostPort, ...] = tuple(host_ports(task.ports))
         self.plugins = tuple(_plugins(spec, network_drivers))
+        self.filters = tuple(each for each in FILTERS if each.applies(self))
 
 
 def failing_filter(demand: Demand, view: NodeView) -> Filter | None:
     """The first filter that excludes the node, or None when the node can take the task."""
-    for each in FILTERS:
+    for each in demand.filters:
         if not each.check(demand, view):
             return each
     return None
@@ -96,8 +102,10 @@ def _ready(_demand: Demand, view: NodeView) -> bool:
 
 
 def _resources(demand: Demand, view: NodeView) -> bool:
-    if demand.nano_cpus > max(view.nano_cpus_free, 0) or demand.memory_bytes > max(view.memory_free_bytes, 0):
+    if 0 < demand.nano_cpus > view.nano_cpus_free or 0 < demand.memory_bytes > view.memory_free_bytes:
         return False
+    if not (demand.generic or demand.named):
+        return True
     if any(amount > view.generic_free(kind) for kind, amount in demand.generic.items()):
         return False
     return all(value in view.named_free.get(kind, ()) for kind, value in demand.named)
@@ -109,12 +117,11 @@ def _has_plugins(demand: Demand, view: NodeView) -> bool:
 
 
 def _satisfies_constraints(demand: Demand, view: NodeView) -> bool:
-    return match_all(demand.constraints, view.node)
+    node = view.node
+    return all(satisfies(node) for satisfies in demand.constraints)
 
 
 def _runs_platform(demand: Demand, view: NodeView) -> bool:
-    if not demand.platforms:
-        return True
     own = view.node.description.platform
     architecture, system = normal_architecture(own.architecture), own.os.lower()
     return any((not a or a == architecture) and (not o or o == system) for a, o in demand.platforms)
@@ -125,7 +132,7 @@ def _ports_free(demand: Demand, view: NodeView) -> bool:
 
 
 def _below_max_replicas(demand: Demand, view: NodeView) -> bool:
-    return demand.max_replicas == 0 or view.count(demand.service_id) < demand.max_replicas
+    return view.count(demand.service_id) < demand.max_replicas
 
 
 def _on_nodes(text: str) -> Callable[[int], str]:
@@ -137,13 +144,43 @@ def _not_available(count: int) -> str:
 
 
 FILTERS: Final = (
-    Filter(name="ready", check=_ready, explain=_not_available),
-    Filter(name="resources", check=_resources, explain=_on_nodes("insufficient resources")),
-    Filter(name="plugins", check=_has_plugins, explain=_on_nodes("missing plugin")),
-    Filter(name="constraints", check=_satisfies_constraints, explain=_on_nodes("scheduling constraints not satisfied")),
-    Filter(name="platform", check=_runs_platform, explain=_on_nodes("unsupported platform")),
-    Filter(name="host ports", check=_ports_free, explain=_on_nodes("host-mode port already in use")),
-    Filter(name="max replicas", check=_below_max_replicas, explain=lambda _count: "max replicas per node limit exceed"),
+    Filter(name="ready", applies=lambda _: True, check=_ready, explain=_not_available),
+    Filter(
+        name="resources",
+        applies=lambda d: bool(d.nano_cpus or d.memory_bytes or d.generic or d.named),
+        check=_resources,
+        explain=_on_nodes("insufficient resources"),
+    ),
+    Filter(
+        name="plugins",
+        applies=lambda d: bool(d.plugins),
+        check=_has_plugins,
+        explain=_on_nodes("missing plugin"),
+    ),
+    Filter(
+        name="constraints",
+        applies=lambda d: bool(d.constraints),
+        check=_satisfies_constraints,
+        explain=_on_nodes("scheduling constraints not satisfied"),
+    ),
+    Filter(
+        name="platform",
+        applies=lambda d: bool(d.platforms),
+        check=_runs_platform,
+        explain=_on_nodes("unsupported platform"),
+    ),
+    Filter(
+        name="host ports",
+        applies=lambda d: bool(d.ports),
+        check=_ports_free,
+        explain=_on_nodes("host-mode port already in use"),
+    ),
+    Filter(
+        name="max replicas",
+        applies=lambda d: d.max_replicas > 0,
+        check=_below_max_replicas,
+        explain=lambda _count: "max replicas per node limit exceed",
+    ),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -14,7 +14,7 @@ from fleet import errors
 from fleet.clock import Clock
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import transactions_of, write_all
-from fleet.model.ids import ID_ENTROPY_BYTES, ServiceId, TaskId, encode_id
+from fleet.model.ids import ID_ENTROPY_BYTES, NodeId, ServiceId, TaskId, encode_id
 from fleet.model.node import Node
 from fleet.model.service import TaskSpec
 from fleet.model.task import Task
@@ -22,7 +22,7 @@ from fleet.orchestrator.check_plan import check_plan
 from fleet.orchestrator.plan import Plan
 from fleet.orchestrator.service import plan_service
 from fleet.orchestrator.view import ServiceView
-from fleet.scheduler.constraints import Constraint, match_all, parse_constraints
+from fleet.scheduler.constraints import matcher, parse_constraints
 from fleet.store import Change, Changes, Kind, Store, Transaction
 
 __all__ = ["OrchestratorLoop", "satisfies_constraints"]
@@ -60,8 +60,9 @@ class OrchestratorLoop:
                 return
             transactions: list[Transaction] = []
             unsettled: set[ServiceId] = set()
+            nodes = {node.id: node for node in self._store.nodes.all()}
             for service_id in sorted(dirty):
-                planned = self._plan(service_id)
+                planned = self._plan(service_id, nodes)
                 if planned:
                     transactions += planned
                     unsettled.add(service_id)
@@ -72,7 +73,7 @@ class OrchestratorLoop:
                 log.debug("planning again, tasks changed meanwhile", refused=refused)
         log.warning("services keep changing; going on with the next event", services=len(dirty))
 
-    def _plan(self, service_id: ServiceId) -> list[Transaction]:
+    def _plan(self, service_id: ServiceId, nodes: Mapping[NodeId, Node]) -> list[Transaction]:
         """What to write for the service; notes when to look again. One service's bug must not stop the others."""
         service = self._store.services.get(service_id)
         self._due.pop(service_id, None)
@@ -81,7 +82,7 @@ class OrchestratorLoop:
         view = ServiceView(
             service=service,
             tasks=self._store.tasks.by_service(service_id),
-            nodes={node.id: node for node in self._store.nodes.all()},
+            nodes=nodes,
             fits=satisfies_constraints,
         )
         now = self._clock.now()
@@ -142,13 +143,13 @@ def _means_something(old: object, new: object) -> bool:
 
 def satisfies_constraints(spec: TaskSpec, node: Node) -> bool:
     """Whether the node satisfies the spec's constraints. Ones that do not parse are satisfied nowhere."""
-    parsed = _parsed(spec.placement.constraints)
-    return parsed is not None and match_all(parsed, node)
+    matchers = _matchers(spec.placement.constraints)
+    return matchers is not None and all(satisfied(node) for satisfied in matchers)
 
 
 @functools.lru_cache(maxsize=1024)
-def _parsed(constraints: tuple[str, ...]) -> tuple[Constraint, ...] | None:
+def _matchers(constraints: tuple[str, ...]) -> tuple[Callable[[Node], bool], ...] | None:
     try:
-        return parse_constraints(constraints)
+        return tuple(matcher(constraint) for constraint in parse_constraints(constraints))
     except errors.UserError:
         return None
