@@ -22,6 +22,7 @@ from fleet.api import dispatch
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
 from fleet.images import ImageStore
+from fleet.images.reference import parse_reference
 from fleet.model.ids import ClusterId
 from fleet.model.node import NodeDescription
 
@@ -96,7 +97,8 @@ class Agent:
     def _image_names(self) -> tuple[str, ...]:
         names: list[str] = []
         for image in self._images.list():
-            names.extend((*image.references, *image.repo_digests, image.manifest_digest))
+            names.extend(str(parse_reference(name)) for name in (*image.references, *image.repo_digests))
+            names.append(image.manifest_digest)
         return tuple(names[:_IMAGES_MAX])
 
     async def _refresh(self) -> None:
