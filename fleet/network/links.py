@@ -65,6 +65,8 @@ class NetworkLinks:
         self.vxlan = owner.vxlan(spec.id)
         self.bridge_index = 0
         self.mtu = 0
+        self.underlay = ""
+        """Address the VXLAN device really uses; empty for driver bridge."""
         self._vxlan_index = 0
         self._remotes: Remotes | None = None  # None: unknown, read from the kernel before the next change
 
@@ -74,8 +76,8 @@ class NetworkLinks:
         ``veths`` names the cables that belong to the bridge, asked for only if the bridge had to be made anew.
         """
         done: list[str] = []
-        underlay = self._underlay() if self.spec.driver == "overlay" else ""
-        self.mtu = self._effective_mtu(underlay)
+        self.underlay = self._effective_underlay()
+        self.mtu = self._effective_mtu(self.underlay)
         bridge = self._netlink.link(self.bridge)
         if bridge is None:
             bridge = self._make_bridge(veths())
@@ -87,8 +89,12 @@ class NetworkLinks:
             self._netlink.send_all([rtnetlink.add_address(bridge.index, *pair) for pair in sorted(addresses)])
             done.append(f"network {self.spec.name}: gave the bridge its addresses")
         if self.spec.driver == "overlay":
-            done += self._ensure_vxlan(underlay)
+            done += self._ensure_vxlan(self.underlay)
         return done
+
+    def moved(self) -> bool:
+        """Whether this host's underlay address became another one since ``ensure``."""
+        return self.spec.driver == "overlay" and self._effective_underlay() != self.underlay
 
     def remove(self) -> None:
         """Delete the devices; absent is fine. About 40 ms."""
@@ -212,6 +218,16 @@ class NetworkLinks:
             self._remotes = None
         self._vxlan_index = device.index
         return done
+
+    def _effective_underlay(self) -> str:
+        """The address for VXLAN. Loopback means "not known yet" (a daemon that just started): then a device's own stays."""
+        if self.spec.driver != "overlay":
+            return ""
+        wanted = self._underlay() or "127.0.0.1"
+        if not wanted.startswith("127."):
+            return wanted
+        device = self._netlink.link(self.vxlan)
+        return (device.vxlan_local if device is not None else "") or wanted
 
     def _effective_mtu(self, underlay: str) -> int:
         if self.spec.mtu:

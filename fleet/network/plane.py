@@ -154,13 +154,10 @@ class Plane:
 
     def ensure_network(self, spec: NetworkSpec) -> None:
         """Make a network's devices and rules; keeps endpoints and services it was told before."""
-        known = self._states.get(spec.id)
-        if known is None:
-            self.apply_state(NetworkState(network=spec))
-        elif known.network != spec:
-            self.apply_state(
-                NetworkState(network=spec, endpoints=known.endpoints, services=known.services, nodes=known.nodes)
-            )
+        known = self._states.get(spec.id) or NetworkState(network=spec)
+        self.apply_state(
+            NetworkState(network=spec, endpoints=known.endpoints, services=known.services, nodes=known.nodes)
+        )
 
     def remove_network(self, network_id: str) -> None:
         """Remove a network; unknown is fine. Raises ``ConflictError`` while a sandbox is on it."""
@@ -181,11 +178,12 @@ class Plane:
     def apply_state(self, state: NetworkState) -> None:
         """Bring one network to a complete state, touching only what changed."""
         known = self._states.get(state.network.id)
-        if known == state:
+        moved = known is not None and self._links[state.network.id].moved()
+        if known == state and not moved:
             return
         self._check_vni(state.network)
         self._store.put_network(state)
-        if known is None or known.network != state.network:
+        if known is None or known.network != state.network or moved:
             self._ensure(state)
         self._states[state.network.id] = state
         here = {endpoint.address for endpoint in state.endpoints}
@@ -389,9 +387,7 @@ class Plane:
         self._put_zone(network_id)
 
     def _remotes(self, network_id: str) -> Remotes:
-        state = self._states[network_id]
-        underlay = self._underlay() if state.network.driver == "overlay" else ""
-        return remotes_of(state, node_id=self._node_id, underlay=underlay)
+        return remotes_of(self._states[network_id], node_id=self._node_id, underlay=self._links[network_id].underlay)
 
     def _put_zone(self, network_id: str) -> None:
         state = self._states[network_id]

@@ -77,6 +77,7 @@ class Host:
     def __init__(self, *, name: str, directory: Path, address: str, tag: str) -> None:
         self.name = name
         self.address = address
+        self.underlay = address
         self.netns = directory / f"{name}.netns"
         self.run_dir = directory / f"{name}.run"
         self.state_dir = directory / f"{name}.state"
@@ -91,7 +92,7 @@ class Host:
             run_dir=self.run_dir,
             state_dir=self.state_dir,
             owner=self.owner,
-            underlay_address=self.address,
+            underlay_address=lambda: self.underlay,
             local_node_id=self.name,
             host_netns=self.netns,
             resolv_conf=self.resolv_conf,

@@ -491,3 +491,39 @@ def test_new_netns_helper_is_isolated(tmp_path: Path) -> None:
         from fleet.network.namespaces import close_namespace
 
         close_namespace(path)
+
+
+def test_daemon_that_does_not_know_its_underlay_yet_keeps_the_one_in_use(tmp_path: Path) -> None:
+    async def scenario(made: list[Host]) -> None:
+        one, _ = made
+        paths = await bring_up(made)
+        assert await asyncio.to_thread(ping, paths[0], "10.0.1.12")
+        await one.network.close()
+        one.underlay = "127.0.0.1"  # a restarted daemon, before it took up its membership
+        one.new_network()
+        assert await one.network.open() == []
+        assert await asyncio.to_thread(ping, paths[0], "10.0.1.12")
+        assert await asyncio.to_thread(ping, paths[1], "10.0.1.11")
+        one.underlay = one.address
+        await one.network.apply_state(state_of(made))
+        assert await one.network.reconcile(keep_sandboxes=["task1"], keep_networks=["net"]) == []
+        assert await asyncio.to_thread(ping, paths[0], "10.0.1.12")
+
+    with hosts(tmp_path, 2) as made:
+        run(scenario(made), made)
+
+
+def test_host_that_gets_another_address_takes_its_networks_along(tmp_path: Path) -> None:
+    async def scenario(made: list[Host]) -> None:
+        one, two = made
+        one.underlay = "127.0.0.1"  # in no cluster yet
+        paths = await bring_up(made)
+        assert not await asyncio.to_thread(ping, paths[0], "10.0.1.12", timeout_s=0.3)
+        one.underlay = one.address
+        await one.network.apply_state(state_of(made))
+        assert await asyncio.to_thread(ping, paths[0], "10.0.1.12")
+        assert await asyncio.to_thread(ping, paths[1], "10.0.1.11")
+        assert two.underlay == two.address
+
+    with hosts(tmp_path, 2) as made:
+        run(scenario(made), made)
