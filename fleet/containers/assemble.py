@@ -6,6 +6,7 @@ Engine API.
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ __all__ = [
 
 HOST_FILES: Final = ("resolv.conf", "hostname", "hosts")
 _SIGNALS_MAX: Final = 64
+_REALTIME: Final = re.compile(r"(?:SIG)?RT(MIN|MAX)([+-]\d{1,2})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,17 +147,16 @@ def parse_signal(text: str | int) -> int:
         if 1 <= number <= _SIGNALS_MAX:
             return number
         raise UserError(f"invalid signal: {text}: numbers are 1 to {_SIGNALS_MAX}")
-    base, _, offset = name.removeprefix("SIG").partition("+")
-    if base in ("RTMIN", "RTMAX") or offset:
-        base, sign, offset = name.removeprefix("SIG").partition("-" if "-" in name else "+")
-        start = {"RTMIN": signal.SIGRTMIN, "RTMAX": signal.SIGRTMAX}.get(base)
-        if start is not None and (offset.isdigit() or not sign):
-            number = int(start) + (-1 if sign == "-" else 1) * int(offset or 0)
-            if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
-                return number
-        raise UserError(f"invalid signal: {text}")
+    realtime = _REALTIME.fullmatch(name)
+    if realtime:
+        number = int(signal.SIGRTMIN if realtime[1] == "MIN" else signal.SIGRTMAX) + int(realtime[2] or 0)
+        if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+            return number
+        raise UserError(
+            f"invalid signal: {text}: real-time signals are {int(signal.SIGRTMIN)} to {int(signal.SIGRTMAX)}"
+        )
     try:
-        return int(signal.Signals["SIG" + base])
+        return int(signal.Signals["SIG" + name.removeprefix("SIG")])
     except KeyError:
         raise UserError(f"invalid signal: {text}: give a name such as SIGTERM, or a number") from None
 
