@@ -41,7 +41,8 @@ class Verdict:
     desired: int
     converged: bool
     lines: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
+    """(task id, sentence)."""
     failed: str = ""
     """Why it will never converge, if it is certain."""
     stuck: str = ""
@@ -147,11 +148,11 @@ def _update_failure(state: str, message: str, *, rollback_wanted: bool) -> str:
     return ""
 
 
-def _notes(name: str, tasks: Sequence[Json]) -> Iterable[str]:
+def _notes(name: str, tasks: Sequence[Json]) -> Iterable[tuple[str, str]]:
     for task in tasks:
         error = _error(task)
         if error and _state(task) in ("failed", "rejected", "pending"):
-            yield f"{name}.{_slot_name(task)}: {_state(task)}: {error}"
+            yield str(task.get("ID", "")), f"{name}.{_slot_name(task)}: {_state(task)}: {error}"
 
 
 def _stuck(*, missing: int, ended: Sequence[Json], condition: str, attempts: int, job: bool) -> str:
@@ -173,7 +174,13 @@ class Watch:
     """One service being waited for."""
 
     def __init__(
-        self, service_id: str, name: str, *, ignore_status: Json | None = None, rollback_wanted: bool = False
+        self,
+        service_id: str,
+        name: str,
+        *,
+        is_new: bool = True,
+        ignore_status: Json | None = None,
+        rollback_wanted: bool = False,
     ) -> None:
         self.service_id = service_id
         self.name = name
@@ -184,6 +191,8 @@ class Watch:
         self._ignore_status = ignore_status
         self._rollback_wanted = rollback_wanted
         self._stuck_since: float | None = None
+        self._earlier: set[str] | None = set() if is_new else None
+        """Tasks that had failed before the change; what became of them is no news."""
         self._empty_since: float | None = None
 
     def look(self, client: EngineClient, *, now: float) -> None:
@@ -192,6 +201,8 @@ class Watch:
         tasks = client.get("/tasks", filters={"service": [self.service_id], "_up-to-date": ["true"]}) or []
         verdict = judge(service, tasks, ignore_status=self._ignore_status, rollback_wanted=self._rollback_wanted)
         self.verdict = verdict
+        if self._earlier is None:
+            self._earlier = {str(t.get("ID", "")) for t in tasks if _terminal(t)}
         if verdict.failed:
             raise errors.ConflictError(f"service {self.name}: {verdict.failed}")
         self._check_stuck(verdict, now=now)
@@ -200,6 +211,12 @@ class Watch:
         settled = verdict.converged and (self._empty_since is None or now - self._empty_since >= NO_TASKS_S)
         self.since = (self.since if self.since is not None else now) if settled else None
         self.seen = self.seen + 1 if settled else 0
+
+    def news(self) -> list[str]:
+        """Sentences of the last look about tasks of this change."""
+        if self.verdict is None:
+            return []
+        return [text for task_id, text in self.verdict.notes if task_id not in (self._earlier or ())]
 
     def _service(self, client: EngineClient) -> Json:
         found = client.get("/services", status=True, filters={"id": [self.service_id]}) or []
@@ -243,7 +260,7 @@ def wait(
                     raise
                 _tell_once(show, told, f"waiting for the daemon: {cause}")
             for watch in watches:
-                for note in watch.verdict.notes if watch.verdict else ():
+                for note in watch.news():
                     _tell_once(show, told, note)
             show.update(watches)
             if all(w.converged(now=now, stable_s=stable_ns / 1e9) for w in watches):

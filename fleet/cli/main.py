@@ -175,8 +175,10 @@ def _unexpected(cause: Exception) -> int:
     """The connection broke in the middle of an answer, or fleet has a bug."""
     import http.client
 
-    if isinstance(cause, OSError | http.client.HTTPException):
+    if isinstance(cause, ConnectionError | TimeoutError | http.client.HTTPException):
         return _fail(f"the connection to the daemon was lost: {cause or type(cause).__name__}", 1)
+    if isinstance(cause, OSError):
+        return _fail(str(cause), 1)
     import traceback
 
     frame = traceback.extract_tb(cause.__traceback__)[-1]

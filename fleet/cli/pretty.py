@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from fleet.api.client import EngineClient, EngineError
@@ -50,12 +51,12 @@ def _cpus(nano: int | None) -> str:
     return f"{nano / 1e9:g}" if nano else ""
 
 
-_UPDATE: Final = (
+_UPDATE: Final[tuple[tuple[str, str, Callable[[Any], str]], ...]] = (
     ("Parallelism", "Parallelism", str),
     ("Delay", "Delay", _duration),
     ("FailureAction", "On failure", str),
     ("Monitor", "Monitoring period", _duration),
-    ("MaxFailureRatio", "Max failure ratio", str),
+    ("MaxFailureRatio", "Max failure ratio", lambda ratio: f"{ratio:g}"),
     ("Order", "Order", str),
 )
 
@@ -104,7 +105,7 @@ def _container(text: _Text, container: Json) -> None:
     text.title("ContainerSpec")
     text.add("Image", container.get("Image"), level=1)
     text.add("Command", " ".join(container.get("Command") or ()), level=1)
-    text.add("Args", " ".join(container.get("Args") or ()).replace("\n", "; "), level=1)
+    text.add("Args", " ".join(container.get("Args") or ()).replace("\n", "; ").rstrip("; "), level=1)
     text.add("Dir", container.get("Dir"), level=1)
     text.add("User", container.get("User"), level=1)
     text.add("Env", " ".join(container.get("Env") or ()), level=1)

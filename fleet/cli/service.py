@@ -50,7 +50,7 @@ def create(app: App, *, image: str, command: tuple[str, ...], **flags: Any) -> i
     answer = retry_conflicts(lambda: app.client.request("POST", "/services/create", json_body=spec, headers=headers))
     print_warnings(answer)
     echo(answer["ID"])
-    return _wait(app, [(answer["ID"], spec["Name"] or short_id(answer["ID"]), None)], flags)
+    return _wait(app, [(answer["ID"], spec["Name"] or short_id(answer["ID"]), None)], flags, is_new=True)
 
 
 @service.command()
@@ -268,14 +268,19 @@ def logs(app: App, *, name: str, **options: Any) -> None:
 
 
 def _wait(
-    app: App, watched: list[tuple[str, str, Json | None]], flags: Mapping[str, Any], *, rollback_wanted: bool = False
+    app: App,
+    watched: list[tuple[str, str, Json | None]],
+    flags: Mapping[str, Any],
+    *,
+    is_new: bool = False,
+    rollback_wanted: bool = False,
 ) -> int:
     if flags["detach"]:
         return 0
     from fleet.cli.converge import Watch, wait
 
     watches = [
-        Watch(service_id, name, ignore_status=status, rollback_wanted=rollback_wanted)
+        Watch(service_id, name, is_new=is_new, ignore_status=status, rollback_wanted=rollback_wanted)
         for service_id, name, status in watched
     ]
     return wait(app.client, watches, quiet=flags["quiet"], timeout_ns=flags["timeout"], stable_ns=flags["stable"])

@@ -160,7 +160,10 @@ def deploy(app: App, *, name: str, paths: tuple[str, ...], prune: bool, dry_run:
         return 0
     from fleet.cli.converge import Watch, wait
 
-    watches = [Watch(service_id, service, ignore_status=status) for service_id, service, status in deployment.changed]
+    watches = [
+        Watch(service_id, service, is_new=before is None, ignore_status=(before or {}).get("UpdateStatus"))
+        for service_id, service, before in deployment.changed
+    ]
     return wait(app.client, watches, quiet=flags["quiet"], timeout_ns=flags["timeout"], stable_ns=flags["stable"])
 
 
@@ -236,6 +239,7 @@ class _Deployment:
         self.networks = networks
         self.with_auth = with_auth
         self.changed: list[tuple[str, str, Json | None]] = []
+        """Id, name and, for an update, the service as it was."""
         self._ids: dict[str, dict[str, str]] = {}
 
     def do(self, change: Change) -> None:
@@ -313,7 +317,7 @@ class _Deployment:
             assert change.current is not None, "an update has an object it updates"
             echo(f"Updating service {change.name} (id: {change.current['ID']})")
             answer = self._update_service(change.current, body, headers)
-            self.changed.append((change.current["ID"], change.name, change.current.get("UpdateStatus")))
+            self.changed.append((change.current["ID"], change.name, change.current))
         print_warnings(answer)
 
     def _update_service(self, current: Json, body: Json, headers: dict[str, str]) -> Any:
@@ -404,11 +408,11 @@ def ps(
     """List the tasks of a stack."""
     from fleet.cli.tasks import print_tasks
 
-    found = _services_of(app, name)
-    if not found:
-        raise errors.NotFoundError(f"nothing found in stack: {name}")
-    wanted = {**(filters_of(filters) or {}), "service": [item["ID"] for item in found]}
+    wanted = filters_of(filters) or {}
+    wanted["label"] = [*wanted.get("label", ()), f"{LABEL}={_checked_name(name)}"]
     tasks = app.client.get("/tasks", filters=wanted) or []
+    if not tasks and not filters:
+        raise errors.NotFoundError(f"nothing found in stack: {name}")
     print_tasks(app.client, tasks, fmt=fmt, quiet=quiet, no_trunc=no_trunc, no_resolve=no_resolve)
 
 
@@ -444,18 +448,18 @@ def _remove(client: EngineClient, name: str, *, detach: bool) -> bool:
             client.delete(f"/{path}/{item['ID']}")
     deadline = clock.monotonic() + REMOVE_S
     if not detach:
-        _wait_until_stopped(client, [item["ID"] for item in found["services"]], deadline=deadline)
+        _wait_until_stopped(client, name, deadline=deadline)
     for item in found["networks"]:
         echo(f"Removing network {item['Name']}")
         _remove_network(client, item["Id"], deadline=clock.monotonic() if detach else deadline)
     return True
 
 
-def _wait_until_stopped(client: EngineClient, services: list[str], *, deadline: float) -> None:
-    """Until no task of the services may still hold a network."""
+def _wait_until_stopped(client: EngineClient, name: str, *, deadline: float) -> None:
+    """Until no task of the stack may still hold a network; the services themselves cannot be asked for any more."""
     ended = ("complete", "shutdown", "failed", "rejected", "orphaned", "remove")
-    while services and clock.monotonic() < deadline:
-        tasks = client.get("/tasks", filters={"service": services}) or []
+    while clock.monotonic() < deadline:
+        tasks = _labelled(client, "/tasks", name)
         if all((task.get("Status") or {}).get("State") in ended for task in tasks):
             return
         clock.sleep(POLL_S)

@@ -16,7 +16,7 @@ from fleet.compose.convert import Stack
 from fleet.model import wire
 from fleet.model.network import NetworkSpec
 from fleet.model.secret import ConfigSpec, SecretSpec
-from fleet.model.service import ServiceSpec
+from fleet.model.service import DnsConfig, EndpointSpec, Privileges, ServiceSpec
 
 __all__ = ["Change", "Existing", "differences", "plan_stack", "resolve_names"]
 
@@ -120,7 +120,7 @@ def _plan_service(wanted: ServiceSpec, found: Json | None, *, networks: Mapping[
     names = {str(item["Id"]): name for name, item in networks.items()}
     current = _rename_targets(current, names)
     merged = _carry_over(wanted, current)
-    changed = tuple(differences(wire.to_builtins(current), wire.to_builtins(merged)))
+    changed = tuple(differences(_spelled_out(current), _spelled_out(merged)))
     action: Literal["keep", "update"] = "update" if changed else "keep"
     return Change(action=action, kind="service", name=wanted.name, spec=merged, current=found, details=changed)
 
@@ -131,13 +131,16 @@ def comparable(spec: ServiceSpec) -> ServiceSpec:
     container = msgspec.structs.replace(
         container,
         isolation="",
+        dns_config=None if container.dns_config == DnsConfig() else container.dns_config,
+        privileges=None if container.privileges == Privileges() else container.privileges,
         secrets=tuple(msgspec.structs.replace(ref, secret_id="") for ref in container.secrets),
         configs=tuple(msgspec.structs.replace(ref, config_id="") for ref in container.configs),
     )
     template = msgspec.structs.replace(spec.task_template, container_spec=container, runtime="")
     if not template.networks and spec.networks:
         template = msgspec.structs.replace(template, networks=spec.networks)
-    return msgspec.structs.replace(spec, task_template=template, networks=())
+    endpoint = spec.endpoint_spec or EndpointSpec()
+    return msgspec.structs.replace(spec, task_template=template, networks=(), endpoint_spec=endpoint)
 
 
 def _rename_targets(spec: ServiceSpec, names: Mapping[str, str]) -> ServiceSpec:
@@ -188,6 +191,18 @@ def resolve_names(
     )
     template = msgspec.structs.replace(spec.task_template, container_spec=container, networks=targets)
     return msgspec.structs.replace(spec, task_template=template)
+
+
+def _spelled_out(value: Any) -> Any:
+    """Builtins with every field, defaults too: msgspec leaves a default out only when it is the very same object."""
+    if isinstance(value, msgspec.Struct):
+        fields = msgspec.structs.fields(type(value))
+        return {field.encode_name: _spelled_out(getattr(value, field.name)) for field in fields}
+    if isinstance(value, dict):
+        return {key: _spelled_out(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_spelled_out(item) for item in value]
+    return value
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterable[str]:

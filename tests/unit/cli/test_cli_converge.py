@@ -92,7 +92,7 @@ def test_pending_and_failed_tasks_say_why() -> None:
     verdict = judge(
         service(), [task(1, "pending", err="no suitable node"), task(2, "failed", desired="shutdown", err="boom")]
     )
-    assert verdict.notes == ("web.1: pending: no suitable node", "web.2: failed: boom")
+    assert [text for _, text in verdict.notes] == ["web.1: pending: no suitable node", "web.2: failed: boom"]
     assert verdict.lines == (("1", "pending: no suitable node"),)
 
 
