@@ -10,6 +10,7 @@ the HTTP API: callers give it sources to fetch from, byte streams to load, and t
 from fleet.images.config import HistoryEntry, ImageConfig
 from fleet.images.manifest import Descriptor, Manifest, Platform, host_platform
 from fleet.images.progress import Progress
+from fleet.images.push import RegistryTarget
 from fleet.images.reference import Reference, parse_reference
 from fleet.images.registry import Credentials, RegistryOptions, RegistrySource, parse_registry_auth
 from fleet.images.sources import PeerSource, Source
@@ -25,6 +26,7 @@ __all__ = [
     "Source",
     "PeerSource",
     "RegistrySource",
+    "RegistryTarget",
     "RegistryOptions",
     "Credentials",
     "parse_registry_auth",

@@ -39,6 +39,7 @@ __all__ = ["Fetcher", "FetchedImage"]
 
 _PARALLEL_LAYERS = 3  # as Docker's max-concurrent-downloads
 _ATTEMPTS = 5  # a source, without a byte of progress between them
+_MANIFEST_ATTEMPTS = 3  # somebody is waiting to hear that a registry cannot be reached
 _BACKOFF_FIRST_S = 0.25
 _BACKOFF_MAX_S = 10.0
 _WRITE_BYTES = 1 << 20
@@ -131,7 +132,7 @@ class Fetcher:
     async def _manifest(self, reference: str, sources: Sequence[Source], report: ProgressCallback) -> Manifest:
         failures: list[FleetError] = []
         for source in sources:
-            for attempt in range(_ATTEMPTS):
+            for attempt in range(_MANIFEST_ATTEMPTS):
                 try:
                     async with asyncio.timeout(120):
                         manifest = await source.manifest(reference)
@@ -139,7 +140,9 @@ class Fetcher:
                         raise RejectedFault(f"{source.name}: manifest {reference}: too large")
                     return manifest
                 except UnavailableError as error:
-                    if attempt == _ATTEMPTS - 1 or len(sources) > 1:  # with others to ask, do not wait for this one
+                    if (
+                        attempt == _MANIFEST_ATTEMPTS - 1 or len(sources) > 1
+                    ):  # with others to ask, do not wait for this one
                         failures.append(error)
                         break
                     await self._back_off(attempt, error, reference, "", report)

@@ -9,7 +9,17 @@ from typing import Literal
 __all__ = ["Progress", "ProgressCallback", "Stage", "progress_message"]
 
 Stage = Literal[
-    "resolving", "waiting", "downloading", "downloaded", "exists", "unpacking", "unpacked", "retrying", "done"
+    "resolving",
+    "waiting",
+    "downloading",
+    "downloaded",
+    "exists",
+    "unpacking",
+    "unpacked",
+    "retrying",
+    "pushing",
+    "pushed",
+    "done",
 ]
 
 
@@ -34,6 +44,8 @@ _STATUS: dict[Stage, str] = {
     "downloaded": "Download complete",
     "exists": "Already exists",
     "unpacking": "Extracting",
+    "pushing": "Pushing",
+    "pushed": "Pushed",
     "unpacked": "Pull complete",
     "retrying": "Retrying",
     "done": "Status: image is up to date for",

@@ -12,7 +12,7 @@ import binascii
 import ipaddress
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
@@ -142,14 +142,23 @@ class RegistrySource:
             finally:
                 await response.aclose()
 
-    async def _send_authorized(self, url: str, headers: Mapping[str, str]) -> httpx.Response:
-        """Send, answer one challenge, follow redirects without taking credentials to another host."""
-        response = await self._send(url, headers, self._authorization)
+    async def _send_authorized(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        method: str = "GET",
+        content: Callable[[], AsyncIterator[bytes]] | None = None,
+    ) -> httpx.Response:
+        """Send, answer one challenge, follow redirects (of GET and HEAD) without taking credentials to another host."""
+        response = await self._send(url, headers, self._authorization, method, content)
         if response.status_code == 401:
             challenge = response.headers.get("WWW-Authenticate", "")
             await response.aclose()
             self._authorization = await self._authorize(challenge)
-            response = await self._send(url, headers, self._authorization)
+            response = await self._send(url, headers, self._authorization, method, content)
+        if method not in {"GET", "HEAD"}:
+            return response
         own = urlsplit(url)
         for _ in range(_REDIRECTS_MAX):
             if response.status_code not in {301, 302, 303, 307, 308}:
@@ -161,13 +170,21 @@ class RegistrySource:
                 raise RejectedFault(f"{self.name}: redirects to {there.scheme}://{there.netloc}, which is not HTTPS")
             same = (there.scheme, there.netloc) == (own.scheme, own.netloc)
             url = target
-            response = await self._send(url, headers, self._authorization if same else "")
+            response = await self._send(url, headers, self._authorization if same else "", method)
         await response.aclose()
         raise RejectedFault(f"{self.name}: more than {_REDIRECTS_MAX} redirects")
 
-    async def _send(self, url: str, headers: Mapping[str, str], authorization: str) -> httpx.Response:
+    async def _send(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        authorization: str,
+        method: str,
+        content: Callable[[], AsyncIterator[bytes]] | None = None,
+    ) -> httpx.Response:
         sent = {**headers, **({"Authorization": authorization} if authorization else {})}
-        return await self._client.send(self._client.build_request("GET", url, headers=sent), stream=True)
+        body = content() if content is not None else None
+        return await self._client.send(self._client.build_request(method, url, headers=sent, content=body), stream=True)
 
     async def _find_base(self) -> str:
         """The scheme to speak: HTTPS, but for insecure registries whichever answers, HTTPS first."""

@@ -31,7 +31,7 @@ __all__ = [
     "TIMEOUT",
 ]
 
-TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 _ACCEPT = ", ".join(INDEX_TYPES + MANIFEST_TYPES)
 _CHUNK = 1 << 18
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")

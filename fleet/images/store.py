@@ -38,6 +38,7 @@ from fleet.images.inspect import image_history
 from fleet.images.layers import LayerSource, LayerStore, chain_ids
 from fleet.images.manifest import MANIFEST_BYTES_MAX, ImageManifest, Manifest, Platform, host_platform, parse_manifest
 from fleet.images.progress import Progress, ProgressCallback
+from fleet.images.push import RegistryTarget, push_image
 from fleet.images.records import ImageRecord, RecordFile
 from fleet.images.reference import Reference, is_digest, parse_reference
 from fleet.images.sources import Source
@@ -363,6 +364,25 @@ class ImageStore:
                         await sink(data)
             finally:
                 scratch.unlink(missing_ok=True)
+
+    async def push(self, name: str, target: RegistryTarget, *, progress: ProgressCallback | None = None) -> Manifest:
+        """Send the image with this name to the registry the name says; the manifest as it is there now.
+
+        ``target`` was made for the same name. Raises ``NotFoundError``, ``UserError`` for a digest, and what the
+        registry answers.
+        """
+        reference = parse_reference(name)
+        if reference.digest or reference.tag is None:
+            raise UserError(f"push: {name!r} names a digest; give a tag")
+        async with self._addition():  # nothing is swept while it is sent
+            record = self._state.records[self.get(name).manifest_digest]
+            manifest = await in_thread(self._stored_manifest, record)
+            document = parse_manifest(manifest)
+            assert isinstance(document, ImageManifest)
+            report = progress or (lambda _step: None)
+            await push_image(document, manifest, self._blobs, target=target, reference=reference, report=report)
+            await self._add(replace(record, repo_digests=(f"{reference.name}@{manifest.digest}",)))
+            return manifest
 
     # --- inside
 

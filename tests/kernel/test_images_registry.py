@@ -10,7 +10,7 @@ import ipaddress
 import json
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet.errors import NotFoundError, RejectedFault, UnauthorizedError, UnavailableError
-from fleet.images import Credentials, Image, ImageStore, Platform, RegistryOptions, RegistrySource, parse_registry_auth
+from fleet.images import (
+    Credentials,
+    Image,
+    ImageStore,
+    Platform,
+    RegistryOptions,
+    RegistrySource,
+    RegistryTarget,
+    parse_registry_auth,
+)
 from fleet.images.inspect import distribution_inspect
 from tests.support import image_registry
 from tests.support.image_layouts import layer_blob, write_layout
@@ -190,6 +199,58 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(open_registry: str,
         starts = [int(text.removeprefix("bytes=").rstrip("-")) for text in proxy.ranges]
         assert starts
         assert starts == sorted(set(starts))
+
+
+def test_pushed_image_is_pulled_back_the_same(open_registry: str, layout: Path, tmp_path: Path) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield (layout / "rootfs.tar").read_bytes()
+
+    async def scenario() -> Image:
+        store = await ImageStore.open(tmp_path / "a")
+        name = f"{open_registry}/pushed/by-fleet:1"
+        image = await store.import_tar(chunks(), reference=name, changes=["CMD sh"])
+        stages: list[list[str]] = []
+        for _ in range(2):
+            target = RegistryTarget(name)
+            stages.append([])
+            manifest = await store.push(name, target, progress=lambda step: stages[-1].append(step.stage))
+            assert manifest.digest == image.manifest_digest
+            with pytest.raises(NotFoundError):
+                await store.push("absent:1", target)
+            await target.aclose()
+        assert set(stages[0]) == {"pushing", "pushed"}
+        assert set(stages[1]) == {"exists"}, "what is there is not sent again"
+        await store.close()
+        return image
+
+    image = asyncio.run(scenario())
+    again = pull(tmp_path / "b", f"{open_registry}/pushed/by-fleet:1")
+    assert (again.id, again.manifest_digest, again.config) == (image.id, image.manifest_digest, image.config)
+
+
+def test_push_logs_in(tmp_path: Path) -> None:
+    (tmp_path / "htpasswd").write_text(_htpasswd("user", "pass"))
+    auth = f"auth: {{htpasswd: {{realm: here, path: {tmp_path}/htpasswd}}}}\n"
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield SECOND
+
+    async def scenario(address: str) -> None:
+        store = await ImageStore.open(tmp_path / "a")
+        await store.import_tar(chunks(), reference=f"{address}/x:1")
+        for credentials in (None, Credentials(username="user", password="no")):
+            target = RegistryTarget(f"{address}/x:1", credentials=credentials)
+            with pytest.raises(UnauthorizedError):
+                await store.push(f"{address}/x:1", target)
+            await target.aclose()
+        target = RegistryTarget(f"{address}/x:1", credentials=Credentials(username="user", password="pass"))
+        await store.push(f"{address}/x:1", target)
+        await target.aclose()
+        await store.close()
+
+    with image_registry.registry(tmp_path / "registry", auth=auth) as address:
+        asyncio.run(scenario(address))
+        pull(tmp_path / "b", f"{address}/x:1", credentials=Credentials(username="user", password="pass"))
 
 
 def test_credentials_stay_with_the_registry_when_it_redirects_to_another_host() -> None:
