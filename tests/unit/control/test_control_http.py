@@ -303,7 +303,11 @@ def test_docker_pys_partial_swarm_update_keeps_the_rest(run) -> None:
         await world.store.commit(
             Transaction().create(replace(cluster(), spec=replace(cluster().spec, labels={"a": "b"})))
         )
-        body = {"Orchestration": {"TaskHistoryRetentionLimit": 7}, "caconfig": {"NodeCertExpiry": 7776000000000000}}
+        body = {
+            "Orchestration": {"TaskHistoryRetentionLimit": 7},
+            "caconfig": {"NodeCertExpiry": 7776000000000000},
+            "Raft": None,
+        }
         await world.call("POST", "/swarm/update?version=2&rotateWorkerToken=False", status=200, json=body)
         spec = world.api.cluster.find().spec
         assert (spec.orchestration.task_history_retention_limit, spec.labels) == (7, {"a": "b"})

@@ -205,6 +205,39 @@ def test_an_update_needs_the_version_it_read(run) -> None:
     run(body)
 
 
+def test_what_the_loops_write_does_not_make_a_read_stale_but_another_spec_does(run) -> None:
+    async def body(world) -> None:
+        api = world.api.services
+        read = await api.create(spec())
+        for number in range(3):
+            now = world.store.services.find("web")
+            await world.store.commit(
+                Transaction().replace(replace(now, update_status=UpdateStatus(message=str(number))))
+            )
+        updated = await api.update("web", spec(image="nginx:2"), version=read.version.index)
+        for stale in (read, now):
+            with pytest.raises(errors.OutOfSequenceError):
+                await api.update("web", spec(image="nginx:3"), version=stale.version.index)
+        await api.update("web", spec(image="nginx:3"), version=updated.version.index)
+
+    run(body)
+
+
+def test_of_concurrent_updates_of_one_version_one_wins(run) -> None:
+    async def body(world) -> None:
+        read = await world.api.services.create(spec())
+        results = await asyncio.gather(
+            *(
+                world.api.services.update("web", spec(image=f"nginx:{i}"), version=read.version.index)
+                for i in range(2, 9)
+            ),
+            return_exceptions=True,
+        )
+        assert sum(isinstance(result, errors.OutOfSequenceError) for result in results) == 6
+
+    run(body)
+
+
 def test_the_spec_before_is_kept_and_rolled_back_to(run) -> None:
     async def body(world) -> None:
         api = world.api.services
@@ -347,6 +380,22 @@ def test_creation_and_removal_of_what_it_needs_never_both_succeed(run) -> None:
                 calls.reverse()
             results = await asyncio.gather(*calls, return_exceptions=True)
             assert sum(isinstance(result, Exception) for result in results) == 1
+
+    run(body)
+
+
+def test_a_network_that_vanishes_during_creation_is_noticed(run) -> None:
+    async def body(world) -> None:
+        await world.store.commit(Transaction().create(make_network("net")))
+        wanted = spec(template={"networks": (NetworkTarget(target="net"),)})
+        removed, created = await asyncio.gather(
+            world.store.commit(Transaction().delete(world.store.networks.find("net"))),
+            world.api.services.create(wanted),
+            return_exceptions=True,
+        )
+        assert isinstance(removed, int)
+        assert isinstance(created, errors.NotFoundError)
+        assert len(world.store.services) == 0
 
     run(body)
 

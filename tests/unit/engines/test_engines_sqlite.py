@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -116,6 +117,44 @@ def test_a_killed_writer_loses_nothing_acknowledged(tmp_path: Path) -> None:
     assert written > 100, "the children hardly wrote: the test shows nothing"
 
 
+@pytest.mark.skipif(shutil.which("strace") is None, reason="not run: needs strace (package strace)")
+def test_every_acknowledgement_comes_after_an_fsync(tmp_path: Path) -> None:
+    """What kill -9 cannot show, because the kernel keeps what was written: the order of the system calls."""
+    script = f"""
+import asyncio, os
+from pathlib import Path
+from fleet.engines.sqlite import SqliteEngine
+from fleet.store.engine import Put, Txn
+
+async def main():
+    engine = SqliteEngine(Path({str(tmp_path / "state")!r}), cluster_id="c1")
+    await engine.start()
+    os.write(1, b"begin")
+    for number in range(20):
+        await engine.commit(Txn(puts=(Put(f"/{{number}}", b"x"),)))
+        os.write(1, b"acknowledged")
+    await engine.close()
+
+asyncio.run(main())
+"""
+    trace = tmp_path / "trace"
+    calls = "trace=write,pwrite64,fsync,fdatasync"
+    command = ["strace", "-f", "-y", "-o", str(trace), "-e", calls, sys.executable, "-c", script]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    is_synced = False
+    acknowledged = 0
+    for line in trace.read_text().splitlines():
+        if "state.db-wal" in line and "pwrite64" in line:
+            is_synced = False
+        elif ("sync(" in line and "state.db-wal" in line) or "sync resumed" in line:
+            is_synced = "= 0" in line
+        elif '"acknowledged"' in line:
+            assert is_synced, "acknowledged before the log was synced"
+            acknowledged += 1
+            is_synced = False
+    assert acknowledged == 20
+
+
 def fill_until_full(made: list[str]) -> Callable[[SqliteEngine], Awaitable[None]]:
     async def body(engine: SqliteEngine) -> None:
         with pytest.raises(errors.StorageFullError):
@@ -161,7 +200,10 @@ def test_full_disk_refuses_writes_and_recovers_when_there_is_room(tmp_path: Path
         async def body(engine: SqliteEngine) -> None:
             await fill_until_full(made)(engine)
             ballast.unlink()
-            await engine.commit(Txn(puts=(Put("/more", b"room again"),)))
+            revision = (await engine.list("/")).revision
+            follower = engine.watch("/", revision + 1)
+            assert await engine.commit(Txn(puts=(Put("/more", b"room again"),))) == revision + 1
+            assert (await anext(follower)).revision == revision + 1
 
         with_engine(mount / "state", body)
 
