@@ -6,6 +6,7 @@ point is mended by ``ContainerEngine.recover``. Not responsible for what should 
 (``fleet.node_runtime``), layers (``fleet.images``) or links (``fleet.network``).
 """
 
+from fleet.containers.attach import Attachment
 from fleet.containers.config import ContainerConfig, FileMount, LogConfig, NetworkMode, RestartName, RestartRule
 from fleet.containers.engine import ContainerEngine, WaitCondition
 from fleet.containers.events import Action, ContainerEvent, Subscription
@@ -15,6 +16,7 @@ from fleet.containers.volumes import Volume, VolumeStore
 
 __all__ = [
     "Action",
+    "Attachment",
     "Container",
     "ContainerConfig",
     "ContainerEngine",

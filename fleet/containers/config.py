@@ -136,6 +136,8 @@ class ContainerConfig(Value, frozen=True, kw_only=True):
     init: bool = False
     tty: bool = False
     open_stdin: bool = False
+    stdin_once: bool = False
+    """The end of the first attached client's input is the end of the container's."""
     stop_signal: str = ""
     stop_grace_s: float | None = None
     healthcheck: HealthConfig | None = None

@@ -23,6 +23,7 @@ import msgspec
 
 from fleet.clock import Clock, SystemClock
 from fleet.containers import assemble, mounts
+from fleet.containers.attach import Attachment, Attachments
 from fleet.containers.config import ContainerConfig, FileMount, RestartRule, check_config, is_name
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
@@ -55,7 +56,8 @@ class ContainerEngine:
         self._core = core
         self.execs = Execs(core)
         """Exec sessions (create, start with descriptors, inspect, wait)."""
-        self._runs = Runs(core, self.execs, auto_remove=self._auto_remove)
+        self._attachments = Attachments(core)
+        self._runs = Runs(core, self.execs, self._attachments, auto_remove=self._auto_remove)
         self.volumes = VolumeStore(volumes_root, clock=core.clock, in_use=self._volume_users)
         """Named volumes of this host."""
         self._emptying = False
@@ -478,6 +480,17 @@ class ContainerEngine:
         if not entry.record.is_up:
             raise ConflictError(f"Container {entry.id} is not running")
         return await self._core.runtime.processes(entry.id)
+
+    async def attach(self, name_or_id: str, *, stdin: bool = False) -> Attachment:
+        """Its output from now on (from the first byte, when it is not started yet) and, with ``stdin``, its input."""
+        return await self._attachments.attach(self._core.find(name_or_id), stdin=stdin)
+
+    async def resize(self, name_or_id: str, *, rows: int, columns: int) -> None:
+        """Set the size of its terminal. Raises ``ConflictError`` when it does not run."""
+        entry = self._core.find(name_or_id)
+        if not entry.record.is_up:
+            raise ConflictError(f"Container {entry.id} is not running")
+        await self._core.runtime.resize(entry.id, rows=rows, columns=columns)
 
     def exec_create(self, name_or_id: str, config: ExecConfig) -> str:
         """Note an exec in a running container; run it with ``execs.start``. Raises ``ConflictError`` when it does not run."""

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from fleet.containers.record import Container, ExitStatus, RunState
+from fleet.containers.streams import Streams
 
 __all__ = ["Entry"]
 
@@ -39,6 +40,7 @@ class Entry:
         self.restart_delay_s = 0.0
         self.restart_task: asyncio.Task[None] | None = None
         self.health_task: asyncio.Task[None] | None = None
+        self.streams = Streams()
         self._save_lock = asyncio.Lock()
         self._version = 1
         self._saved_version = 1 if saved else 0

@@ -5,11 +5,14 @@ the processes.
 from __future__ import annotations
 
 import asyncio
+import os
+import termios
 from typing import Final
 
 import msgspec
 
 from fleet.containers import assemble
+from fleet.containers.attach import Attachment
 from fleet.containers.config import ContainerConfig
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
@@ -62,6 +65,7 @@ class Execs:
         self._sessions: dict[str, ExecSession] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._runtime_ids: dict[str, str] = {}
+        self._terminals: dict[str, int] = {}
 
     def create(self, entry: Entry, config: ExecConfig) -> str:
         """Note an exec to be started; its id. Raises ``ConflictError`` when the container does not run or is paused."""
@@ -121,6 +125,45 @@ class Execs:
         self._runtime_ids[exec_id] = started.exec_id
         return started
 
+    async def attach(self, exec_id: str) -> Attachment:
+        """Start it and talk with it. Close the attachment; the process goes on until it ends."""
+        config = self.inspect(exec_id).config
+        if config.tty:
+            started = await self.start(exec_id)
+            assert started.terminal_fd is not None
+            self._terminals[exec_id] = os.dup(started.terminal_fd)
+            talk = Attachment({started.terminal_fd: None}, stdin_fd=os.dup(started.terminal_fd))
+        else:
+            pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+            (stdin_r, stdin_w), (stdout_r, stdout_w), (stderr_r, stderr_w) = pipes
+            try:
+                await self.start(exec_id, stdin_fd=stdin_r, stdout_fd=stdout_w, stderr_fd=stderr_w)
+            except BaseException:
+                for fd in (stdin_w, stdout_r, stderr_r):
+                    os.close(fd)
+                raise
+            finally:
+                for fd in (stdin_r, stdout_w, stderr_w):
+                    os.close(fd)
+            if not config.attach_stdin:
+                os.close(stdin_w)
+            talk = Attachment(
+                {stdout_r: "stdout", stderr_r: "stderr"}, stdin_fd=stdin_w if config.attach_stdin else None
+            )
+        ending = self._endings.get(exec_id)
+        if ending is None:
+            talk.end()
+        else:
+            ending.add_done_callback(lambda _task: talk.end())
+        return talk
+
+    def resize(self, exec_id: str, *, rows: int, columns: int) -> None:
+        """Set the size of its terminal. Raises ``ConflictError`` when it has none or has ended."""
+        terminal = self._terminals.get(exec_id)
+        if terminal is None:
+            raise ConflictError(f"exec instance {exec_id} has no terminal")
+        termios.tcsetwinsize(terminal, (rows, columns))
+
     async def signal(self, exec_id: str, number: int) -> None:
         """Send to a running exec. Raises ``NotFoundError`` when it has ended."""
         runtime_id = self._runtime_ids.get(exec_id)
@@ -160,6 +203,9 @@ class Execs:
         finally:
             self._endings.pop(exec_id, None)
             self._runtime_ids.pop(exec_id, None)
+            terminal = self._terminals.pop(exec_id, None)
+            if terminal is not None:
+                os.close(terminal)
         self._sessions[exec_id] = msgspec.structs.replace(self._sessions[exec_id], running=False, exit_code=code)
         self._core.emit(Action.EXEC_DIE, entry.record, execID=exec_id, exitCode=str(code))
 

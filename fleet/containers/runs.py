@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from fleet.containers import assemble, hostfiles, mounts
+from fleet.containers.attach import Attachments
 from fleet.containers.config import DEFAULT_STOP_GRACE_S, NetworkMode
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
@@ -49,10 +50,16 @@ class Runs:
     """Drives runs for one engine."""
 
     def __init__(
-        self, core: Core, execs: Execs, *, auto_remove: Callable[[Entry], Coroutine[None, None, None]]
+        self,
+        core: Core,
+        execs: Execs,
+        attachments: Attachments,
+        *,
+        auto_remove: Callable[[Entry], Coroutine[None, None, None]],
     ) -> None:
         self._core = core
         self._execs = execs
+        self._attachments = attachments
         self._auto_remove = auto_remove
         self._boot_id = boot_id()
 
@@ -114,14 +121,17 @@ class Runs:
             raise RejectedFault(f"no such image: {record.config.image}") from cause
         directory = core.records.directory(record.id)
         netns_fd, sandbox = await self._enter_network(record)
+        stdin_fd, attach_fd = self._attachments.prepare(entry)
         try:
             sources = await core.in_thread(self._lay_files, record, directory, sandbox)
             spec = assemble.plan_spec(record, layer_dirs=image.layer_dirs, directory=directory, file_sources=sources)
             await asyncio.shield(saved)
-            started = await core.runtime.start(spec, netns_fd=netns_fd)
+            started = await core.runtime.start(spec, netns_fd=netns_fd, stdin_fd=stdin_fd, attach_fd=attach_fd)
         finally:
-            if netns_fd is not None:
-                os.close(netns_fd)
+            for fd in (netns_fd, stdin_fd):
+                if fd is not None:
+                    os.close(fd)
+        await self._attachments.started(entry)
         if started.terminal_fd is not None:
             os.close(started.terminal_fd)  # the supervisor keeps it; whoever attaches asks for it
         entry.change(networks=_addresses(sandbox))
@@ -188,6 +198,7 @@ class Runs:
 
     async def _undo_start(self, entry: Entry, cause: BaseException) -> None:
         """A start failed or was cancelled: leave nothing, and say why in the record."""
+        entry.streams.close()
         before = entry.record.state
         code = getattr(cause, "container_exit_code", 128)
         entry.change_state(
@@ -232,6 +243,7 @@ class Runs:
         )
         entry.change(networks=())
         self._execs.forget_container(entry.id)
+        entry.streams.close()
         entry.announce_exit(status)
         self._core.emit(Action.DIE, entry.record, exitCode=str(status.code))
         if restarting:

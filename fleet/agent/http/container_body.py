@@ -136,6 +136,7 @@ class CreateBody(Value, frozen=True, kw_only=True):
     domainname: str = ""
     tty: bool = False
     open_stdin: bool = False
+    stdin_once: bool = False
     stop_signal: str = ""
     stop_timeout: int | None = None
     healthcheck: HealthConfig | None = None
@@ -191,6 +192,7 @@ async def config_of(
         init=settings.init,
         tty=body.tty,
         open_stdin=body.open_stdin,
+        stdin_once=body.stdin_once,
         stop_signal=body.stop_signal,
         stop_grace_s=None if body.stop_timeout is None else float(body.stop_timeout),
         healthcheck=body.healthcheck,
