@@ -8,6 +8,7 @@ from datetime import datetime
 from fleet import errors
 from fleet.model.ids import TaskId
 from fleet.model.task import Task, TaskState, is_runnable
+from fleet.orchestrator.eviction import Place, place_of
 from fleet.orchestrator.plan import Plan
 from fleet.orchestrator.update import update_config
 from fleet.orchestrator.view import ServiceView, SlotKey, slot_key
@@ -67,7 +68,7 @@ def _check_slots(view: ServiceView, plan: Plan) -> None:
             runnable.setdefault(slot_key(task), []).append(task)
     overlap = update_config(view.service).order == "start-first"
     for tasks in runnable.values():
-        fresh = [task for task in tasks if not view.is_stale(task)]
+        fresh = [t for t in tasks if not view.is_stale(t) and place_of(t, view) is Place.GOOD]
         _require(len(fresh) <= 1, "shares its slot with its like", tasks[0])
         _require(len(tasks) <= (2 if overlap else 1), "shares its slot", tasks[0])
     spec = view.service.spec

@@ -77,7 +77,9 @@ class Plan:
             yield from bucket
 
     def explain(self) -> str:
-        """One sentence for the log: ``3 created, 1 shut down``."""
+        """One sentence for the log: ``3 created, 1 shut down``. A change of the service is written alone, and said alone."""
+        if self.changed_services:
+            return ", ".join(f"update {s.update_status.state}" for s in self.changed_services if s.update_status)
         counts = {
             "created": self.create,
             "released": self.release,
@@ -87,7 +89,6 @@ class Plan:
             "deleted": self.delete_tasks,
         }
         parts = [f"{len(bucket)} {verb}" for verb, bucket in counts.items() if bucket]
-        parts += [f"update {s.update_status.state}" for s in self.changed_services if s.update_status]
         parts += [f"service {s.spec.name} deleted" for s in self.delete_services]
         return ", ".join(parts) or "nothing to do"
 

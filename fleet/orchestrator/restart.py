@@ -33,14 +33,17 @@ class Replacement:
     hold: Hold | None
 
 
-def decide_replacement(view: ServiceView, slot: Slot, *, now: datetime) -> Replacement | None:
-    """For a slot without a runnable task: how its newest is replaced, or None when the policy says to leave it."""
+def decide_replacement(view: ServiceView, slot: Slot, *, now: datetime, old_stays: bool = False) -> Replacement | None:
+    """How the newest task of a slot, which is none that can stay, is replaced; None when the policy says to leave it.
+
+    ``old_stays``: nothing is to be waited for, since the old task runs on until its successor does.
+    """
     newest = slot.newest
     condition = restart_condition(newest.spec)
     if not ended_by_itself(newest):
         if condition is RestartCondition.NONE and not view.service.spec.is_global:
             return None
-        return Replacement(hold_after(view, newest, now=now))
+        return Replacement(None if old_stays else hold_after(view, newest, now=now))
     if condition is RestartCondition.NONE:
         return None
     if condition is RestartCondition.ON_FAILURE and newest.status.state is TaskState.COMPLETE:

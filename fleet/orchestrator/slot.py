@@ -11,7 +11,7 @@ from datetime import datetime
 from fleet.model.task import Task, TaskState
 from fleet.orchestrator.eviction import Place, place_of
 from fleet.orchestrator.plan import NewId, Plan, new_task
-from fleet.orchestrator.restart import decide_replacement, plan_release
+from fleet.orchestrator.restart import OLD_TASK_PATIENCE, decide_replacement, plan_release
 from fleet.orchestrator.view import ServiceView, Slot
 
 __all__ = ["keep_one", "settle_slot"]
@@ -29,30 +29,80 @@ def settle_slot(
 ) -> None:
     """Fill ``plan`` with what the slot needs to have one good task, or none if its policy says so.
 
-    ``start_first``: a task of an older spec may run beside its successor until that one runs. ``is_paused``: an update
-    stopped half-way, so what must be replaced is replaced by its like.
+    ``start_first``: a task of an older spec, or one that must leave its node, runs on until its successor does.
+    ``is_paused``: an update stopped half-way, so what must be replaced is replaced by its like.
     """
     keepers: list[Task] = []
+    leaving: list[Task] = []
     for task in slot.tasks:
         if task.desired_state.rank > TaskState.RUNNING.rank:
             continue
-        if task.status.state.is_terminal or place_of(task, view) is not Place.GOOD:
-            plan.want_shutdown(task, now=now)
-        else:
+        place = Place.LOST if task.status.state.is_terminal else place_of(task, view)
+        if place is Place.GOOD:
             keepers.append(task)
+        elif place is Place.UNSUITABLE and start_first and task.status.state is TaskState.RUNNING:
+            leaving.append(task)
+        else:
+            plan.want_shutdown(task, now=now)
+    if leaving:
+        keepers = _see_off(view, slot, leaving, keepers, plan, now=now, is_paused=is_paused)
+        leaving = [task for task in leaving if task.id not in {gone.id for gone in plan.shut_down[-len(slot.tasks) :]}]
     if not keepers:
-        _replace_newest(view, slot, plan, now=now, new_id=new_id, is_paused=is_paused)
+        made = _replace_newest(view, slot, plan, now=now, new_id=new_id, is_paused=is_paused, old_stays=bool(leaving))
+        if not made and slot.newest in leaving:
+            plan.want_shutdown(slot.newest, now=now)
         return
-    for task in keep_one(view, keepers, plan, now=now, start_first=start_first):
+    for task in keep_one(view, keepers, plan, now=now, start_first=start_first and not leaving):
         plan_release(view, task, plan, now=now)
 
 
+def _see_off(
+    view: ServiceView,
+    slot: Slot,
+    leaving: list[Task],
+    keepers: list[Task],
+    plan: Plan,
+    *,
+    now: datetime,
+    is_paused: bool,
+) -> list[Task]:
+    """Start-first: a running task that must leave its node stays until its successor runs, but not for ever.
+
+    Returns the tasks that can succeed it. A minute after the first successor was made it goes in any case: draining a
+    node must come to an end, even if there is no other place.
+    """
+    leaver = leaving[-1]
+    successors = [task for task in keepers if is_paused or not view.is_stale(task)]
+    first = next((task for task in slot.tasks if task.created_at > leaver.created_at), None)
+    deadline = first.created_at + OLD_TASK_PATIENCE if first is not None else now + OLD_TASK_PATIENCE
+    served = any(task.status.state is TaskState.RUNNING for task in keepers)
+    if served or now >= deadline:
+        for task in leaving:
+            plan.want_shutdown(task, now=now)
+        return keepers
+    plan.looks_again.append(deadline)
+    for task in leaving[:-1]:
+        plan.want_shutdown(task, now=now)
+    for task in keepers:
+        if task not in successors:
+            plan.want_shutdown(task, now=now)
+    return successors
+
+
 def _replace_newest(
-    view: ServiceView, slot: Slot, plan: Plan, *, now: datetime, new_id: NewId, is_paused: bool
-) -> None:
-    replacement = decide_replacement(view, slot, now=now)
+    view: ServiceView,
+    slot: Slot,
+    plan: Plan,
+    *,
+    now: datetime,
+    new_id: NewId,
+    is_paused: bool,
+    old_stays: bool,
+) -> bool:
+    """Whether there is a successor now."""
+    replacement = decide_replacement(view, slot, now=now, old_stays=old_stays)
     if replacement is None:
-        return
+        return False
     newest = slot.newest
     like = newest if is_paused and view.is_stale(newest) else None
     task = new_task(
@@ -62,6 +112,7 @@ def _replace_newest(
     if task.hold is not None:
         # Notes what it will wait for, so that somebody wakes up in time.
         plan_release(replace(view, tasks=[*view.tasks, task]), task, plan, now=now)
+    return True
 
 
 def keep_one(view: ServiceView, keepers: list[Task], plan: Plan, *, now: datetime, start_first: bool) -> list[Task]:

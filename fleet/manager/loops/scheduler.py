@@ -58,13 +58,14 @@ class SchedulerLoop:
             return
         # A task refused here was changed by somebody else, whose change brings us back.
         refused = await write_all(self._store, [Transaction().replace(task) for task in changed])
-        log.info(
-            "scheduled",
-            assigned=len(placements.assignments),
-            pending=len(placements.pending),
-            refused=refused,
-            reason=next(iter(placements.pending.values()), ""),
-        )
+        if refused < len(changed):
+            log.info(
+                "scheduled",
+                assigned=len(placements.assignments),
+                pending=len(placements.pending),
+                refused=refused,
+                reason=next(iter(placements.pending.values()), ""),
+            )
 
     def _note_failures(self, changes: Changes) -> None:
         for change in changes:

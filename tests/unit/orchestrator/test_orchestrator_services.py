@@ -11,7 +11,7 @@ from support.orchestrated import Cluster, S
 
 from fleet import errors
 from fleet.model.node import Availability, Node, NodeState
-from fleet.model.service import JobMode, ReplicatedMode, RestartCondition, RestartPolicy, ServiceMode
+from fleet.model.service import JobMode, ReplicatedMode, RestartCondition, RestartPolicy, ServiceMode, UpdateConfig
 from fleet.orchestrator.check_plan import check_plan
 from fleet.orchestrator.plan import Plan
 
@@ -103,6 +103,69 @@ def test_drain_moves_tasks_without_delay_after_the_old_one_stopped() -> None:
     assert cluster.plan().is_empty
     cluster.observe(old, S.SHUTDOWN)
     assert [task.id for task in cluster.plan().release] == [new.id]
+
+
+def start_first_on(*names: str) -> Cluster:
+    cluster = Cluster(a_service(update=UpdateConfig(order="start-first")), [a_node(name) for name in names])
+    cluster.run()
+    cluster.change_node("a", lambda node: available(node, Availability.DRAIN))
+    return cluster
+
+
+def test_drain_with_start_first_keeps_the_old_task_until_its_successor_runs() -> None:
+    cluster = start_first_on("a", "b")
+    (old,) = cluster.running()
+    plan = cluster.plan()
+    (new,) = plan.create
+    assert (plan.shut_down, new.desired_state) == ([], S.RUNNING)
+    while not any(task.id == new.id for task in cluster.running()):
+        assert cluster.plan().is_empty
+        assert cluster.run_agents()
+    assert [task.id for task in cluster.plan().shut_down] == [old.id]
+
+
+def test_drain_with_start_first_ends_after_a_minute_though_there_is_no_other_place() -> None:
+    cluster = start_first_on("a")
+    cluster.settle()
+    assert len(cluster.running()) == 1
+    plan = cluster.plan()
+    assert plan.wake_at is not None
+    assert round((plan.wake_at - cluster.now).total_seconds()) == 60
+    cluster.now = plan.wake_at
+    cluster.settle()
+    assert cluster.running() == []
+
+
+def test_drain_with_start_first_waits_out_the_restart_delay_of_a_successor_that_failed() -> None:
+    cluster = start_first_on("a", "b")
+    (new,) = cluster.plan().create
+    cluster.assign(new, "b")
+    cluster.observe(new, S.FAILED)
+    (again,) = cluster.plan().create
+    assert again.hold is not None
+    assert len(cluster.running()) == 1
+    cluster.run()
+    assert [task.id for task in cluster.running()] == [again.id]
+
+
+def test_drain_with_start_first_and_a_new_spec_makes_one_move() -> None:
+    cluster = start_first_on("a", "b")
+    cluster.plan()
+    cluster.update(a_task_spec(image="app:2"))
+    cluster.settle()
+    assert len(cluster.runnable()) == 2
+    cluster.run()
+    assert [task.spec.container_spec.image for task in cluster.running()] == ["app:2"]
+
+
+def test_drain_with_start_first_stops_a_task_that_must_not_restart() -> None:
+    spec = a_task_spec(restart=RestartPolicy(condition=RestartCondition.NONE))
+    config = UpdateConfig(order="start-first")
+    cluster = Cluster(a_service(update=config, spec=spec), [a_node("a"), a_node("b")])
+    cluster.run()
+    cluster.change_node("a", lambda node: available(node, Availability.DRAIN))
+    plan = cluster.plan()
+    assert (len(plan.shut_down), plan.create) == (1, [])
 
 
 def test_replacement_waits_a_minute_at_most_for_a_task_that_does_not_stop() -> None:
