@@ -159,9 +159,10 @@ def _stuck(*, missing: int, ended: Sequence[Json], condition: str, attempts: int
     failures = [t for t in ended if _state(t) in ("failed", "rejected", "orphaned")]
     if missing <= 0 or not failures or (condition == "any" and not attempts) or job:
         return ""
+    ended_text = "1 task ended and is" if missing == 1 else f"{missing} tasks ended and are"
     policy = f"restart condition {condition}" + (f", at most {attempts} restarts" if attempts else "")
     latest = max(failures, key=lambda t: str(t.get("UpdatedAt", "")))
-    return f"{missing} tasks ended and are not restarted ({policy}): {_error(latest) or _state(latest)}"
+    return f"{ended_text} not restarted ({policy}): {_error(latest) or _state(latest)}"
 
 
 class _Show(Protocol):
@@ -188,6 +189,8 @@ class Watch:
         self.since: float | None = None
         """Monotonic time since when it has looked converged."""
         self.seen = 0
+        self.failure = ""
+        self._rollback_reason = ""
         self._ignore_status = ignore_status
         self._rollback_wanted = rollback_wanted
         self._stuck_since: float | None = None
@@ -196,16 +199,15 @@ class Watch:
         self._empty_since: float | None = None
 
     def look(self, client: EngineClient, *, now: float) -> None:
-        """Ask the daemon once. Raises ``UserError`` when the service will not converge."""
+        """Ask the daemon once; sets ``failure`` when the service will not converge."""
         service = self._service(client)
         tasks = client.get("/tasks", filters={"service": [self.service_id], "_up-to-date": ["true"]}) or []
         verdict = judge(service, tasks, ignore_status=self._ignore_status, rollback_wanted=self._rollback_wanted)
         self.verdict = verdict
         if self._earlier is None:
             self._earlier = {str(t.get("ID", "")) for t in tasks if _terminal(t)}
-        if verdict.failed:
-            raise errors.ConflictError(f"service {self.name}: {verdict.failed}")
-        self._check_stuck(verdict, now=now)
+        self._note_reason(service)
+        self.failure = self._why_not(verdict, now=now)
         empty = verdict.desired == 0 and "Replicated" not in ((service.get("Spec") or {}).get("Mode") or {})
         self._empty_since = (self._empty_since or now) if empty else None
         settled = verdict.converged and (self._empty_since is None or now - self._empty_since >= NO_TASKS_S)
@@ -225,13 +227,21 @@ class Watch:
                 return dict(service)
         raise errors.NotFoundError(f"service {self.name} was removed while waiting for it")
 
-    def _check_stuck(self, verdict: Verdict, *, now: float) -> None:
+    def _note_reason(self, service: Json) -> None:
+        """A rollback says why it began, and forgets it when it is done."""
+        update = service.get("UpdateStatus") or {}
+        if update.get("State") == "rollback_started" and update != (self._ignore_status or {}):
+            self._rollback_reason = str(update.get("Message") or "")
+
+    def _why_not(self, verdict: Verdict, *, now: float) -> str:
+        if verdict.failed:
+            reason = f" (it began with: {self._rollback_reason})" if self._rollback_reason else ""
+            return verdict.failed + reason
         if not verdict.stuck:
             self._stuck_since = None
-            return
+            return ""
         self._stuck_since = now if self._stuck_since is None else self._stuck_since
-        if now - self._stuck_since >= GIVE_UP_S:
-            raise errors.ConflictError(f"service {self.name}: {verdict.stuck}")
+        return verdict.stuck if now - self._stuck_since >= GIVE_UP_S else ""
 
     def converged(self, *, now: float, stable_s: float) -> bool:
         """Seen converged twice, and for ``stable_s`` seconds."""
@@ -263,6 +273,9 @@ def wait(
                 for note in watch.news():
                     _tell_once(show, told, note)
             show.update(watches)
+            for watch in watches:
+                if watch.failure:
+                    raise errors.ConflictError(f"service {watch.name}: {watch.failure}")
             if all(w.converged(now=now, stable_s=stable_ns / 1e9) for w in watches):
                 return 0
             if timeout_ns is not None and now - started >= timeout_ns / 1e9:
@@ -282,11 +295,16 @@ def _tell_once(show: _Show, told: set[str], text: str) -> None:
 
 def _timeout_text(watches: Sequence[Watch], timeout_ns: int) -> str:
     behind = [
-        f"{watch.name} has {watch.verdict.running} of {watch.verdict.desired} tasks running"
+        f"{watch.name} has {watch.verdict.running} of {watch.verdict.desired} tasks running{_waiting_for(watch.verdict)}"
         for watch in watches
         if watch.verdict is not None and not watch.seen
     ]
     return f"not converged after {timeout_ns / 1e9:g}s: {'; '.join(behind) or 'the daemon did not answer'}"
+
+
+def _waiting_for(verdict: Verdict) -> str:
+    states = [f"{slot} is {state}" for slot, state in verdict.lines if state != "running"][:3]
+    return f" ({', '.join(states)})" if states else ""
 
 
 class _Quiet:

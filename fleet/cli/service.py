@@ -71,7 +71,7 @@ def update(app: App, *, name: str, **flags: Any) -> int:
         return update_spec(spec, flags)
 
     def headers(spec: Json) -> dict[str, str]:
-        image = str(spec["TaskTemplate"]["ContainerSpec"].get("Image", ""))
+        image = str((spec["TaskTemplate"].get("ContainerSpec") or {}).get("Image", ""))
         return _auth_headers(app, image, wanted=flags["with_registry_auth"])
 
     current = _post_update(app, name, change, headers=headers, registryAuthFrom="spec")

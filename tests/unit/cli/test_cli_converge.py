@@ -162,16 +162,66 @@ def test_service_that_is_not_restarted_any_more_fails_the_command(fleet: Any, en
     ran = fleet("service", "create", "--name", "web", "--restart-condition", "none", "img")
     assert ran.code == 1
     assert ran.err.splitlines()[-1] == (
-        "Error: service web: 1 tasks ended and are not restarted (restart condition none): task: non-zero exit (3)"
+        "Error: service web: 1 task ended and is not restarted (restart condition none): task: non-zero exit (3)"
     )
 
 
 @pytest.mark.usefixtures("quick")
 def test_time_limit_says_what_is_missing(fleet: Any, engine: FakeEngine) -> None:
-    serve(engine, service(), [task(1)])
+    serve(engine, service(), [task(1), task(2, "preparing")])
     ran = fleet("service", "create", "--name", "web", "--timeout", "50ms", "img")
     assert ran.code == 1
-    assert ran.err.splitlines()[-1] == "Error: not converged after 0.05s: web has 1 of 2 tasks running"
+    assert ran.err.splitlines()[-1] == "Error: not converged after 0.05s: web has 1 of 2 tasks running (2 is preparing)"
+
+
+@pytest.mark.usefixtures("quick")
+def test_paused_update_tells_what_its_tasks_said(fleet: Any, engine: FakeEngine) -> None:
+    before = service(1)
+    engine.on("GET", f"/services/{ID}", before)
+    engine.on("GET", "/services/web", before)
+    engine.on("POST", f"/services/{ID}/update", {})
+    serve(
+        engine,
+        service(1, UpdateStatus={"State": "updating"}),
+        [],
+        [task(1, "failed", desired="shutdown", err="exit 4")],
+    )
+    rest = [
+        Reply(body=[service(1, UpdateStatus={"State": "updating"})]),
+        Reply(body=[service(1, UpdateStatus={"State": "paused", "Message": "task t1 failed"})]),
+    ]
+    engine.on("GET", "/services", lambda _request: rest.pop(0) if len(rest) > 1 else rest[0])
+    ran = fleet("service", "update", "--force", "web")
+    assert ran.code == 1
+    assert ran.err.splitlines() == [
+        "web: 0 of 1 tasks running",
+        "web.1: failed: exit 4",
+        "Error: service web: update paused: task t1 failed",
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_rollback_keeps_the_reason_it_began_with(fleet: Any, engine: FakeEngine) -> None:
+    engine.on("GET", "/services/web", service(1))
+    engine.on("POST", f"/services/{ID}/update", {})
+    serve(engine, service(1), [task(1, "starting")])
+    rest = [
+        Reply(body=[service(1, UpdateStatus={"State": "rollback_started", "Message": "task t1 failed"})]),
+        Reply(body=[service(1, UpdateStatus={"State": "rollback_completed", "Message": "rollback completed"})]),
+    ]
+    engine.on("GET", "/services", lambda _request: rest.pop(0) if len(rest) > 1 else rest[0])
+    ran = fleet("service", "update", "--force", "web")
+    assert ran.code == 1
+    assert "update rolled back: rollback completed (it began with: task t1 failed)" in ran.err
+
+
+@pytest.mark.usefixtures("quick")
+def test_failures_from_before_an_update_are_no_news(fleet: Any, engine: FakeEngine) -> None:
+    engine.on("GET", "/services/web", service(1))
+    engine.on("POST", f"/services/{ID}/update", {})
+    serve(engine, service(1), [task(1, "failed", desired="shutdown", err="old"), task(1)])
+    ran = fleet("service", "scale", "web=1")
+    assert (ran.code, ran.err) == (0, "web: 1 of 1 tasks running\n")
 
 
 @pytest.mark.usefixtures("quick")

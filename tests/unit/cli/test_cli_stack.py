@@ -1,0 +1,318 @@
+"""Deploying stacks: what is created, left alone, changed and removed, and in which order."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet.cli import stack as stack_module
+from tests.support.fake_engine import FakeEngine, Reply, Request
+
+LABEL = "com.docker.stack.namespace"
+FILE = """
+services:
+  web:
+    image: img:1
+    networks: [front]
+    secrets: [tok]
+    configs: [conf]
+    deploy: {replicas: 2}
+networks: {front: {}}
+secrets: {tok: {file: ./tok.txt}}
+configs: {conf: {file: ./conf.txt}}
+"""
+
+
+class Cluster:
+    """Keeps what is created and serves it back, as a daemon that fills in defaults would."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.kept: dict[str, list[dict[str, Any]]] = {
+            "networks": [],
+            "secrets": [],
+            "configs": [],
+            "services": [],
+            "tasks": [],
+        }
+        for kind in self.kept:
+            engine.on("GET", f"/{kind}", self._list(kind))
+            engine.on("POST", f"/{kind}/create", self._create(kind))
+            engine.on("POST", f"/{kind}/[^/]+/update", self._update(kind))
+            engine.on("DELETE", f"/{kind}/[^/]+", self._delete(kind))
+
+    def _list(self, kind: str) -> Any:
+        def answer(request: Request) -> Reply:
+            names = request.query.get("filters", {}).get("name")
+            return Reply(body=[o for o in self.kept[kind] if not names or o["Spec"]["Name"] in names])
+
+        return answer
+
+    def _create(self, kind: str) -> Any:
+        def answer(request: Request) -> Reply:
+            number = f"{kind[:3]}{len(self.kept[kind])}"
+            if kind == "networks":
+                self.kept[kind].append({**request.body, "Id": number, "Scope": "swarm"})
+                return Reply(201, {"Id": number})
+            spec = json.loads(json.dumps(request.body))
+            if kind == "services":
+                spec["TaskTemplate"] |= {"Runtime": "container", "ForceUpdate": 0}
+                spec["TaskTemplate"]["ContainerSpec"] |= {"Isolation": "default", "DNSConfig": {}}
+            self.kept[kind].append({"ID": number, "Version": {"Index": 7}, "Spec": spec})
+            return Reply(201, {"ID": number})
+
+        return answer
+
+    def _update(self, kind: str) -> Any:
+        def answer(request: Request) -> Reply:
+            (found,) = (o for o in self.kept[kind] if o["ID"] == request.path.split("/")[2])
+            if kind == "secrets" and found["Spec"]["Data"] != request.body["Data"]:
+                return Reply(400, {"message": "only updates to Labels are allowed"})
+            found["Spec"] = request.body
+            return Reply(body={})
+
+        return answer
+
+    def _delete(self, kind: str) -> Any:
+        def answer(request: Request) -> Reply:
+            wanted = request.path.split("/")[2]
+            self.kept[kind] = [o for o in self.kept[kind] if wanted not in (o.get("ID"), o.get("Id"))]
+            return Reply(204)
+
+        return answer
+
+
+@pytest.fixture
+def cluster(engine: FakeEngine) -> Cluster:
+    return Cluster(engine)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "stack.yml").write_text(FILE)
+    (tmp_path / "tok.txt").write_text("secret")
+    (tmp_path / "conf.txt").write_text("conf")
+    return tmp_path
+
+
+def deploy(fleet: Any, folder: Path, *flags: str) -> Any:
+    return fleet("stack", "deploy", "-d", "-c", str(folder / "stack.yml"), *flags, "s")
+
+
+def changes(engine: FakeEngine) -> list[str]:
+    return [f"{r.method} {r.path}" for r in engine.requests if r.method != "GET"]
+
+
+def test_first_deploy_creates_in_dockers_order_with_ids_and_labels(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
+) -> None:
+    ran = deploy(fleet, folder)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.splitlines() == [
+        "Creating network s_front",
+        "Creating secret s_tok",
+        "Creating config s_conf",
+        "Creating service s_web",
+    ]
+    assert changes(engine) == [f"POST /{kind}/create" for kind in ("networks", "secrets", "configs", "services")]
+    assert cluster.kept["secrets"][0]["Spec"] == {
+        "Name": "s_tok",
+        "Labels": {LABEL: "s"},
+        "Data": base64.b64encode(b"secret").decode(),
+    }
+    body = engine.sent("POST", "/services/create")[0].body
+    assert body["Name"] == "s_web"
+    assert body["Labels"] == {LABEL: "s", "com.docker.stack.image": "img:1"}
+    template = body["TaskTemplate"]
+    assert template["Networks"] == [{"Target": "net0", "Aliases": ["web"]}]
+    assert template["ContainerSpec"]["Secrets"][0] | {"File": None} == {
+        "SecretID": "sec0",
+        "SecretName": "s_tok",
+        "File": None,
+    }
+    assert template["ContainerSpec"]["Configs"][0] | {"File": None} == {
+        "ConfigID": "con0",
+        "ConfigName": "s_conf",
+        "File": None,
+    }
+
+
+def test_second_deploy_touches_no_service(fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path) -> None:
+    deploy(fleet, folder)
+    engine.requests.clear()
+    ran = deploy(fleet, folder)
+    assert ran.out.splitlines() == ["Keeping service s_web (unchanged)", "Stack s is up to date"]
+    assert changes(engine) == ["POST /secrets/sec0/update"]  # secrets cannot be read back, so the daemon compares
+
+
+def test_digest_the_cluster_settled_is_no_change(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
+) -> None:
+    deploy(fleet, folder)
+    cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] = "img:1@sha256:ab"
+    cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ForceUpdate"] = 4
+    assert "Keeping service s_web (unchanged)" in deploy(fleet, folder).out
+
+
+def test_changed_service_is_updated_and_the_dry_run_says_how(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
+) -> None:
+    deploy(fleet, folder)
+    cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ForceUpdate"] = 4
+    (folder / "stack.yml").write_text(FILE.replace("replicas: 2", "replicas: 3").replace("img:1", "img:2"))
+    engine.requests.clear()
+    ran = deploy(fleet, folder, "--dry-run")
+    assert [line.strip() for line in ran.out.splitlines()] == [
+        "keep    network s_front",
+        "update  secret s_tok",
+        "keep    config s_conf",
+        "update  service s_web",
+        'Labels.com.docker.stack.image: "img:1" -> "img:2"',
+        "Mode.Replicated.Replicas: 2 -> 3",
+        'TaskTemplate.ContainerSpec.Image: "img:1" -> "img:2"',
+    ]
+    assert changes(engine) == []
+    deploy(fleet, folder)
+    (request,) = engine.sent("POST", "/services/ser0/update")
+    assert request.query == {"version": "7"}
+    assert request.body["Mode"]["Replicated"]["Replicas"] == 3
+    assert request.body["TaskTemplate"]["ForceUpdate"] == 4
+
+
+def test_prune_removes_what_the_file_no_longer_has(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
+) -> None:
+    (folder / "stack.yml").write_text(FILE.replace("services:", "services:\n  old: {image: img, networks: [front]}"))
+    deploy(fleet, folder)
+    (folder / "stack.yml").write_text(FILE)
+    assert "old" not in deploy(fleet, folder).out
+    assert "Removing service s_old" in deploy(fleet, folder, "--prune").out
+    assert [o["Spec"]["Name"] for o in cluster.kept["services"]] == ["s_web"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("tok.txt", "secret s_tok exists with other content"), ("conf.txt", "config s_conf exists with other content")],
+)
+def test_changed_content_under_the_same_name_is_refused_before_services_change(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, name: str, words: str
+) -> None:
+    deploy(fleet, folder)
+    (folder / name).write_text("other")
+    (folder / "stack.yml").write_text(FILE.replace("img:1", "img:2"))
+    ran = deploy(fleet, folder)
+    assert ran.code == 2
+    assert words in ran.err
+    assert engine.sent("POST", "/services/.*/update") == []
+
+
+def test_network_that_would_have_to_change_is_refused(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
+) -> None:
+    deploy(fleet, folder)
+    (folder / "stack.yml").write_text(FILE.replace("front: {}", "front: {internal: true}"))
+    ran = deploy(fleet, folder)
+    assert ran.code == 2
+    assert "network s_front exists with internal False" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Reply(404, {"message": "network ext not found"}), "fleet network create -d overlay ext"),
+        ({"Id": "x", "Scope": "local"}, "on this host only"),
+    ],
+)
+def test_external_network_must_be_there(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, tmp_path: Path, answer: Any, words: str
+) -> None:
+    engine.on("GET", "/networks/ext", answer)
+    (tmp_path / "f.yml").write_text("services: {web: {image: i, networks: [ext]}}\nnetworks: {ext: {external: true}}\n")
+    ran = fleet("stack", "deploy", "-d", "-c", str(tmp_path / "f.yml"), "s")
+    assert ran.code in (1, 2)
+    assert words in ran.err
+    assert changes(engine) == []
+
+
+def test_external_secret_that_is_missing_is_named(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "f.yml").write_text("services: {web: {image: i, secrets: [e]}}\nsecrets: {e: {external: true}}\n")
+    ran = fleet("stack", "deploy", "-d", "-c", str(tmp_path / "f.yml"), "s")
+    assert (ran.code, engine.sent("POST", "/services/create")) == (1, [])
+    assert "service s_web: secret e not found" in ran.err
+
+
+def test_object_changed_by_the_cluster_meanwhile_is_read_again(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
+) -> None:
+    deploy(fleet, folder)
+    (folder / "stack.yml").write_text(FILE.replace("img:1", "img:2"))
+    found = cluster.kept["services"][0]
+    engine.on("GET", "/services/ser0", lambda _request: Reply(body={**found, "Version": {"Index": 8}}))
+    versions: list[str] = []
+
+    def update(request: Request) -> Reply:
+        versions.append(request.query["version"])
+        if versions[-1] == "7":
+            return Reply(409, {"message": "update out of sequence: service s_web changed since it was read"})
+        return Reply(body={})
+
+    engine.on("POST", "/services/ser0/update", update)
+    assert deploy(fleet, folder).code == 0
+    assert versions == ["7", "8"]
+
+
+def test_warnings_and_variables(fleet: Any, engine: FakeEngine, cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("TAG=from-file\nREG=r\n")
+    (tmp_path / "f.yml").write_text("services:\n  web:\n    image: $REG/i:$TAG\n    privileged: true\n")
+    ran = fleet("stack", "deploy", "-d", "-c", str(tmp_path / "f.yml"), "s", environment={"TAG": "own"})
+    assert ran.err.startswith(f"Warning: {tmp_path}/f.yml:4: services.web.privileged is not honoured: ")
+    assert engine.sent("POST", "/services/create")[0].body["TaskTemplate"]["ContainerSpec"]["Image"] == "r/i:own"
+
+
+def test_config_prints_the_merged_file(fleet: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text("services:\n  web:\n    image: ${I}\n    ports: ['80:80']\n")
+    (tmp_path / "b.yml").write_text("services:\n  web:\n    user: '5'\n")
+    ran = fleet(
+        "stack", "config", "-c", str(tmp_path / "a.yml"), "-c", str(tmp_path / "b.yml"), environment={"I": "img"}
+    )
+    assert ran.out == "services:\n  web:\n    image: img\n    ports:\n    - 80:80\n    user: '5'\n"
+
+
+def test_remove_waits_for_tasks_and_retries_networks(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack_module, "POLL_S", 0.005)
+    deploy(fleet, folder)
+    states = ["running", "running", "shutdown"]
+    engine.on("GET", "/tasks", lambda _request: Reply(body=[{"Status": {"State": states.pop(0)}}]))
+    busy = [Reply(403, {"message": "network s_front is in use"}), Reply(204)]
+    engine.on("DELETE", "/networks/net0", lambda _request: busy.pop(0))
+    engine.requests.clear()
+    ran = fleet("stack", "rm", "s")
+    assert (ran.code, ran.err) == (0, "")
+    assert changes(engine) == [
+        "DELETE /services/ser0",
+        "DELETE /secrets/sec0",
+        "DELETE /configs/con0",
+        "DELETE /networks/net0",
+        "DELETE /networks/net0",
+    ]
+    assert (states, busy) == ([], [])
+
+
+def test_removing_nothing_is_an_error(fleet: Any, cluster: Cluster) -> None:
+    ran = fleet("stack", "rm", "s")
+    assert (ran.code, ran.err) == (1, "Error: nothing found in stack: s\n")
+
+
+def test_stack_ls_counts_services(fleet: Any, engine: FakeEngine) -> None:
+    names = ["b", "a", "b"]
+    engine.on("GET", "/services", [{"Spec": {"Labels": {LABEL: name}}} for name in names])
+    assert fleet("stack", "ls").out == "NAME   SERVICES\na      1\nb      2\n"
+    assert engine.requests[0].query == {"filters": {"label": [LABEL]}}
