@@ -21,6 +21,7 @@ __all__ = [
     "free_name",
     "host_ports",
     "local_endpoints",
+    "peers_of",
     "published_backends",
     "sandbox_rules",
     "shuffled",
@@ -79,6 +80,14 @@ def local_endpoints(record: SandboxRecord, network_id: str) -> list[Endpoint]:
         for i in record.interfaces
         if i.network_id == network_id
     ]
+
+
+def peers_of(state: NetworkState) -> set[str]:
+    """Underlay addresses from which packets of a network may come."""
+    if state.network.driver != "overlay":
+        return set()
+    addresses = {endpoint.underlay for endpoint in state.endpoints} | {node.underlay for node in state.nodes}
+    return addresses - {""}
 
 
 def with_gateway(interfaces: Sequence[Interface], networks: Mapping[str, NetworkSpec]) -> tuple[Interface, ...]:

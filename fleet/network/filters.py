@@ -66,6 +66,23 @@ class HostFilter:
         self.apply(desired)
         return before != _listing(self._nft, self._table)
 
+    def obstacles(self) -> list[str]:
+        """A sentence for each table of others that drops forwarded packets by policy: no rule of ours can overrule it."""
+        found: list[str] = []
+        table = chain = ""
+        for line in self._nft.run("list chains ip\n").splitlines():
+            words = line.split()
+            if words[:1] == ["table"]:
+                table = words[2]
+            elif words[:1] == ["chain"]:
+                chain = words[1]
+            elif "hook forward" in line and "policy drop" in line and table != self._table:
+                found.append(
+                    f"firewall: chain {chain} of table {table} is not ours and drops forwarded packets by policy; "
+                    "containers reach nothing outside and published ports lead nowhere unless it lets interfaces fb* pass"
+                )
+        return found
+
     def remove(self) -> None:
         """Delete the table; absent is fine."""
         self._nft.run(f"add table ip {self._table}\ndelete table ip {self._table}\n")

@@ -10,13 +10,14 @@ the network cannot disagree with the control plane, and ARP for the gateway neve
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fleet.errors import RuntimeFault
+from fleet.errors import RuntimeFault, UnsupportedError
 from fleet.network.ipam import mac_for
 from fleet.network.kernel import rtnetlink
-from fleet.network.kernel.rtnetlink import FdbEntry, Link, Message, NeighbourEntry, Netlink
+from fleet.network.kernel.rtnetlink import FdbEntry, Link, Message, NeighbourEntry, Netlink, NetlinkError
 from fleet.network.namespaces import write_sysctl
 from fleet.network.naming import Owner
 from fleet.network.topology import NetworkSpec, NetworkState
@@ -92,9 +93,11 @@ class NetworkLinks:
             done += self._ensure_vxlan(self.underlay)
         return done
 
-    def moved(self) -> bool:
-        """Whether this host's underlay address became another one since ``ensure``."""
-        return self.spec.driver == "overlay" and self._effective_underlay() != self.underlay
+    def stale(self) -> bool:
+        """Whether ``ensure`` has not succeeded yet, or this host's underlay address became another one since."""
+        if not self.bridge_index:
+            return True
+        return self.spec.driver == "overlay" and (not self._vxlan_index or self._effective_underlay() != self.underlay)
 
     def remove(self) -> None:
         """Delete the devices; absent is fine. About 40 ms."""
@@ -113,11 +116,8 @@ class NetworkLinks:
         messages: list[Message] = []
         kept = {entry.mac for entry in desired.forwarding}
         # an entry that only moved is replaced in place, never deleted: no packet meets a gap
-        messages += [
-            rtnetlink.delete_fdb(index, e.mac)
-            for e in sorted(current.forwarding - desired.forwarding)
-            if e.mac not in kept
-        ]
+        for mac in sorted({entry.mac for entry in current.forwarding - desired.forwarding} - kept):
+            messages += [rtnetlink.delete_fdb(index, mac, bridge=True), rtnetlink.delete_fdb(index, mac, bridge=False)]
         answered = {entry.address for entry in desired.neighbours}
         gone = current.neighbours - desired.neighbours
         messages += [rtnetlink.delete_neighbour(index, e.address) for e in sorted(gone) if e.address not in answered]
@@ -190,7 +190,7 @@ class NetworkLinks:
             )
             device = None
         if device is None:
-            self._netlink.send(
+            self._send_vxlan(
                 rtnetlink.add_vxlan(
                     self.vxlan,
                     vni=spec.vni,
@@ -218,6 +218,16 @@ class NetworkLinks:
             self._remotes = None
         self._vxlan_index = device.index
         return done
+
+    def _send_vxlan(self, *messages: Message) -> None:
+        try:
+            self._netlink.send(*messages)
+        except NetlinkError as error:
+            if error.number != errno.EOPNOTSUPP:
+                raise
+            raise UnsupportedError(
+                f"network {self.spec.name}: this host's kernel has no VXLAN (module vxlan)"
+            ) from error
 
     def _effective_underlay(self) -> str:
         """The address for VXLAN. Loopback means "not known yet" (a daemon that just started): then a device's own stays."""

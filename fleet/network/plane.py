@@ -19,13 +19,14 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from fleet.errors import ConflictError, NotFoundError, UserError
+from fleet.errors import ConflictError, NotFoundError, RuntimeFault, UnsupportedError, UserError
 from fleet.network import desired, rules
 from fleet.network.cables import plug, set_default_route
 from fleet.network.dns.keeper import DnsKeeper
 from fleet.network.dns.records import zone_of
 from fleet.network.filters import HostFilter, SandboxFilters
 from fleet.network.forwarding import enable_forwarding, restore_forwarding
+from fleet.network.hostports import check_port_free
 from fleet.network.ipam import mac_for, next_address
 from fleet.network.kernel import rtnetlink
 from fleet.network.kernel.nft import NftCloser, NftContext
@@ -111,17 +112,19 @@ class Plane:
                 self._store.drop_sandbox(record.spec.id)
                 done.append(f"sandbox {record.spec.id}: its namespace is gone (reboot?), forgotten")
         for state in self._store.networks():
-            done += self._ensure(state)
+            self._admit(state)
+            done += self._attempt(state.network.name, partial(self._ensure, state.network.id))
         done += self._close_unfinished()
         self.dns.open()
         for sandbox_id in list(self._records):
             self._reseat(sandbox_id)
         for sandbox_id in sorted(self.dns.strangers()):
             self.dns.leave(sandbox_id)
-        for network_id in self._states:
-            self._apply(network_id)
+        for network_id, links in self._links.items():
+            if not links.stale():  # what could not be made was said above, and is tried again when it is asked for
+                self._apply(network_id)
         self._apply_host_rules()
-        return done
+        return done + self._host_filter.obstacles()
 
     def close(self) -> None:
         """Let go of the thread's resources; the data plane and the DNS process stay."""
@@ -178,14 +181,14 @@ class Plane:
     def apply_state(self, state: NetworkState) -> None:
         """Bring one network to a complete state, touching only what changed."""
         known = self._states.get(state.network.id)
-        moved = known is not None and self._links[state.network.id].moved()
-        if known == state and not moved:
+        stale = known is None or known.network != state.network or self._links[state.network.id].stale()
+        if known == state and not stale:
             return
         self._check_vni(state.network)
         self._store.put_network(state)
-        if known is None or known.network != state.network or moved:
-            self._ensure(state)
-        self._states[state.network.id] = state
+        self._admit(state)
+        if stale:
+            self._ensure(state.network.id)
         here = {endpoint.address for endpoint in state.endpoints}
         dead = {endpoint.address for endpoint in known.endpoints} - here if known is not None else set()
         self._apply(state.network.id, dead=dead)
@@ -334,11 +337,7 @@ class Plane:
             done.append(f"network {network_id}: nothing uses it, removed")
         done += self._remove_strays()
         for network_id, links in self._links.items():
-            done += links.ensure(veths=partial(self._veths_of, network_id))
-            links.forget_remotes()
-            changes = links.apply_remotes(self._remotes(network_id))
-            if changes:
-                done.append(f"network {links.spec.name}: mended {changes} forwarding and ARP entries")
+            done += self._attempt(links.spec.name, partial(self._mend_network, network_id))
         if self._host_filter.mend(self._host_rules()):
             done.append("host rules: differed from what was ordered, replaced")
         self._allow_loopback()
@@ -364,16 +363,25 @@ class Plane:
 
     # --- inside: networks -----------------------------------------------------------------------------------------
 
-    def _ensure(self, state: NetworkState) -> list[str]:
+    def _admit(self, state: NetworkState) -> None:
+        """Know a network from now on."""
         spec = state.network
-        links = self._links.get(spec.id)
-        if links is None:
-            links = NetworkLinks(spec=spec, owner=self._owner, netlink=self._netlink, underlay=self._underlay)
-        links.spec = spec
-        done = links.ensure(veths=partial(self._veths_of, spec.id))
-        self._links[spec.id] = links
+        if spec.id not in self._links:
+            self._links[spec.id] = NetworkLinks(
+                spec=spec, owner=self._owner, netlink=self._netlink, underlay=self._underlay
+            )
+        self._links[spec.id].spec = spec
         self._states[spec.id] = state
-        return done
+
+    def _ensure(self, network_id: str) -> list[str]:
+        return self._links[network_id].ensure(veths=partial(self._veths_of, network_id))
+
+    def _attempt(self, name: str, action: Callable[[], list[str]]) -> list[str]:
+        """Do what can be done; a network that cannot be made must not keep the others from working."""
+        try:
+            return action()
+        except (RuntimeFault, UnsupportedError) as error:
+            return [f"network {name}: {error}"]
 
     def _check_vni(self, spec: NetworkSpec) -> None:
         for other in (state.network for state in self._states.values()):
@@ -566,7 +574,8 @@ class Plane:
             ),
             host_ports=desired.host_ports(self._records.values()),
             published=desired.published_backends(ingress, self._published, seed=self._node_id),
-            vxlan_ports=frozenset(spec.vxlan_port for spec in specs if spec.driver == "overlay"),
+            tunnels=frozenset((spec.vxlan_port, spec.vni) for spec in specs if spec.driver == "overlay"),
+            peers=frozenset(peer for state in self._states.values() for peer in desired.peers_of(state)),
             closed_router=self._closed_router,
         )
 
@@ -583,8 +592,16 @@ class Plane:
                         f"host port {port.host_port}/{port.protocol} is already used by container {sandbox_id}"
                     )
             taken.append((port, spec.id))
+            check_port_free(port)
 
     # --- inside: mending ------------------------------------------------------------------------------------------
+
+    def _mend_network(self, network_id: str) -> list[str]:
+        done = self._ensure(network_id)
+        links = self._links[network_id]
+        links.forget_remotes()
+        changes = links.apply_remotes(self._remotes(network_id))
+        return [*done, f"network {links.spec.name}: mended {changes} forwarding and ARP entries"] if changes else done
 
     def _close_unfinished(self) -> list[str]:
         done: list[str] = []

@@ -14,7 +14,8 @@ On the host (table ``ip fleet_<owner>``):
     local    packets to a local address: host ports (one map lookup), then published ports (a chain a port, round robin)
     source   to the ingress network: this node's address there; container to outside: masquerade
     forward  nothing between different networks, nothing from or to internal ones, from outside only what was published
-    input    no VXLAN packets from containers (they could inject frames into any network), nothing from internal networks
+    input    VXLAN packets of our networks only from their hosts, none from containers (they could inject frames); nothing from
+             internal networks
 
 A change is the smallest set of element and chain operations. ``None`` as the current state means unknown, and replaces the
 table in one transaction, so packets never meet half a table. We never touch, list or depend on tables that are not ours.
@@ -68,13 +69,15 @@ class HostPortRule:
 class HostRules:
     """Desired rules of the host. ``published`` maps (protocol, port) to backends; none means the port is closed.
 
+    ``tunnels`` are (UDP port, VNI) of the overlays, ``peers`` the hosts from which their packets may come.
     ``closed_router`` drops what is forwarded between links that are not ours: set when it was us who turned forwarding on.
     """
 
     networks: frozenset[NetworkRule] = frozenset()
     host_ports: frozenset[HostPortRule] = frozenset()
     published: Mapping[tuple[str, int], tuple[Backend, ...]] = field(default_factory=dict)
-    vxlan_ports: frozenset[int] = frozenset()
+    tunnels: frozenset[tuple[int, int]] = frozenset()
+    peers: frozenset[str] = frozenset()
     closed_router: bool = False
 
 
@@ -151,6 +154,7 @@ def _host_skeleton(name: str, *, closed_router: bool) -> list[str]:
         "pairs": "type ifname . ifname;",
         "subnets": "type ipv4_addr; flags interval;",
         "vxlan_ports": "type inet_service;",
+        "peers": "type ipv4_addr;",
     }
     maps = {
         "ingress_source": "type ifname : ipv4_addr;",
@@ -172,6 +176,7 @@ def _host_skeleton(name: str, *, closed_router: bool) -> list[str]:
                 "meta l4proto . th dport vmap @published",
             ],
         ),
+        ("tunnels", "", []),
         ("in_nat", "type nat hook prerouting priority -100;", ["fib daddr type local jump local"]),
         ("out_nat", "type nat hook output priority -100;", ["fib daddr type local jump local"]),
         (
@@ -202,7 +207,11 @@ def _host_skeleton(name: str, *, closed_router: bool) -> list[str]:
         (
             "input",
             "type filter hook input priority 0;",
-            ["iifname @internal drop", "iifname @bridges udp dport @vxlan_ports drop"],
+            [
+                "iifname @internal drop",
+                "iifname @bridges udp dport @vxlan_ports drop",
+                "udp dport @vxlan_ports jump tunnels",
+            ],
         ),
     ]
     for chain, hook, rules in chains:
@@ -244,12 +253,17 @@ def _host_elements(name: str, before: HostRules, after: HostRules) -> Iterator[s
             "host_at",
             [f"{p.host_address} . {p.protocol} . {p.host_port} : {p.target[0]} . {p.target[1]}" for p in somewhere],
         )
-    yield from _elements(
-        "delete", name, "vxlan_ports", [str(port) for port in sorted(before.vxlan_ports - after.vxlan_ports)]
-    )
-    yield from _elements(
-        "add", name, "vxlan_ports", [str(port) for port in sorted(after.vxlan_ports - before.vxlan_ports)]
-    )
+    old_ports, new_ports = ({port for port, _ in state.tunnels} for state in (before, after))
+    yield from _elements("delete", name, "vxlan_ports", [str(port) for port in sorted(old_ports - new_ports)])
+    yield from _elements("add", name, "vxlan_ports", [str(port) for port in sorted(new_ports - old_ports)])
+    yield from _elements("delete", name, "peers", sorted(before.peers - after.peers))
+    yield from _elements("add", name, "peers", sorted(after.peers - before.peers))
+    if before.tunnels != after.tunnels:
+        # VXLAN has no authentication: at least the sender must be a host of ours. By VNI (bits 96 to 119 from the UDP header on,
+        # RFC 7348 section 5), because others may use the same port for networks of their own.
+        yield f"flush chain {name} tunnels"
+        for port, vni in sorted(after.tunnels):
+            yield f"add rule {name} tunnels udp dport {port} @th,96,24 {vni} ip saddr != @peers drop"
 
 
 def _elements(command: str, table: str, container: str, elements: Sequence[str]) -> Iterator[str]:

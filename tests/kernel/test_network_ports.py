@@ -336,3 +336,24 @@ def test_tcp_connection_to_a_task_that_is_gone_is_reset_instead_of_hanging(tmp_p
 
     with hosts(tmp_path, 2) as made:
         run(scenario(made), made)
+
+
+def test_host_port_that_a_program_uses_is_refused(tmp_path: Path) -> None:
+    async def scenario(made: list[Host]) -> None:
+        (one,) = made
+        await one.network.open()
+        await one.network.ensure_network(LOCAL)
+        wish = (AttachmentSpec(network_id="bridge"),)
+        with Greeter(one.netns, "program", 9000):
+            for protocol in ("tcp", "udp"):
+                port = HostPort(protocol=protocol, host_port=9000, target_port=80)  # type: ignore[arg-type]
+                with pytest.raises(ConflictError, match=f"host port 9000/{protocol}: port is already allocated"):
+                    await one.network.create_sandbox(SandboxSpec(id="box", attachments=wish, host_ports=(port,)))
+        elsewhere = HostPort(protocol="tcp", host_port=9000, target_port=80, host_address="192.0.2.1")
+        with pytest.raises(UserError, match=r"192\.0\.2\.1 is not an address of this host"):
+            await one.network.create_sandbox(SandboxSpec(id="box", attachments=wish, host_ports=(elsewhere,)))
+        port = HostPort(protocol="tcp", host_port=9000, target_port=80)
+        await one.network.create_sandbox(SandboxSpec(id="box", attachments=wish, host_ports=(port,)))
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
 import socket
 import struct
@@ -212,7 +214,8 @@ def test_drift_is_mended_and_named(tmp_path: Path) -> None:
             with Netlink() as netlink:
                 for link in netlink.links():
                     if link.kind == "vxlan":
-                        netlink.send(rtnetlink.delete_fdb(link.index, "02:42:0a:00:01:0c"))
+                        for bridge in (True, False):
+                            netlink.send(rtnetlink.delete_fdb(link.index, "02:42:0a:00:01:0c", bridge=bridge))
                         netlink.send(rtnetlink.delete_neighbour(link.index, "10.0.1.12"))
 
         in_netns(one.netns, break_forwarding)
@@ -526,4 +529,139 @@ def test_host_that_gets_another_address_takes_its_networks_along(tmp_path: Path)
         assert two.underlay == two.address
 
     with hosts(tmp_path, 2) as made:
+        run(scenario(made), made)
+
+
+def test_firewall_of_others_that_drops_forwarded_packets_is_named(tmp_path: Path) -> None:
+    async def scenario(made: list[Host]) -> None:
+        (one,) = made
+        nft(
+            one.netns,
+            "add table ip filter\nadd chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }\n"
+            "add table ip kind\nadd chain ip kind FORWARD { type filter hook forward priority 0; policy accept; }\n",
+        )
+        said = await one.network.open()
+        assert len(said) == 1
+        assert "chain FORWARD of table filter is not ours and drops" in said[0]
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
+
+
+def test_network_that_cannot_be_made_is_said_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    other = NetworkSpec(id="other", name="other", driver="overlay", subnet="10.0.5.0/24", gateway="10.0.5.1", vni=5001)
+
+    async def scenario(made: list[Host]) -> None:
+        (one,) = made
+        await bring_up(made)
+        await one.network.ensure_network(other)
+        await one.network.close()
+
+        def steal() -> None:
+            """Somebody else's VXLAN device now has the number."""
+            with Netlink() as netlink:
+                name = next(link.name for link in netlink.links() if link.vxlan_id == 5001)
+                netlink.send(rtnetlink.delete_link(name))
+                netlink.send(rtnetlink.add_bridge("theirs", mac="02:00:00:00:00:09", mtu=1500, group=0))
+                bridge = netlink.link("theirs")
+                assert bridge is not None
+                netlink.send(
+                    rtnetlink.add_vxlan(
+                        "thief", vni=5001, local="10.99.0.1", port=4789, mtu=1400, group=0, master=bridge.index
+                    )
+                )
+
+        in_netns(one.netns, steal)
+        one.new_network()
+        said = await one.network.open()
+        assert len(said) == 1
+        assert "network other: create VXLAN device" in said[0]
+        assert (await asyncio.to_thread(resolve, one.sandbox_path("task1"), "web")).addresses == [VIP]
+        with pytest.raises(RuntimeFault, match="VNI 5001"):
+            await one.network.ensure_network(other)
+
+        def give_back() -> None:
+            with Netlink() as netlink:
+                netlink.send(rtnetlink.delete_link("thief"), rtnetlink.delete_link("theirs"))
+
+        in_netns(one.netns, give_back)
+        await one.network.ensure_network(other)
+        assert await one.network.reconcile(keep_sandboxes=["task1"], keep_networks=["net", "other"]) == []
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
+
+
+def vxlan_frame(vni: int, payload: bytes) -> bytes:
+    """RFC 7348 section 5, with an Ethernet frame that carries an ARP-less broadcast of ours."""
+    ethernet = bytes.fromhex("ffffffffffff020000000099") + struct.pack("!H", 0x88B5) + payload
+    return struct.pack("!II", 0x08000000, vni << 8) + ethernet
+
+
+def test_only_hosts_of_the_cluster_may_send_into_an_overlay(tmp_path: Path) -> None:
+    """Frames injected by a stranger on the underlay do not arrive in a container; the same frame from a peer does."""
+
+    async def scenario(made: list[Host]) -> None:
+        one, two = made
+        paths = await bring_up(made)
+
+        def sniff() -> socket.socket:
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5))
+            sock.bind(("eth0", 0x88B5))
+            sock.settimeout(0.5)
+            return sock
+
+        def inject(path: Path, text: bytes) -> bytes:
+            with socket_in(path, socket.SOCK_DGRAM) as sender, in_netns(paths[0], sniff) as ear:
+                sender.sendto(vxlan_frame(4097, text), (one.address, 4789))
+                try:
+                    return ear.recv(200)
+                except TimeoutError:
+                    return b""
+
+        assert b"friend" in await asyncio.to_thread(inject, two.netns, b"friend" * 10)
+        assert await asyncio.to_thread(inject, tmp_path / "switch.netns", b"enemy" * 10) == b""
+        # nor may a container, whatever it sends to its host or through it
+        assert await asyncio.to_thread(inject, paths[1], b"inside" * 10) == b""
+
+    with hosts(tmp_path, 2) as made:
+        run(scenario(made), made)
+
+
+def test_hostile_questions_do_not_take_the_names_away(tmp_path: Path) -> None:
+    async def scenario(made: list[Host]) -> None:
+        (one,) = made
+        (path,) = await bring_up(made)
+        before = one.network.dns_pid()
+
+        def attack() -> None:
+            noise = random.Random(7)
+            good = wire.build_query("tasks.web", wire.A, identity=1, edns_size=1232)
+            with socket_in(path, socket.SOCK_DGRAM) as sock:
+                sock.connect(("127.0.0.11", 53))
+                for _ in range(3000):
+                    data = bytearray(good)
+                    for _ in range(noise.randrange(1, 6)):
+                        data[noise.randrange(len(data))] = noise.randrange(256)
+                    sock.send(bytes(data[: noise.randrange(1, len(data) + 1)]))
+            streams = []
+            for _ in range(100):  # more than one sandbox may have
+                with contextlib.suppress(OSError):
+                    stream = socket_in(path)
+                    streams.append(stream)
+                    stream.connect(("127.0.0.11", 53))
+                    stream.send(b"\xff\xff" + noise.randbytes(100))
+            assert resolve(path, "web").addresses == [VIP]
+            for stream in streams:
+                stream.close()
+            assert resolve(path, "web", tcp=True).addresses == [VIP]
+
+        await asyncio.to_thread(attack)
+        assert one.network.dns_pid() == before
+        assert (one.run_dir / "dns.log").read_text() == ""
+        status = Path(f"/proc/{before}/status").read_text()
+        assert "Uid:\t65534\t65534\t65534\t65534" in status
+        assert "CapEff:\t0000000000000000" in status
+
+    with hosts(tmp_path, 1) as made:
         run(scenario(made), made)

@@ -1,6 +1,6 @@
 """The DNS process of a host: one thread, epoll, standard library only, outlives the daemon.
 
-It owns no namespace and needs no privilege once it runs: the daemon makes the sockets inside each sandbox and passes
+It owns no namespace and gives up its privileges when it starts: the daemon makes the sockets inside each sandbox and passes
 them over a unix socket (SCM_RIGHTS) together with complete, numbered tables of names. Between two daemons it keeps
 answering. When it dies, the daemon starts another and passes duplicates of the same sockets: questions that arrive
 meanwhile wait in them.
@@ -18,6 +18,7 @@ import contextlib
 import gc
 import json
 import os
+import resource
 import secrets
 import selectors
 import signal
@@ -25,6 +26,7 @@ import socket
 import struct
 import sys
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -48,7 +50,10 @@ _TCP_PER_SANDBOX_MAX = 64
 _TCP_IDLE_S = 10.0
 _UPSTREAM_TIMEOUT_S = 2.0
 _UPSTREAM_ROUNDS = 2  # times through the list of servers before SERVFAIL
+_REPORTS_MAX = 100
 _BURST = 32  # datagrams taken from one socket before others get a turn
+
+_NOBODY = 65534
 
 Reply = Callable[[bytes], None]
 
@@ -89,7 +94,9 @@ class _Forward:
 class DnsServer:
     """Event loop, sandboxes and forwarding."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, daemon_uid: int) -> None:
+        """``daemon_uid`` is the only user who may control this process."""
+        self.daemon_uid = daemon_uid
         self.directory = Directory()
         self._selector = selectors.DefaultSelector()
         self._sandboxes: dict[str, _Sandbox] = {}
@@ -99,6 +106,7 @@ class DnsServer:
         )  # oldest deadline first: one constant timeout
         self._streams: dict[_Stream, float] = {}
         self._running = True
+        self._reports = 0
 
     def listen(self, listener: socket.socket) -> None:
         """Serve control connections from ``listener``."""
@@ -109,8 +117,18 @@ class DnsServer:
         """Serve until ``stop``."""
         while self._running:
             for key, _ in self._selector.select(self._timeout()):
-                key.data()
+                try:
+                    key.data()
+                except Exception:  # noqa: BLE001 - one container's packet must not take the names from all the others
+                    self._report()
             self._expire()
+
+    def _report(self) -> None:
+        """Write the exception being handled to the log, the first hundred times."""
+        self._reports += 1
+        if self._reports <= _REPORTS_MAX:
+            traceback.print_exc()
+            sys.stderr.flush()
 
     def watch(self, sock: socket.socket, callback: Callable[[], None], *, write: bool = False) -> None:
         """Call ``callback`` when ``sock`` is readable (or writable)."""
@@ -232,7 +250,7 @@ class DnsServer:
             reply(wire.build_response(query, code=wire.SERVFAIL, answers=[], authoritative=False, size_max=size_max))
             return
         forward = _Forward(sandbox, query, data, reply, servers)
-        if tcp and sandbox.upstream is None:
+        if tcp and sandbox.upstream is None and sandbox.connections < 2 * _TCP_PER_SANDBOX_MAX:
             _UpstreamStream(self, sandbox, forward)
         else:
             sandbox.pending += 1
@@ -492,7 +510,7 @@ class _Control:
         except OSError:
             return
         _, uid, _ = struct.unpack("=iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid != os.getuid():
+        if uid != server.daemon_uid:
             sock.close()
             return
         sock.settimeout(
@@ -554,8 +572,15 @@ def main(descriptor: int) -> None:
     """Serve control connections on the inherited listening socket ``descriptor`` until told to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C meant for the daemon's terminal
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    server = DnsServer()
+    server = DnsServer(daemon_uid=os.getuid())
     server.listen(socket.socket(fileno=descriptor))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two or three sockets a sandbox
+    if os.getuid() == 0:
+        # it reads what containers send; everything that needs privilege was done by the daemon
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
     gc.collect()
     gc.freeze()
     server.run()

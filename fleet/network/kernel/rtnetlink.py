@@ -404,11 +404,15 @@ def add_fdb(index: int, entry: FdbEntry) -> Message:
     )
 
 
-def delete_fdb(index: int, mac: str) -> Message:
-    """Forget where frames for a MAC address go; absent is fine."""
-    body = struct.pack("=BBHiHBB", socket.AF_BRIDGE, 0, 0, index, 0, NTF_SELF | NTF_MASTER, 0) + _attribute(
-        NDA_LLADDR, _mac_bytes(mac)
-    )
+def delete_fdb(index: int, mac: str, *, bridge: bool) -> Message:
+    """Forget where frames for a MAC address go, in the bridge or in the VXLAN device; absent is fine.
+
+    Two messages, not one with both flags: the kernel stops at the first of the two that is missing, and the bridge's is when
+    the address has meanwhile been seen on one of its own ports.
+    """
+    body = struct.pack(
+        "=BBHiHBB", socket.AF_BRIDGE, 0, 0, index, 0, NTF_MASTER if bridge else NTF_SELF, 0
+    ) + _attribute(NDA_LLADDR, _mac_bytes(mac))
     return Message(kind=RTM_DELNEIGH, flags=0, body=body, describe=f"stop forwarding {mac}", tolerate=(errno.ENOENT,))
 
 
