@@ -85,7 +85,7 @@ def cover_run(keep: list[str]) -> None:
     mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64m")
     for path, handle in handles:
         os.makedirs(path, exist_ok=True)
-        mount(f"/proc/self/fd/{handle}", path, "", MS_BIND | MS_REC)
+        mount(f"/proc/self/fd/{handle}", path, "", MS_BIND)
         os.close(handle)
 
 

@@ -29,7 +29,6 @@ from fleet.lab import cgroups, processes, wires
 from fleet.lab.hosts import HostPower
 from fleet.lab.names import (
     CGROUP_ROOT,
-    NETNS_DIR,
     RUN_ROOT,
     Layout,
     Role,
@@ -213,10 +212,6 @@ class Lab:
                 f"lab name {self.name!r} is taken: its data is in {where}; choose another --name"
             )
         if record is None:
-            if (NETNS_DIR / self.layout.netns).exists():
-                raise errors.ConflictError(
-                    f"lab name {self.name!r} is taken: there is a network namespace {self.layout.netns} of unknown origin"
-                )
             used = [*wires.used_networks(except_link=""), *(other.subnet for other in held.values())]
             chosen = choose_subnet(used, start=int(token[:4], 16), wanted=subnet)
             record = LabRecord(

@@ -4,7 +4,7 @@ NAME                 1-24 of [a-z0-9-]; machine-wide, because network namespaces
 token                16 hex digits drawn when the lab is made; whatever carries it was made by this very lab
 subnet 10.X.Y.0/24   .1 the machine, .10+i manager i, .100+i worker i
 ROOT/NAME/           lab.json (the record), hosts, HOST/data, HOST/fleetd.toml, HOST/fleetd.log
-/run/fleet-lab/NAME/ owner.json, HOST/ (the daemon's exec root, emptied at each boot), HOST.init.sock
+/run/fleet-lab/NAME/ owner.json, switch, HOST/ (the daemon's exec root, emptied at each boot), HOST.init.sock
 fleet-lab-NAME       network namespace with the switch: bridge ``br0``, a port named after each host, port ``machine``
 flab<token[:8]>      the machine's link into the switch
 /fleet-lab/NAME/HOST the cgroup below which the host's containers run, in every hierarchy
@@ -24,7 +24,6 @@ from fleet import errors
 __all__ = [
     "CGROUP_ROOT",
     "MANAGERS_MAX",
-    "NETNS_DIR",
     "RUN_ROOT",
     "WORKERS_MAX",
     "Layout",
@@ -44,8 +43,6 @@ Role = Literal["manager", "worker"]
 
 RUN_ROOT: Final = Path("/run/fleet-lab")
 """Short on purpose: socket paths below it must fit the 107 bytes of unix(7)."""
-NETNS_DIR: Final = Path("/run/netns")
-"""Where ip-netns(8) keeps named network namespaces."""
 CGROUP_ROOT: Final = "/fleet-lab"
 MANAGERS_MAX: Final = 9
 WORKERS_MAX: Final = 100
@@ -169,8 +166,8 @@ class Layout:
         return RUN_ROOT / f".{self.name}.{token}"
 
     @property
-    def netns(self) -> str:
-        return f"fleet-lab-{self.name}"
+    def switch(self) -> Path:
+        return self.run / "switch"
 
     @property
     def cgroup(self) -> str:

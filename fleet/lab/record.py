@@ -107,7 +107,7 @@ def write_durably(path: Path, data: bytes) -> None:
 def owners() -> dict[str, Owner]:
     """Every lab name held on this machine, whatever its root."""
     found = {}
-    for path in sorted(RUN_ROOT.glob("*/owner.json")):
+    for path in sorted(RUN_ROOT.glob("[!.]*/owner.json")):  # with a dot: the draft of one that is just being claimed
         try:
             found[path.parent.name] = msgspec.json.decode(path.read_bytes(), type=Owner)
         except FileNotFoundError:

@@ -1,9 +1,10 @@
 """The lab's network: one switch in a namespace of its own, a cable to each host and one to the machine.
 
-The switch is a bridge in the network namespace ``fleet-lab-NAME``, not in the machine's: with Docker installed, frames that
+The switch is a bridge in a network namespace of its own, not in the machine's: with Docker installed, frames that
 cross a bridge of the machine run through its firewall (br_netfilter) and are dropped by its FORWARD policy. Here host-to-host
 traffic never meets the machine's firewall, and the machine gets a single link that carries ``.1``. A host's port is named after
-the host; ``ip netns exec fleet-lab-NAME tcpdump -i br0`` shows everything.
+the host; ``nsenter --net=/run/fleet-lab/NAME/switch tcpdump -i br0`` shows everything. (A file of our own holds the namespace,
+rather than a name of ip-netns(8), which would leave a mount on /run/netns behind.)
 
 A partition is a table in the *receiving* host's own namespace that drops by source address in prerouting: silent loss, as on a
 broken cable. (Dropping in output instead would answer ``sendto`` with EPERM, which no broken cable does.) All traffic between
@@ -22,12 +23,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from fleet import errors
-from fleet.lab.names import NETNS_DIR, Layout, mac_of, machine_address
+from fleet.lab.names import Layout, mac_of, machine_address
 
 __all__ = ["BLOCK_TABLE", "Switch", "block_sources", "require_tools", "run", "used_networks"]
 
 BLOCK_TABLE: Final = "fleet_lab"
-_TOOLS: Final = {"ip": "iproute2", "nsenter": "util-linux", "setpriv": "util-linux"}
+_TOOLS: Final = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux", "setpriv": "util-linux"}
 _COMMAND_TIMEOUT_S: Final = 30.0
 
 
@@ -90,21 +91,23 @@ class Switch:
         return f"flab{self.token[:8]}"
 
     def exists(self) -> bool:
-        return (NETNS_DIR / self.layout.netns).exists()
+        """Whether a namespace is mounted on the switch's file, which is then of another device (nsfs) than its folder."""
+        path = self.layout.switch
+        return path.exists() and path.stat().st_dev != path.parent.stat().st_dev
 
     def _inside(self, *commands: str) -> None:
-        run(
-            ["nsenter", f"--net={NETNS_DIR / self.layout.netns}", "ip", "-batch", "-"],
-            stdin="".join(command + "\n" for command in commands),
-        )
+        run([*self._enter(), "ip", "-batch", "-"], stdin="".join(command + "\n" for command in commands))
+
+    def _enter(self) -> list[str]:
+        return ["nsenter", f"--net={self.layout.switch}"]
 
     def ensure(self) -> None:
         """Make the switch and the machine's cable. What a crash left half made is removed first."""
-        if self.exists():
-            if self._complete():
-                return
-            self.remove()
-        run(["ip", "netns", "add", self.layout.netns])
+        if self.exists() and self._complete():
+            return
+        self.remove()
+        self.layout.switch.touch()
+        run(["unshare", f"--net={self.layout.switch}", "true"])
         alias = f"fleet-lab/{self.layout.name}/{self.token}"
         self._inside(
             "link set lo up",
@@ -115,7 +118,7 @@ class Switch:
         run(
             ["ip", "-batch", "-"],
             stdin=(
-                f"link add {self.link} type veth peer name machine netns {self.layout.netns}\n"
+                f"link add {self.link} type veth peer name machine netns {self.layout.switch}\n"
                 f"link set {self.link} alias {alias}\n"
                 f"address add {machine_address(self.subnet)}/24 dev {self.link}\n"
                 f"link set {self.link} up\n"
@@ -125,7 +128,7 @@ class Switch:
 
     def _complete(self) -> bool:
         """Whether the last step of ``ensure`` was reached: the machine's cable is up and plugged in."""
-        links = json.loads(run(["ip", "-n", self.layout.netns, "-j", "link", "show"]) or "[]")
+        links = json.loads(run([*self._enter(), "ip", "-j", "link", "show"]) or "[]")
         plugged = any(link["ifname"] == "machine" and link.get("master") == "br0" for link in links)
         return plugged and self.link in {link["ifname"] for link in json.loads(run(["ip", "-j", "link", "show"]))}
 
@@ -134,10 +137,11 @@ class Switch:
         if self.link in {link["ifname"] for link in json.loads(run(["ip", "-j", "link", "show"]))}:
             run(["ip", "link", "delete", self.link])
         if self.exists():
-            run(["ip", "netns", "delete", self.layout.netns])
+            run(["umount", str(self.layout.switch)])
+        self.layout.switch.unlink(missing_ok=True)
 
     def _ports(self) -> set[str]:
-        links = json.loads(run(["ip", "-n", self.layout.netns, "-j", "link", "show"]) or "[]")
+        links = json.loads(run([*self._enter(), "ip", "-j", "link", "show"]) or "[]")
         return {link["ifname"] for link in links}
 
     def plug(self, host: str, *, pid: int, address: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from fleet import errors
 from fleet.lab import Lab, cgroups, processes
-from fleet.lab.names import NETNS_DIR, RUN_ROOT
+from fleet.lab.names import RUN_ROOT
 from fleet.lab.record import HostRecord, load, save
 from fleet.lab.wires import run, used_networks
 
@@ -35,7 +35,7 @@ def start_up(name: str, root: Path) -> subprocess.Popen[str]:
 
 def traces_of(name: str, root: Path, token: str) -> list[object]:
     links = [link for link in run(["ip", "-o", "link"]).splitlines() if f"flab{token[:8]}" in link]
-    folders = [path for path in (root / name, RUN_ROOT / name, NETNS_DIR / f"fleet-lab-{name}") if path.exists()]
+    folders = [path for path in (root / name, RUN_ROOT / name) if path.exists()]
     return [*processes.find(token), *links, *folders, *cgroups.leftovers(f"/fleet-lab/{name}")]
 
 
@@ -78,7 +78,7 @@ def test_a_lost_run_folder_and_switch_are_made_again_as_after_a_reboot(unique: s
         assert record is not None
         processes.end_all(processes.find(record.token), timeout_s=5)
         run(["ip", "link", "delete", f"flab{record.token[:8]}"])
-        run(["ip", "netns", "delete", lab.layout.netns])
+        run(["umount", str(lab.layout.switch)])
         for path in sorted(lab.layout.run.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         lab.layout.run.rmdir()
@@ -110,6 +110,7 @@ def test_the_machines_links_rules_routes_and_sysctls_are_as_before(unique: str, 
         ["ip", "rule"],
         ["ip", "route", "show", "table", "all"],
         ["ip", "-br", "link"],
+        ["cat", "/proc/self/mounts"],
     ]
     run(["ip", "link", "add", "flabstranger", "type", "bridge"])
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -64,8 +65,14 @@ def states(lab: Lab) -> dict[str, tuple[str, str]]:
     return {row.name: (row.state, row.daemon) for row in lab.status()}
 
 
-def in_background(lab: Lab, host: str, script: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(lab.command(host, [sys.executable, "-c", script]), stdout=subprocess.PIPE, text=True)
+@contextlib.contextmanager
+def in_background(lab: Lab, host: str, script: str) -> Iterator[subprocess.Popen[str]]:
+    argv = lab.command(host, [sys.executable, "-c", script])
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # or a failed test would wait for it for ever
 
 
 def test_each_host_has_its_own_name_address_processes_and_boot(lab: Lab) -> None:
@@ -240,8 +247,7 @@ def test_a_connection_outlives_a_partition_that_heals(lab: Lab) -> None:
     with in_background(lab, "w1", ECHO) as server:
         assert server.stdout is not None
         server.stdout.readline()
-        argv = lab.command("m1", [sys.executable, "-c", ECHO_USER])
-        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as user:
+        with in_background(lab, "m1", ECHO_USER) as user:
             assert user.stdin is not None
             assert user.stdout is not None
             user.stdin.write("1\n")
@@ -254,7 +260,6 @@ def test_a_connection_outlives_a_partition_that_heals(lab: Lab) -> None:
             began = time.monotonic()
             assert user.stdout.readline() == "b'x'\n"
             assert time.monotonic() - began > 0.9
-            user.stdin.close()
 
 
 def test_exec_gives_output_exit_code_and_the_hosts_own_daemon(lab: Lab) -> None:
