@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from fleet import errors
@@ -43,33 +44,49 @@ class TaskControl:
         or prefix; raises ``NotFoundError``), ``desired-state``, ``_up-to-date`` (made from the current spec).
         """
         wanted = filters or {}
-        states = _desired_states(wanted)
-        nodes = {self._store.nodes.find(text).id for text in wanted.get("node", ())}
-        return [
-            task
-            for task in self._candidates(wanted)
-            if (not nodes or task.node_id in nodes)
-            and (states is None or task.desired_state in states)
-            and any_prefix(wanted, "id", task.id)
-            and any_prefix(wanted, "name", task_name(task))
-            and has_labels(wanted, "label", {**task.service_labels, **task.labels})
-            and ("_up-to-date" not in wanted or self._is_up_to_date(task))
-        ]
+        found = self._candidates(wanted)
+        for check in self._checks(wanted):
+            found = [task for task in found if check(task)]
+        return list(found)
 
-    def _candidates(self, filters: Filters) -> tuple[Task, ...]:
+    def _checks(self, wanted: Filters) -> Iterator[Callable[[Task], bool]]:
+        """Only what was asked for: this list is polled, and may hold ten thousand tasks."""
+        states = _desired_states(wanted)
+        if states is not None:
+            yield lambda task: task.desired_state in states
+        nodes = {self._store.nodes.find(text).id for text in wanted.get("node", ())}
+        if nodes:
+            yield lambda task: task.node_id in nodes
+        if wanted.get("id"):
+            yield lambda task: any_prefix(wanted, "id", task.id)
+        if wanted.get("name"):
+            yield lambda task: any_prefix(wanted, "name", task_name(task))
+        if wanted.get("label"):
+            yield lambda task: has_labels(wanted, "label", {**task.service_labels, **task.labels})
+        if "_up-to-date" in wanted:
+            yield self._up_to_date()
+
+    def _candidates(self, filters: Filters) -> Sequence[Task]:
         """By the index that narrows most."""
         services = filters.get("service")
         if services:
             ids = dict.fromkeys(self._store.services.find(text).id for text in services)
             return tuple(task for id_ in ids for task in self._store.tasks.by_service(id_))
+        if filters.get("node"):
+            nodes = dict.fromkeys(self._store.nodes.find(text).id for text in filters["node"])
+            return tuple(task for id_ in nodes for task in self._store.tasks.by_node(id_))
         return self._store.tasks.all()
 
-    def _is_up_to_date(self, task: Task) -> bool:
-        service = self._store.services.get(task.service_id)
-        if service is None:
-            return False
-        nodes = {node.id: node for node in self._store.nodes.all()} if task.node_id else {}
-        return not ServiceView(service=service, tasks=(), nodes=nodes, fits=_fits).is_stale(task)
+    def _up_to_date(self) -> Callable[[Task], bool]:
+        nodes = {node.id: node for node in self._store.nodes.all()}
+
+        def check(task: Task) -> bool:
+            service = self._store.services.get(task.service_id)
+            return service is not None and not ServiceView(service=service, tasks=(), nodes=nodes, fits=_fits).is_stale(
+                task
+            )
+
+        return check
 
 
 def _fits(spec: TaskSpec, node: Node) -> bool:

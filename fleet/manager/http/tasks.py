@@ -25,8 +25,11 @@ def routes(control: Control) -> APIRouter:
     encoded = Encoded()
 
     def render(task: Task, networks: dict[str, Network]) -> bytes:
-        seen = tuple(networks[a.network_id].version.index for a in task.network_attachments if a.network_id in networks)
-        return encoded.get(task.id, (task.version.index, seen), lambda: task_json(task, networks))
+        key = (
+            task.version.index,
+            *(networks[a.network_id] for a in task.network_attachments if a.network_id in networks),
+        )
+        return encoded.get(task.id, key, lambda: task_json(task, networks))
 
     @router.get("/tasks")
     async def list_tasks(request: Request) -> Response:
