@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Final
 
 from fleet.model.task import Task, TaskState
 from fleet.orchestrator.eviction import Place, place_of
@@ -15,6 +16,9 @@ from fleet.orchestrator.update import is_paused, plan_update, update_config
 from fleet.orchestrator.view import ServiceView, Slot, SlotKey
 
 __all__ = ["choose_slots", "plan_replicated"]
+
+CREATES_MAX: Final = 1000
+"""New slots in one plan: a service of any size grows in steps that fit in memory and leave room for other services."""
 
 
 def plan_replicated(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:
@@ -31,7 +35,7 @@ def plan_replicated(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:
     for slot in kept.values():
         settle_slot(view, slot, plan, now=now, new_id=new_id, start_first=start_first, is_paused=paused)
     free = (number for number in itertools.count(1) if number not in kept)
-    for number in itertools.islice(free, service.spec.replicas - len(kept)):
+    for number in itertools.islice(free, min(service.spec.replicas - len(kept), CREATES_MAX)):
         plan.create.append(new_task(service, slot=number, now=now, new_id=new_id))
     plan_update(view, kept, plan, now=now, new_id=new_id)
     return plan

@@ -50,6 +50,12 @@ def test_growing_fills_the_lowest_free_numbers() -> None:
     assert [task.slot for task in cluster.plan().create] == [1, 3, 4]
 
 
+def test_large_service_grows_in_steps() -> None:
+    cluster = Cluster(a_service(replicas=2500))
+    assert [len(cluster.plan().create) for _ in range(4)] == [1000, 1000, 500, 0]
+    assert cluster.slots() == list(range(1, 2501))
+
+
 def test_shrinking_takes_from_the_node_with_most_tasks() -> None:
     tasks = [a_task(slot=i, node=n, state=S.RUNNING) for i, n in enumerate(["a", "b", "b", "b", "c"], start=1)]
     cluster = Cluster(a_service(replicas=3), [a_node(n) for n in "abc"], tasks)
