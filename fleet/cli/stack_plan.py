@@ -153,12 +153,14 @@ def _rename_targets(spec: ServiceSpec, names: Mapping[str, str]) -> ServiceSpec:
 
 
 def _carry_over(wanted: ServiceSpec, current: ServiceSpec) -> ServiceSpec:
-    """Keep the restart counter, and the digest the cluster settled for an image that the file still names the same."""
+    """Keep the restart counter, and the digest and platforms that were settled for an image the file still names the same."""
     template = msgspec.structs.replace(wanted.task_template, force_update=current.task_template.force_update)
     image, pinned = template.container_spec.image, current.task_template.container_spec.image
     if "@" not in image and pinned.partition("@")[0] == image:
         template = msgspec.structs.replace(
-            template, container_spec=msgspec.structs.replace(template.container_spec, image=pinned)
+            template,
+            container_spec=msgspec.structs.replace(template.container_spec, image=pinned),
+            placement=msgspec.structs.replace(template.placement, platforms=current.task_template.placement.platforms),
         )
     return msgspec.structs.replace(wanted, task_template=template)
 

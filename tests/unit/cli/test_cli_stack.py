@@ -149,11 +149,12 @@ def test_second_deploy_touches_no_service(fleet: Any, engine: FakeEngine, cluste
     assert changes(engine) == ["POST /secrets/sec0/update"]  # secrets cannot be read back, so the daemon compares
 
 
-def test_digest_the_cluster_settled_is_no_change(
+def test_digest_and_platforms_settled_for_the_image_are_no_change(
     fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
 ) -> None:
     deploy(fleet, folder)
     cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] = "img:1@sha256:ab"
+    cluster.kept["services"][0]["Spec"]["TaskTemplate"]["Placement"] = {"Platforms": [{"OS": "linux"}]}
     cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ForceUpdate"] = 4
     assert "Keeping service s_web (unchanged)" in deploy(fleet, folder).out
 
