@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -58,6 +59,9 @@ from fleet.network.topology import (
 
 __all__ = ["Plane"]
 
+_LEAVING_S = 10.0
+"""A closed namespace and its cables go within a second, when their last process has; later than this, something holds them."""
+
 
 class Plane:
     """Everything this host's network is. Not thread-safe: construct and call it on the network thread only."""
@@ -87,6 +91,7 @@ class Plane:
         self._links: dict[str, NetworkLinks] = {}
         self._states: dict[str, NetworkState] = {}  # the same keys as _links
         self._records: dict[str, SandboxRecord] = {}
+        self._leaving: dict[str, float] = {}  # cables of closed sandboxes, and until when the kernel may take them away
         self._published: tuple[PublishedPort, ...] = ()
         self._cursors: dict[str, str] = {}
         self._closed_router = False
@@ -257,6 +262,7 @@ class Plane:
         self._store.drop_sandbox(sandbox_id)
         record = self._records.pop(sandbox_id, None)
         if record is not None:
+            self._leaving |= dict.fromkeys(record.veths, time.monotonic() + _LEAVING_S)
             self._put_local_zones(record.interfaces)
             if record.dns_port:
                 self.dns.leave(sandbox_id)
@@ -613,6 +619,9 @@ class Plane:
 
     def _remove_strays(self) -> list[str]:
         known = {veth for record in self._records.values() for veth in record.veths}
+        now = time.monotonic()
+        self._leaving = {veth: until for veth, until in self._leaving.items() if until > now}
+        known |= self._leaving.keys()
         known |= {name for links in self._links.values() for name in (links.bridge, links.vxlan)}
         strays = [link for link in self._netlink.links() if link.group == self._owner.group and link.name not in known]
         self._netlink.send_all([rtnetlink.delete_link(link.name) for link in strays])
