@@ -13,7 +13,7 @@ import io
 import posixpath
 import tarfile
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fleet.errors import RejectedFault, TooLargeError, UserError
-from fleet.images.blobs import BlobStore
+from fleet.images.blobs import BlobStore, storage_errors
 from fleet.images.compression import PlainReader, detect_compression
 from fleet.images.config import CONFIG_BYTES_MAX, parse_config
 from fleet.images.jsondoc import Document, decode_document, encode_canonical
@@ -75,23 +75,23 @@ class ImageToSave:
     references: tuple[Reference, ...]
 
 
-async def spool(stream: AsyncIterator[bytes], path: Path, *, bytes_max: int) -> int:
-    """Write a stream to a new file; its size. ``TooLargeError`` past ``bytes_max``, ``UserError`` when it is empty."""
+async def spool(stream: AsyncIterator[bytes], write: Callable[[bytes], object], *, bytes_max: int) -> None:
+    """Pass a stream to ``write``, in a thread and in large pieces. ``TooLargeError`` past ``bytes_max``, ``UserError``
+    when it is empty.
+    """
     size = 0
     pending = bytearray()
-    with path.open("xb", buffering=0) as file:
-        async for data in stream:
-            pending += data
-            size += len(data)
-            if size > bytes_max:
-                raise TooLargeError(f"the archive is larger than {bytes_max} bytes")
-            if len(pending) >= _CHUNK:
-                await in_thread(file.write, bytes(pending))
-                pending.clear()
-        await in_thread(file.write, bytes(pending))
+    async for data in stream:
+        pending += data
+        size += len(data)
+        if size > bytes_max:
+            raise TooLargeError(f"the archive is larger than {bytes_max} bytes")
+        if len(pending) >= _CHUNK:
+            await in_thread(write, bytes(pending))
+            pending.clear()
+    await in_thread(write, bytes(pending))
     if not size:
         raise UserError("the archive is empty")
-    return size
 
 
 def read_archive(
@@ -122,7 +122,7 @@ def read_archive(
 
 
 def import_layer(
-    path: Path,
+    digest: str,
     blobs: BlobStore,
     *,
     config: dict[str, Any],
@@ -131,15 +131,15 @@ def import_layer(
     message: str,
     limits: UnpackLimits,
 ) -> Manifest:
-    """Make a one-layer image of a spooled root file system tar; its manifest. The layer is stored as it came."""
-    with path.open("rb") as file:
+    """Make a one-layer image of a root file system tar that is a blob already; its manifest."""
+    with blobs.path(digest).open("rb") as file:
         reader = PlainReader(file, bytes_max=limits.bytes_max, ratio_max=limits.ratio_max)
-        reader.drain()
-        file.seek(0)
-        with blobs.ingest() as ingest:
-            while data := file.read(_CHUNK):
-                ingest.write(data)
-            layer = Descriptor(media_type=_LAYER_TYPES[reader.compression], digest=ingest.commit(), size=ingest.offset)
+        if reader.compression == "plain":
+            diff_id = digest
+        else:
+            reader.drain()
+            diff_id = reader.digest
+    layer = Descriptor(media_type=_LAYER_TYPES[reader.compression], digest=digest, size=blobs.size(digest))
     created_text = created.isoformat().replace("+00:00", "Z")
     body = encode_canonical(
         {
@@ -149,7 +149,7 @@ def import_layer(
             "config": config,
             "created": created_text,
             "history": [{"created": created_text, "comment": message or "imported"}],
-            "rootfs": {"type": "layers", "diff_ids": [reader.digest]},
+            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
         }
     )
     manifest = build_manifest(
@@ -221,7 +221,7 @@ def _add_bytes(tar: tarfile.TarFile, name: str, body: bytes) -> None:
 
 def _decompress(file: BinaryIO, target: Path, *, limits: UnpackLimits, cancel: threading.Event) -> None:
     reader = PlainReader(file, bytes_max=limits.archive_bytes_max, ratio_max=limits.ratio_max)
-    with target.open("xb") as plain:
+    with storage_errors("spool an archive"), target.open("xb") as plain:
         while data := reader.read(_CHUNK):
             if cancel.is_set():
                 raise Cancelled

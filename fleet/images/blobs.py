@@ -10,6 +10,7 @@ point leaves a file that is either invisible or right. Everything here blocks; c
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -17,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from fleet.errors import NotFoundError, RejectedFault
+from fleet.errors import NotFoundError, RejectedFault, StorageFullError
 from fleet.images.reference import check_digest
 
-__all__ = ["BlobStore", "Ingest", "sync_directory", "write_atomically"]
+__all__ = ["BlobStore", "Ingest", "storage_errors", "sync_directory", "write_atomically"]
 
 
 class BlobStore:
@@ -123,8 +124,9 @@ class Ingest:
     def write(self, data: bytes) -> None:
         """Append; blocks."""
         view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+        with storage_errors("write a blob"):
+            while view:
+                view = view[self._file.write(view) :]
         self._hash.update(data)
         self.offset += len(data)
 
@@ -148,9 +150,21 @@ class Ingest:
         if expected is not None and digest != expected:
             raise RejectedFault(f"blob {expected}: content has digest {digest} ({self.offset} bytes)")
         if not self._store.has(digest):
-            os.fsync(self._file.fileno())
+            with storage_errors("flush a blob"):
+                os.fsync(self._file.fileno())
             self._store.publish(self._scratch, digest)
         return digest
+
+
+@contextlib.contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """A full disk is ``StorageFullError``; other errors of the system pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise StorageFullError(f"{what}: {error.strerror}") from error
+        raise
 
 
 def sync_directory(path: Path) -> None:
@@ -166,7 +180,7 @@ def write_atomically(path: Path, body: bytes) -> None:
     """Replace a file so that a reader, or a crash, sees the old or the new bytes, never a mixture."""
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with scratch.open("xb") as file:
+        with storage_errors(f"write {path.name}"), scratch.open("xb") as file:
             file.write(body)
             file.flush()
             os.fsync(file.fileno())

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fleet.errors import RejectedFault
 from fleet.images.beneath import remove_tree, sync_filesystem
-from fleet.images.blobs import BlobStore, sync_directory
+from fleet.images.blobs import BlobStore, storage_errors, sync_directory
 from fleet.images.unpack import UnpackLimits, unpack_layer
 
 __all__ = ["LayerStore", "LayerRecord", "LayerSource", "chain_ids"]
@@ -128,10 +128,12 @@ class LayerStore:
                     raise RejectedFault(f"layer {layer.digest}: listed twice in one place")
                 on_layer(layer, False)
                 name = partial[chain_id] = _PARTIAL + secrets.token_hex(16)
-                self._unpack(layer, name, lowers, cancel)
+                with storage_errors(f"unpack layer {layer.digest}"):
+                    self._unpack(layer, name, lowers, cancel)
                 lowers.insert(0, self._root / name / "fs")
                 on_layer(layer, True)
-            self._publish(partial)
+            with storage_errors("flush layers"):
+                self._publish(partial)
         finally:
             for name in partial.values():
                 if (self._root / name).exists():

@@ -29,7 +29,7 @@ import structlog
 from fleet.clock import Clock, SystemClock
 from fleet.errors import ConflictError, NotFoundError, RejectedFault, UserError
 from fleet.images.archive import ImageToSave, import_layer, read_archive, spool, write_archive
-from fleet.images.blobs import BlobStore
+from fleet.images.blobs import BlobStore, storage_errors
 from fleet.images.changes import apply_changes
 from fleet.images.config import CONFIG_BYTES_MAX, ConfigDocument, parse_config
 from fleet.images.fetch import Fetcher
@@ -177,11 +177,14 @@ class ImageStore:
         if name is not None and name.digest:
             raise UserError(f"import: {reference!r} names a digest; give a tag")
         config = apply_changes({}, changes)
-        async with self._addition(), self._spooled(stream) as path:
+        async with self._addition():
             try:
+                with self._blobs.ingest() as ingest:
+                    await spool(stream, ingest.write, bytes_max=self._limits.archive_bytes_max)
+                    digest = await in_thread(ingest.commit)
                 manifest = await in_thread(
                     import_layer,
-                    path,
+                    digest,
                     self._blobs,
                     config=config,
                     platform=self._platform,
@@ -209,7 +212,7 @@ class ImageStore:
         """
         name = parse_reference(reference)
         report = progress or (lambda _step: None)
-        async with self._addition():
+        async with self._addition(keep_on_failure=True):  # trying again continues with what is here
             if name.digest and (known := self._by_digest(name.digest)) is not None:
                 record = self._state.records[known.manifest_digest]
                 image = await self._add(replace(record, repo_digests=(f"{name.name}@{name.digest}",)))
@@ -363,7 +366,7 @@ class ImageStore:
                     while data := await in_thread(file.read, _CHUNK):
                         await sink(data)
             finally:
-                scratch.unlink(missing_ok=True)
+                await in_thread(scratch.unlink, missing_ok=True)
 
     async def push(self, name: str, target: RegistryTarget, *, progress: ProgressCallback | None = None) -> Manifest:
         """Send the image with this name to the registry the name says; the manifest as it is there now.
@@ -387,24 +390,35 @@ class ImageStore:
     # --- inside
 
     @asynccontextmanager
-    async def _addition(self) -> AsyncIterator[None]:
+    async def _addition(self, *, keep_on_failure: bool = False) -> AsyncIterator[None]:
+        """Content may be added, or read without being swept. What a failed one leaves is swept, unless it is kept."""
         async with self._gate:
             self._adding += 1
         try:
             yield
+        except BaseException:
+            self._sweep_owed = self._sweep_owed or not keep_on_failure
+            raise
         finally:
             self._adding -= 1
-        if self._sweep_owed:
-            await self._collect()
+            if self._sweep_owed:
+                await self._collect()
 
     @asynccontextmanager
     async def _spooled(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Path]:
         path = self._blobs.scratch_path()
         try:
-            await spool(stream, path, bytes_max=self._limits.archive_bytes_max)
+            with path.open("xb") as file:
+
+                def write(data: bytes) -> None:
+                    with storage_errors("spool an archive"):
+                        file.write(data)
+                        file.flush()
+
+                await spool(stream, write, bytes_max=self._limits.archive_bytes_max)
             yield path
         finally:
-            path.unlink(missing_ok=True)
+            await in_thread(path.unlink, missing_ok=True)  # freeing gigabytes takes a while
 
     async def _prepare(
         self, manifest: Manifest, *, report: ProgressCallback | None = None, reference: Reference | None = None
@@ -593,5 +607,5 @@ def _lock(root: Path) -> int:
 
 
 def _write_archive_file(images: Sequence[ImageToSave], blobs: BlobStore, path: Path) -> None:
-    with path.open("xb") as file:
+    with storage_errors("write an archive"), path.open("xb") as file:
         write_archive(images, blobs, file)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.errors import NotFoundError, RejectedFault, TooLargeError, UserError
+from fleet.errors import NotFoundError, RejectedFault, StorageFullError, TooLargeError, UserError
 from fleet.images import ImageStore, UnpackLimits
 from fleet.images.unpack import unpack_layer
 from tests.support.image_layouts import layer_blob, layout_tar, write_layout
@@ -242,6 +242,32 @@ def test_archive_larger_than_its_limit_is_refused_while_it_arrives(tmp_path: Pat
         await store.close()
 
     asyncio.run(scenario())
+
+
+def test_full_disk_is_said_so_and_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+    root = tmp_path / "small"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", root], check=True)
+    try:
+
+        async def pieces(size: int) -> AsyncIterator[bytes]:
+            yield make_tar([Entry(name="f", body=os.urandom(size))])
+
+        async def scenario() -> None:
+            store = await ImageStore.open(root)
+            image = await store.import_tar(pieces(1 << 20), reference="fits:1")
+            for size in (3 << 20, 5 << 20):  # the first has no room to be unpacked, the second none as a blob
+                with pytest.raises(StorageFullError, match="No space left"):
+                    await store.import_tar(pieces(size), reference="big:1")
+                assert store.list() == [image]
+                assert leftovers(root) == []
+                assert len(list((root / "blobs/sha256").iterdir())) == 3
+            await store.import_tar(pieces(1 << 20), reference="fits:2")
+            await store.close()
+
+        asyncio.run(scenario())
+    finally:
+        subprocess.run(["umount", root], check=True)
 
 
 def test_device_nodes_below_dev_are_left_out(tmp_path: Path) -> None:
