@@ -62,7 +62,7 @@ def _row(item: Json, *, full: bool) -> Json:
         command = f"{command[:19]}…"
     return {
         "ID": short_id(item["Id"], full=full),
-        "Image": item.get("Image", ""),
+        "Image": item.get("Image", "") if full else str(item.get("Image", "")).partition("@")[0],
         "Command": f'"{" ".join(command.split())}"',
         "CreatedSince": clock.ago(created),
         "CreatedAt": created,

@@ -13,7 +13,7 @@ from fleet.api.client import EngineClient
 from fleet.cli import references
 from fleet.cli.app import App, filters_of, part, pass_app, retry_conflicts
 from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
-from fleet.cli.service_flags import Parsed, create_options, update_options, wait_options
+from fleet.cli.service_flags import Parsed, create_options, image_name, update_options, wait_options
 from fleet.cli.service_spec import create_spec, mode_name, scale_spec, update_spec
 from fleet.cli.tasks import print_tasks, task_options
 
@@ -38,7 +38,7 @@ def service() -> None:
 
 @service.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @create_options
-@click.argument("image")
+@click.argument("image", type=Parsed(image_name, name="IMAGE"))
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @pass_app
 def create(app: App, *, image: str, command: tuple[str, ...], **flags: Any) -> int:

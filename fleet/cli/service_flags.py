@@ -99,6 +99,12 @@ def _env(text: str) -> str:
     return text
 
 
+def image_name(text: str) -> str:
+    if not text.strip():
+        raise errors.UserError("an empty image name; expected NAME[:TAG|@DIGEST]")
+    return text
+
+
 def _generic_resource(text: str) -> dict[str, Any]:
     kind, _, value = text.partition("=")
     if not kind or not value:
@@ -386,7 +392,9 @@ def update_options(command: Command) -> Command:
     command = click.option(
         "--args", type=Parsed(split_words, name="COMMAND"), metavar="COMMAND", help="Replace the command's arguments."
     )(command)
-    return click.option("--image", metavar="IMAGE", help="Change the image.")(command)
+    return click.option("--image", type=Parsed(image_name, name="IMAGE"), metavar="IMAGE", help="Change the image.")(
+        command
+    )
 
 
 def _removed(metavar: str) -> str:

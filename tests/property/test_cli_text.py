@@ -26,7 +26,8 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-WORDS = '{{ }} . .A .B.A json range if else end with index len "x" | - ( $ 1'.split(" ") + [" "]
+ACTIONS = "json range if else end with index len"
+WORDS = ["{{", "}}", ".", ".A", ".B.A", *ACTIONS.split(), '"x"', " ", "|", "-", "(", "$", "1"]
 
 
 @given(st.one_of(st.text(max_size=40), st.lists(st.sampled_from(WORDS), max_size=16).map("".join)), JSON)
