@@ -33,10 +33,13 @@ class Replacement:
     hold: Hold | None
 
 
-def decide_replacement(view: ServiceView, slot: Slot, *, now: datetime, old_stays: bool = False) -> Replacement | None:
+def decide_replacement(
+    view: ServiceView, slot: Slot, *, now: datetime, old_stays: bool = False, is_new_spec: bool = False
+) -> Replacement | None:
     """How the newest task of a slot, which is none that can stay, is replaced; None when the policy says to leave it.
 
-    ``old_stays``: nothing is to be waited for, since the old task runs on until its successor does.
+    ``old_stays``: nothing is to be waited for, since the old task runs on until its successor does. ``is_new_spec``: its
+    successor is made from another spec, which has not failed yet, so there is no delay.
     """
     newest = slot.newest
     condition = restart_condition(newest.spec)
@@ -51,7 +54,7 @@ def decide_replacement(view: ServiceView, slot: Slot, *, now: datetime, old_stay
     if not _has_attempts_left(slot):
         return None
     delay = restart_delay(newest.spec)
-    if place_of(newest, view) is not Place.GOOD or delay <= timedelta(0):
+    if is_new_spec or delay <= timedelta(0) or place_of(newest, view) is not Place.GOOD:
         return Replacement(None)
     # A task that failed while still held back does not shorten the wait: no tight loop on a bad image (RST-07).
     before = newest.hold.not_before if newest.hold is not None else None

@@ -100,11 +100,12 @@ def _replace_newest(
     old_stays: bool,
 ) -> bool:
     """Whether there is a successor now."""
-    replacement = decide_replacement(view, slot, now=now, old_stays=old_stays)
+    newest = slot.newest
+    is_stale = view.is_stale(newest)
+    replacement = decide_replacement(view, slot, now=now, old_stays=old_stays, is_new_spec=is_stale and not is_paused)
     if replacement is None:
         return False
-    newest = slot.newest
-    like = newest if is_paused and view.is_stale(newest) else None
+    like = newest if is_paused and is_stale else None
     task = new_task(
         view.service, slot=slot.key, now=now, new_id=new_id, hold=replacement.hold, follows=newest, like=like
     )

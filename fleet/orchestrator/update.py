@@ -93,9 +93,10 @@ def plan_update(view: ServiceView, slots: Mapping[SlotKey, Slot], plan: Plan, *,
     if failed and len(failed) / max(touched, 1) > config.max_failure_ratio and config.failure_action != "continue":
         plan.changed_services[:] = [_give_up(service, config, failed[-1], now=now)]
         return
-    in_work = sum(_is_in_work(each, config, plan, service, now=now) for each in progress)
-    room = (config.parallelism or len(progress)) - in_work
-    unfinished = False
+    unfinished = any(each.fresh and each.reached_at is None for each in progress)
+    room = config.parallelism or len(progress)
+    if stale:
+        room -= sum(_is_in_work(each, config, plan, service, now=now) for each in progress)
     for each in stale:
         if each.fresh and config.order == "start-first":
             unfinished |= _retry(view, each, plan, now=now, new_id=new_id)
@@ -104,7 +105,7 @@ def plan_update(view: ServiceView, slots: Mapping[SlotKey, Slot], plan: Plan, *,
             if room > 0:
                 room -= 1
                 _begin_slot(view, each.slot, config, plan, now=now, new_id=new_id)
-    if not unfinished and not in_work and not plan.changed_services:
+    if not unfinished and not plan.changed_services:
         _finish(service, progress, config, plan, now=now)
 
 

@@ -3,7 +3,6 @@ move tasks on, and every plan is checked."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 
@@ -36,13 +35,13 @@ class Cluster:
         self.nodes = {node.id: node for node in nodes}
         self.tasks: dict[TaskId, Task] = {task.id: task for task in tasks}
         self.now = NOW + timedelta(hours=1)
-        self._ids = itertools.count(1)
-        self.created: list[Task] = []
+        self._ids = 0
 
     # -- what planning does
 
     def new_id(self) -> TaskId:
-        return TaskId(f"new{next(self._ids):04}")
+        self._ids += 1
+        return TaskId(f"new{self._ids:04}")
 
     @property
     def view(self) -> ServiceView:
@@ -50,14 +49,15 @@ class Cluster:
         return ServiceView(service=self.service, tasks=list(self.tasks.values()), nodes=self.nodes, fits=fits)
 
     def plan(self) -> Plan:
-        """Plan, check, write."""
-        view = self.view
+        """Plan, check, write. A change of the service is written alone, and planned from again, as the manager does."""
+        view, ids = self.view, self._ids
         plan = plan_service(view, now=self.now, new_id=self.new_id)
         check_plan(view, plan, now=self.now)
+        if plan.changed_services:
+            (self.service,) = plan.changed_services
+            self._ids = ids
+            plan = Plan(changed_services=plan.changed_services)
         self.tasks = apply_plan(self.tasks, plan)
-        self.created.extend(plan.create)
-        for service in plan.changed_services:
-            self.service = service
         return plan
 
     def settle(self, rounds: int = 50) -> None:

@@ -67,6 +67,7 @@ def test_stop_first_starts_the_successor_after_the_old_task_stopped() -> None:
     cluster = running_cluster(replicas=1)
     (old,) = cluster.running()
     cluster.update(NEW)
+    assert cluster.plan().changed_services
     plan = cluster.plan()
     (new,) = plan.create
     assert [t.id for t in plan.shut_down] == [old.id]
@@ -81,6 +82,7 @@ def test_start_first_keeps_the_old_task_until_the_successor_runs() -> None:
     cluster = running_cluster(UpdateConfig(order="start-first"), replicas=1)
     (old,) = cluster.running()
     cluster.update(NEW)
+    assert cluster.plan().changed_services
     plan = cluster.plan()
     (new,) = plan.create
     assert plan.shut_down == []
@@ -256,6 +258,7 @@ def test_start_first_successor_that_fails_is_tried_again_after_the_restart_delay
     config = UpdateConfig(order="start-first", failure_action="continue")
     cluster = running_cluster(config, replicas=1, spec=a_task_spec(restart=RestartPolicy(delay_ns=7 * SECOND_NS)))
     cluster.update(a_task_spec(image="app:2", restart=RestartPolicy(delay_ns=7 * SECOND_NS)))
+    assert cluster.plan().changed_services
     (first,) = cluster.plan().create
     cluster.assign(first, "a")
     cluster.observe(first, S.FAILED)
