@@ -22,12 +22,14 @@ from fleet.store.engine import (
 )
 from fleet.store.feed import Action, Change, Changes, Subscription
 from fleet.store.kinds import Kind
-from fleet.store.store import Store
+from fleet.store.sealing import AesSealer, load_or_create_key
+from fleet.store.store import Sealer, Store
 from fleet.store.table import Table, TaskTable
 from fleet.store.transaction import Transaction
 
 __all__ = [
     "Action",
+    "AesSealer",
     "Change",
     "Changes",
     "CompactedError",
@@ -41,6 +43,7 @@ __all__ = [
     "LeaseLostError",
     "Listing",
     "Put",
+    "Sealer",
     "Store",
     "Subscription",
     "Table",
@@ -48,4 +51,5 @@ __all__ = [
     "Transaction",
     "Txn",
     "WatchBatch",
+    "load_or_create_key",
 ]

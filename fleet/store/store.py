@@ -40,7 +40,7 @@ from fleet.store.engine import (
 from fleet.store.feed import PENDING_MAX, Action, Change, Subscription
 from fleet.store.kinds import ROOT, TYPE_OF, Kind, Stored
 from fleet.store.table import Table, TaskTable
-from fleet.store.transaction import Compiled, Step, Transaction, compile_transaction, explain_conflict
+from fleet.store.transaction import Compiled, Op, Step, Transaction, compile_transaction, explain_conflict
 
 __all__ = ["Sealer", "Store"]
 
@@ -237,7 +237,7 @@ class Store:
         weight = 0
         for index, tx in enumerate(txs):
             mine = {key for key, _ in tx}
-            cost = sum(_cost(op.step) for _, op in tx)
+            cost = sum(_cost(op) for _, op in tx)
             if pack and (weight + cost > room or not keys.isdisjoint(mine)):
                 yield pack
                 pack, keys, weight = [], set(), 0
@@ -371,9 +371,9 @@ class Store:
         return msgspec.structs.replace(obj, version=version)
 
 
-def _cost(step: Step) -> int:
-    """Engine operations of a step, at most: the object, its old name and its new one."""
-    return 1 if step is Step.REQUIRE else 3
+def _cost(op: Op) -> int:
+    """Engine operations of a step, at most: the object and, where names are unique, its old name and its new one."""
+    return 1 if op.step is Step.REQUIRE or op.kind in (Kind.TASK, Kind.NODE) else 3
 
 
 def _kind_of(key: str) -> Kind | None:

@@ -1,0 +1,96 @@
+"""Encryption of secret values at rest: what a copy of the state file or a backup shows without the key.
+
+AES-256-GCM (NIST SP 800-38D) with a random 96-bit nonce per value; the store's key path is authenticated with it, so a value
+moved to another key does not open. 2^32 values a key is the bound of random nonces; a cluster writes thousands.
+The key is 32 random bytes that live apart from the state: in a file only root reads, or derived by whoever unlocks it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from fleet import errors
+
+__all__ = ["KEY_BYTES", "AesSealer", "load_or_create_key"]
+
+KEY_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+_FORMAT: Final = b"\x01"
+"""First byte of a sealed value; plain ones are JSON and begin with a brace."""
+
+
+class AesSealer:
+    """``Sealer`` with one key. Values that are not sealed are refused: nobody can slip plain ones in."""
+
+    def __init__(self, key: bytes, *, entropy: Callable[[int], bytes] = os.urandom) -> None:
+        if len(key) != KEY_BYTES:
+            raise errors.InvariantError(f"a sealing key has {KEY_BYTES} bytes, not {len(key)}")
+        self._cipher = AESGCM(key)
+        self._entropy = entropy
+
+    def __repr__(self) -> str:
+        return "AesSealer(<key>)"
+
+    def seal(self, key: str, plain: bytes) -> bytes:
+        """Format byte, nonce, ciphertext with tag: 29 bytes more than ``plain``."""
+        nonce = self._entropy(_NONCE_BYTES)
+        return _FORMAT + nonce + self._cipher.encrypt(nonce, plain, key.encode())
+
+    def unseal(self, key: str, sealed: bytes) -> bytes:
+        """Raises ``InvariantError`` if the value was not sealed with this key for this place."""
+        if not sealed.startswith(_FORMAT):
+            raise errors.InvariantError(f"{key} is stored without encryption or in a newer format")
+        nonce, data = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
+        try:
+            return self._cipher.decrypt(nonce, data, key.encode())
+        except (InvalidTag, ValueError) as cause:
+            raise errors.InvariantError(
+                f"{key} does not open with this manager's key: wrong key, or changed on disk"
+            ) from cause
+
+
+def load_or_create_key(path: Path, *, is_new: bool) -> bytes:
+    """The key in ``path``. With ``is_new`` (there is no state yet) a missing file is created, durably, mode 0600.
+
+    Without it a missing file is an error: a new key would not open what is stored. Raises ``UserError``.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        if not is_new:
+            raise errors.UserError(
+                f"{path} is missing: restore the key that belongs to this state from a backup"
+            ) from None
+        return _create_key(path)
+    with os.fdopen(descriptor, "rb") as file:
+        if os.fstat(descriptor).st_mode & 0o077:
+            raise errors.UserError(f"{path} may be read by others than its owner: make it mode 0600")
+        key = file.read(KEY_BYTES + 1)
+    if len(key) != KEY_BYTES:
+        raise errors.UserError(f"{path} is not a key of {KEY_BYTES} bytes: restore it from a backup")
+    return key
+
+
+def _create_key(path: Path) -> bytes:
+    """Written aside and renamed, so that a crash leaves the whole key or none."""
+    key = os.urandom(KEY_BYTES)
+    aside = path.with_name(f".{path.name}.new")
+    aside.unlink(missing_ok=True)
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key)
+        file.flush()
+        os.fsync(descriptor)
+    aside.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return key

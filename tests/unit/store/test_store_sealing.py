@@ -1,0 +1,106 @@
+"""Encryption at rest: what is sealed opens in its place with its key, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from support.memory_engine import MemoryEngine
+from support.objects import make_secret, make_task
+
+from fleet import errors
+from fleet.store import AesSealer, EngineFailedError, Put, Store, Transaction, Txn, load_or_create_key
+
+KEY = b"k" * 32
+
+
+def test_what_is_sealed_opens_again_and_shows_nothing() -> None:
+    sealer = AesSealer(KEY)
+    sealed = sealer.seal("/a", b"hunter2" * 10)
+    assert b"hunter" not in sealed
+    assert len(sealed) == 70 + 29
+    assert sealer.unseal("/a", sealed) == b"hunter2" * 10
+    assert sealer.seal("/a", b"hunter2" * 10) != sealed
+    assert "kkk" not in repr(sealer)
+
+
+def test_another_place_key_or_bit_does_not_open() -> None:
+    sealed = AesSealer(KEY).seal("/a", b"x")
+    with pytest.raises(errors.InvariantError, match="does not open"):
+        AesSealer(KEY).unseal("/b", sealed)
+    with pytest.raises(errors.InvariantError, match="does not open"):
+        AesSealer(b"o" * 32).unseal("/a", sealed)
+    for position in range(1, len(sealed)):
+        changed = bytearray(sealed)
+        changed[position] ^= 1
+        with pytest.raises(errors.InvariantError, match="does not open"):
+            AesSealer(KEY).unseal("/a", bytes(changed))
+    with pytest.raises(errors.InvariantError, match="does not open"):
+        AesSealer(KEY).unseal("/a", sealed[:8])
+
+
+def test_plain_values_are_refused() -> None:
+    with pytest.raises(errors.InvariantError, match="without encryption"):
+        AesSealer(KEY).unseal("/a", b'{"ID":"x"}')
+
+
+def test_a_store_keeps_secrets_sealed_and_opens_only_with_the_key() -> None:
+    async def main() -> None:
+        engine = MemoryEngine()
+        await engine.start()
+        store = await Store.open(engine, sealer=AesSealer(KEY))
+        await store.commit(Transaction().create(make_secret("s", data=b"hunter2")).create(make_task("t")))
+        secret, task = await engine.get("/fleet/secret/secret-s"), await engine.get("/fleet/task/t")
+        assert secret is not None
+        assert task is not None
+        assert b"Spec" not in secret.value
+        assert b"Spec" in task.value
+        await store.close()
+        again = await Store.open(engine, sealer=AesSealer(KEY))
+        assert again.secrets.find("s").spec.data == b"hunter2"
+        with pytest.raises(errors.InvariantError):
+            await Store.open(engine, sealer=AesSealer(b"o" * 32))
+        # A value planted behind the store's back ends the store rather than being believed.
+        await engine.commit(Txn(puts=(Put("/fleet/secret/planted", b"{}"),)))
+        assert "planted" in str(await again.failed())
+        with pytest.raises(EngineFailedError):
+            await again.commit(Transaction().create(make_task("u")))
+        await again.close()
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_a_key_is_made_once_and_only_for_new_state(tmp_path: Path) -> None:
+    path = tmp_path / "state.key"
+    with pytest.raises(errors.UserError, match="is missing: restore"):
+        load_or_create_key(path, is_new=False)
+    key = load_or_create_key(path, is_new=True)
+    assert len(key) == 32
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert load_or_create_key(path, is_new=True) == key
+    assert load_or_create_key(path, is_new=False) == key
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_leftover_of_a_crash_does_not_hinder(tmp_path: Path) -> None:
+    (tmp_path / ".state.key.new").write_bytes(b"half")
+    assert len(load_or_create_key(tmp_path / "state.key", is_new=True)) == 32
+
+
+def test_an_exposed_short_or_linked_key_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.key"
+    path.write_bytes(KEY)
+    path.chmod(0o644)
+    with pytest.raises(errors.UserError, match="mode 0600"):
+        load_or_create_key(path, is_new=False)
+    path.chmod(0o600)
+    path.write_bytes(b"short")
+    with pytest.raises(errors.UserError, match="not a key"):
+        load_or_create_key(path, is_new=False)
+    path.unlink()
+    os.symlink("/etc/hostname", path)
+    with pytest.raises(OSError, match="symbolic links"):
+        load_or_create_key(path, is_new=True)
