@@ -25,6 +25,8 @@ GIVE_UP_S: Final = 1.5
 """How long a slot must stay empty before the restart policy is taken to have given up on it."""
 NO_TASKS_S: Final = 2.0
 """A global service without any task this long fits no node."""
+STALE_S: Final = 2.0
+"""How far a manager's copy of the state may be behind the write that was acknowledged."""
 UNREACHABLE_S: Final = 30.0
 """How long the daemon may be unavailable (a new leader is elected in seconds)."""
 LINES_MAX: Final = 16
@@ -172,15 +174,14 @@ class _Show(Protocol):
 
 
 class Watch:
-    """One service being waited for."""
+    """One service being waited for; ``before`` is the service as it was read for an update, None for a new one."""
 
     def __init__(
         self,
         service_id: str,
         name: str,
         *,
-        is_new: bool = True,
-        ignore_status: Json | None = None,
+        before: Json | None = None,
         rollback_wanted: bool = False,
     ) -> None:
         self.service_id = service_id
@@ -191,16 +192,20 @@ class Watch:
         self.seen = 0
         self.failure = ""
         self._rollback_reason = ""
-        self._ignore_status = ignore_status
+        self._ignore_status: Json = (before or {}).get("UpdateStatus") or {}
+        self._after_version = int(((before or {}).get("Version") or {}).get("Index") or 0)
         self._rollback_wanted = rollback_wanted
         self._stuck_since: float | None = None
-        self._earlier: set[str] | None = set() if is_new else None
+        self._earlier: set[str] | None = set() if before is None else None
         """Tasks that had failed before the change; what became of them is no news."""
         self._empty_since: float | None = None
+        self._stale_since: float | None = None
 
     def look(self, client: EngineClient, *, now: float) -> None:
         """Ask the daemon once; sets ``failure`` when the service will not converge."""
-        service = self._service(client)
+        service = self._service(client, now=now)
+        if service is None:
+            return
         tasks = client.get("/tasks", filters={"service": [self.service_id], "_up-to-date": ["true"]}) or []
         verdict = judge(service, tasks, ignore_status=self._ignore_status, rollback_wanted=self._rollback_wanted)
         self.verdict = verdict
@@ -220,17 +225,24 @@ class Watch:
             return []
         return [text for task_id, text in self.verdict.notes if task_id not in (self._earlier or ())]
 
-    def _service(self, client: EngineClient) -> Json:
-        found = client.get("/services", status=True, filters={"id": [self.service_id]}) or []
-        for service in found:
-            if service["ID"] == self.service_id:
-                return dict(service)
-        raise errors.NotFoundError(f"service {self.name} was removed while waiting for it")
+    def _service(self, client: EngineClient, *, now: float) -> Json | None:
+        """The service, or None while the manager asked does not know the change yet. Raises ``NotFoundError``."""
+        listed = client.get("/services", status=True, filters={"id": [self.service_id]}) or []
+        found = next((dict(item) for item in listed if item["ID"] == self.service_id), None)
+        if found is not None and int((found.get("Version") or {}).get("Index") or 0) > self._after_version:
+            self._stale_since = None
+            return found
+        self._stale_since = now if self._stale_since is None else self._stale_since
+        if now - self._stale_since < STALE_S:
+            return None
+        if found is None:
+            raise errors.NotFoundError(f"service {self.name} was removed while waiting for it")
+        return found
 
     def _note_reason(self, service: Json) -> None:
         """A rollback says why it began, and forgets it when it is done."""
         update = service.get("UpdateStatus") or {}
-        if update.get("State") == "rollback_started" and update != (self._ignore_status or {}):
+        if update.get("State") == "rollback_started" and update != self._ignore_status:
             self._rollback_reason = str(update.get("Message") or "")
 
     def _why_not(self, verdict: Verdict, *, now: float) -> str:
@@ -326,6 +338,8 @@ class _Lines:
             if watch.verdict is None:
                 continue
             counts = (watch.verdict.running, watch.verdict.desired)
+            if not counts[1] and not watch.seen:  # a global service whose tasks are not made yet
+                continue
             if self.last.get(watch.service_id) != counts:
                 self.last[watch.service_id] = counts
                 click.echo(f"{watch.name}: {counts[0]} of {counts[1]} tasks running", err=True)

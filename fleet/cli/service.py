@@ -50,7 +50,7 @@ def create(app: App, *, image: str, command: tuple[str, ...], **flags: Any) -> i
     answer = retry_conflicts(lambda: app.client.request("POST", "/services/create", json_body=spec, headers=headers))
     print_warnings(answer)
     echo(answer["ID"])
-    return _wait(app, [(answer["ID"], spec["Name"] or short_id(answer["ID"]), None)], flags, is_new=True)
+    return _wait(app, [(answer["ID"], spec["Name"] or short_id(answer["ID"]), None)], flags)
 
 
 @service.command()
@@ -106,7 +106,7 @@ def _post_update(
 
 
 def _watched(current: Json) -> tuple[str, str, Json | None]:
-    return current["ID"], str(current["Spec"].get("Name", "")), current.get("UpdateStatus")
+    return current["ID"], str(current["Spec"].get("Name", "")), current
 
 
 @service.command()
@@ -272,7 +272,6 @@ def _wait(
     watched: list[tuple[str, str, Json | None]],
     flags: Mapping[str, Any],
     *,
-    is_new: bool = False,
     rollback_wanted: bool = False,
 ) -> int:
     if flags["detach"]:
@@ -280,8 +279,7 @@ def _wait(
     from fleet.cli.converge import Watch, wait
 
     watches = [
-        Watch(service_id, name, is_new=is_new, ignore_status=status, rollback_wanted=rollback_wanted)
-        for service_id, name, status in watched
+        Watch(service_id, name, before=before, rollback_wanted=rollback_wanted) for service_id, name, before in watched
     ]
     return wait(app.client, watches, quiet=flags["quiet"], timeout_ns=flags["timeout"], stable_ns=flags["stable"])
 

@@ -160,10 +160,7 @@ def deploy(app: App, *, name: str, paths: tuple[str, ...], prune: bool, dry_run:
         return 0
     from fleet.cli.converge import Watch, wait
 
-    watches = [
-        Watch(service_id, service, is_new=before is None, ignore_status=(before or {}).get("UpdateStatus"))
-        for service_id, service, before in deployment.changed
-    ]
+    watches = [Watch(service_id, service, before=before) for service_id, service, before in deployment.changed]
     return wait(app.client, watches, quiet=flags["quiet"], timeout_ns=flags["timeout"], stable_ns=flags["stable"])
 
 

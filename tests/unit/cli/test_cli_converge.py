@@ -33,6 +33,7 @@ def service(replicas: int = 2, **more: Any) -> dict[str, Any]:
 
 
 GLOBAL = {"Mode": {"Global": {}}}
+NEWER = {"Index": 2}
 NO_RESTART = {"RestartPolicy": {"Condition": "none"}}
 
 
@@ -112,6 +113,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(converge, "GIVE_UP_S", 0.02)
     monkeypatch.setattr(converge, "NO_TASKS_S", 0.02)
     monkeypatch.setattr(converge, "UNREACHABLE_S", 0.2)
+    monkeypatch.setattr(converge, "STALE_S", 0.05)
 
 
 def serve(engine: FakeEngine, found: Any, *steps: list[dict[str, Any]]) -> None:
@@ -187,8 +189,8 @@ def test_paused_update_tells_what_its_tasks_said(fleet: Any, engine: FakeEngine)
         [task(1, "failed", desired="shutdown", err="exit 4")],
     )
     rest = [
-        Reply(body=[service(1, UpdateStatus={"State": "updating"})]),
-        Reply(body=[service(1, UpdateStatus={"State": "paused", "Message": "task t1 failed"})]),
+        Reply(body=[service(1, Version=NEWER, UpdateStatus={"State": "updating"})]),
+        Reply(body=[service(1, Version=NEWER, UpdateStatus={"State": "paused", "Message": "task t1 failed"})]),
     ]
     engine.on("GET", "/services", lambda _request: rest.pop(0) if len(rest) > 1 else rest[0])
     ran = fleet("service", "update", "--force", "web")
@@ -206,8 +208,14 @@ def test_rollback_keeps_the_reason_it_began_with(fleet: Any, engine: FakeEngine)
     engine.on("POST", f"/services/{ID}/update", {})
     serve(engine, service(1), [task(1, "starting")])
     rest = [
-        Reply(body=[service(1, UpdateStatus={"State": "rollback_started", "Message": "task t1 failed"})]),
-        Reply(body=[service(1, UpdateStatus={"State": "rollback_completed", "Message": "rollback completed"})]),
+        Reply(
+            body=[service(1, Version=NEWER, UpdateStatus={"State": "rollback_started", "Message": "task t1 failed"})]
+        ),
+        Reply(
+            body=[
+                service(1, Version=NEWER, UpdateStatus={"State": "rollback_completed", "Message": "rollback completed"})
+            ]
+        ),
     ]
     engine.on("GET", "/services", lambda _request: rest.pop(0) if len(rest) > 1 else rest[0])
     ran = fleet("service", "update", "--force", "web")
@@ -219,7 +227,7 @@ def test_rollback_keeps_the_reason_it_began_with(fleet: Any, engine: FakeEngine)
 def test_failures_from_before_an_update_are_no_news(fleet: Any, engine: FakeEngine) -> None:
     engine.on("GET", "/services/web", service(1))
     engine.on("POST", f"/services/{ID}/update", {})
-    serve(engine, service(1), [task(1, "failed", desired="shutdown", err="old"), task(1)])
+    serve(engine, service(1, Version=NEWER), [task(1, "failed", desired="shutdown", err="old"), task(1)])
     ran = fleet("service", "scale", "web=1")
     assert (ran.code, ran.err) == (0, "web: 1 of 1 tasks running\n")
 
@@ -248,6 +256,26 @@ def test_service_removed_meanwhile_ends_the_wait(fleet: Any, engine: FakeEngine)
     ran = fleet("service", "create", "--name", "web", "img")
     assert ran.code == 1
     assert "was removed while waiting" in ran.err
+
+
+@pytest.mark.usefixtures("quick")
+def test_manager_that_is_behind_does_not_count_as_converged(fleet: Any, engine: FakeEngine) -> None:
+    old, new = service(1), {**service(2), "Version": {"Index": 2}}
+    engine.on("GET", "/services/web", old)
+    engine.on("POST", f"/services/{ID}/update", {})
+    serve(engine, old, [task(1), task(2)])
+    rest = [Reply(body=[old]), Reply(body=[old]), Reply(body=[old]), Reply(body=[new])]
+    engine.on("GET", "/services", lambda _request: rest.pop(0) if len(rest) > 1 else rest[0])
+    ran = fleet("service", "scale", "web=2")
+    assert (ran.code, ran.err) == (0, "web: 2 of 2 tasks running\n")
+
+
+@pytest.mark.usefixtures("quick")
+def test_update_that_wrote_nothing_is_not_waited_for_forever(fleet: Any, engine: FakeEngine) -> None:
+    engine.on("GET", "/services/web", service(1))
+    engine.on("POST", f"/services/{ID}/update", {})
+    serve(engine, service(1), [task(1)])
+    assert fleet("service", "update", "-q", "web").code == 0
 
 
 def test_detach_and_quiet(fleet: Any, engine: FakeEngine) -> None:
