@@ -493,7 +493,7 @@ class Plane:
         if sockets:
             self._seat(record, sockets)
         elif record.dns_port:
-            self.dns.move_seat(record.spec.id, networks=_networks_of(record), forward=self._may_forward(record))
+            self.dns.move_seat(record.spec.id, networks=self._asking_order(record), forward=self._may_forward(record))
         self._apply_sandbox_rules(record)
         self._apply_host_rules()
         self._store.put_sandbox(record)
@@ -502,7 +502,7 @@ class Plane:
     def _seat(self, record: SandboxRecord, sockets: list[socket.socket]) -> None:
         self.dns.put_seat(
             record.spec.id,
-            networks=_networks_of(record),
+            networks=self._asking_order(record),
             forward=self._may_forward(record),
             servers=record.spec.dns_servers,
             sockets=sockets,
@@ -522,6 +522,10 @@ class Plane:
             self._records[sandbox_id] = record
             self._store.put_sandbox(record)
         self._seat(record, sockets)
+
+    def _asking_order(self, record: SandboxRecord) -> list[str]:
+        """Networks whose names a sandbox sees, the ingress network's last: services meet on their own networks."""
+        return sorted(_networks_of(record), key=lambda network_id: self._states[network_id].network.ingress)
 
     def _may_forward(self, record: SandboxRecord) -> bool:
         """Whether a sandbox may ask the outside: one on internal networks only must not leak by DNS (CVE-2024-29018)."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
+import subprocess
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from network_hosts import Greeter, Host, ask_tcp, ask_udp, hosts, in_netns, run, socket_in
+from network_hosts import Greeter, Host, ask_tcp, ask_udp, hosts, in_netns, resolve, run, socket_in
 
 from fleet.errors import ConflictError, UserError
 from fleet.network.topology import (
@@ -204,8 +206,6 @@ def test_outside_reaches_no_container_directly_and_containers_no_loopback_servic
         box, address = one.sandbox_path("box"), sandbox.interfaces[0].address
 
         def check() -> None:
-            import subprocess
-
             subprocess.run(
                 ["nsenter", f"--net={outside}", "ip", "route", "add", "172.30.0.0/24", "via", one.address],
                 check=True,
@@ -354,6 +354,69 @@ def test_host_port_that_a_program_uses_is_refused(tmp_path: Path) -> None:
             await one.network.create_sandbox(SandboxSpec(id="box", attachments=wish, host_ports=(elsewhere,)))
         port = HostPort(protocol="tcp", host_port=9000, target_port=80)
         await one.network.create_sandbox(SandboxSpec(id="box", attachments=wish, host_ports=(port,)))
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
+
+
+def test_container_on_ingress_and_its_own_network_sees_the_names_of_its_own(tmp_path: Path) -> None:
+    own = NetworkSpec(id="own", name="own", driver="overlay", subnet="10.0.7.0/24", gateway="10.0.7.1", vni=4200)
+
+    async def scenario(made: list[Host]) -> None:
+        (one,) = made
+        await one.network.open()
+        await one.network.apply_state(ingress_state(one, made, {1: one}))
+        service = ServiceRecord(id="svc-web", name="web", vip="10.0.7.50")
+        await one.network.apply_state(NetworkState(network=own, services=(service,)))
+        both = (
+            AttachmentSpec(network_id="ingress", address="10.255.0.101"),
+            AttachmentSpec(network_id="own", address="10.0.7.9"),
+        )
+        sandbox = await one.network.create_sandbox(SandboxSpec(id="task1", attachments=both))
+        assert [interface.gateway for interface in sandbox.interfaces] == ["", "10.0.7.1"]
+        path = one.sandbox_path("task1")
+        assert (await asyncio.to_thread(resolve, path, "web")).addresses == ["10.0.7.50"]
+        assert (await asyncio.to_thread(resolve, path, "web.ingress")).addresses == ["10.255.0.50"]
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
+
+
+def sctp_init(source_port: int, port: int) -> bytes:
+    """An INIT, the first packet of an SCTP association (RFC 9260 sections 3.1 and 3.3.2), with its CRC32c."""
+    chunk = struct.pack("!BBHIIHHI", 1, 0, 20, 0x1234, 65536, 1, 1, 1)
+    header = struct.pack("!HHI", source_port, port, 0)
+    crc = 0xFFFFFFFF
+    for byte in header + bytes(4) + chunk:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return header + struct.pack("<I", crc ^ 0xFFFFFFFF) + chunk
+
+
+def test_sctp_is_published_like_the_others(tmp_path: Path) -> None:
+    """By hand-made packets, because few kernels have SCTP sockets."""
+
+    async def scenario(made: list[Host]) -> None:
+        (one,) = made
+        await one.network.open()
+        await one.network.apply_state(ingress_state(one, made, {1: one}))
+        port = PublishedPort(protocol="sctp", published_port=8080, target_port=80, service_id="svc-web")
+        await one.network.apply_published([port])
+        wish = AttachmentSpec(network_id="ingress", address="10.255.0.101")
+        await one.network.create_sandbox(SandboxSpec(id="task1", attachments=(wish,)))
+
+        def try_it() -> bytes:
+            with (
+                socket_in(one.sandbox_path("task1"), socket.SOCK_RAW, socket.IPPROTO_SCTP) as ear,
+                socket_in(tmp_path / "switch.netns", socket.SOCK_RAW, socket.IPPROTO_SCTP) as client,
+            ):
+                client.sendto(sctp_init(7777, 8080), (one.address, 0))
+                return ear.recv(200)[20:]
+
+        arrived = await asyncio.to_thread(try_it)
+        assert struct.unpack_from("!HH", arrived) == (7777, 80)
+        assert arrived[12:] == sctp_init(7777, 8080)[12:]
 
     with hosts(tmp_path, 1) as made:
         run(scenario(made), made)

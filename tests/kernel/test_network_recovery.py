@@ -651,10 +651,20 @@ def test_hostile_questions_do_not_take_the_names_away(tmp_path: Path) -> None:
                     streams.append(stream)
                     stream.connect(("127.0.0.11", 53))
                     stream.send(b"\xff\xff" + noise.randbytes(100))
-            assert resolve(path, "web").addresses == [VIP]
+            assert patient(tcp=False) == [VIP]
             for stream in streams:
                 stream.close()
-            assert resolve(path, "web", tcp=True).addresses == [VIP]
+            assert patient(tcp=True) == [VIP]
+
+        def patient(*, tcp: bool) -> list[str]:
+            """Ask again like any resolver: what a container sends too fast for its own socket's buffer is lost."""
+            for attempt in range(5):
+                try:
+                    return resolve(path, "web", tcp=tcp, timeout_s=2.0).addresses
+                except OSError:
+                    if attempt == 4:
+                        raise
+            raise AssertionError("the loop returns or raises")
 
         await asyncio.to_thread(attack)
         assert one.network.dns_pid() == before
