@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,14 @@ pytestmark = [
     pytest.mark.kernel,
     pytest.mark.skipif(shutil.which("umoci") is None, reason="needs umoci (apt install umoci)"),
 ]
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """Gone after the test: whiteouts, set-uid files and tens of thousands of names are not left lying about."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
 
 DIR, SYM, LNK = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 CAPABILITY = b"\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"

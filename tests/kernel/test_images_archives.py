@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ pytestmark = [
     pytest.mark.kernel,
     pytest.mark.skipif(shutil.which("skopeo") is None, reason="needs skopeo (apt install skopeo)"),
 ]
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """Gone after the test: whiteouts, set-uid files and tens of thousands of names are not left lying about."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
 
 LOW = make_tar([Entry(name="etc/low", body=b"low"), Entry(name="gone", body=b"x")])
 HIGH = make_tar([Entry(name="etc/high", body=b"high"), Entry(name=".wh.gone")])

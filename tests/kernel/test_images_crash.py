@@ -6,13 +6,14 @@ import asyncio
 import gzip
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ from tests.support.image_layouts import layer_blob, layout_tar, write_layout
 from tests.support.image_trees import Entry, make_tar
 
 pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """Gone after the test: whiteouts, set-uid files and tens of thousands of names are not left lying about."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 async def file_chunks(path: Path) -> AsyncIterator[bytes]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ from tests.support.image_layouts import layer_blob, layout_tar, write_layout
 from tests.support.image_trees import Entry, make_tar
 
 pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """Gone after the test: whiteouts, set-uid files and tens of thousands of names are not left lying about."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
 
 BASE = layer_blob(make_tar([Entry(name="base", body=b"base")]))
 

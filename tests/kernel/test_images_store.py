@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,13 @@ from tests.support.image_peer import PeerServer
 from tests.support.images import busybox_rootfs_tar
 
 pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """Gone after the test: whiteouts, set-uid files and tens of thousands of names are not left lying about."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 async def chunks(body: bytes, size: int = 70_000) -> AsyncIterator[bytes]:
