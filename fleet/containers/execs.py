@@ -89,6 +89,13 @@ class Execs:
         except KeyError:
             raise NotFoundError(f"No such exec instance: {exec_id}") from None
 
+    def check_startable(self, exec_id: str) -> None:
+        """Raises ``NotFoundError``, or ``ConflictError`` when it was started before or its container does not run."""
+        session = self.inspect(exec_id)
+        if session.running or session.exit_code is not None:
+            raise ConflictError(f"exec instance {exec_id} has already run")
+        self._check_running(self._core.find(session.container_id))
+
     async def start(
         self, exec_id: str, *, stdin_fd: int | None = None, stdout_fd: int | None = None, stderr_fd: int | None = None
     ) -> ExecStarted:
@@ -96,11 +103,9 @@ class Execs:
         ``terminal_fd`` belongs to the caller. Raises ``ConflictError`` when it was
         started before.
         """
+        self.check_startable(exec_id)
         session = self.inspect(exec_id)
-        if session.running or session.exit_code is not None:
-            raise ConflictError(f"exec instance {exec_id} has already run")
         entry = self._core.find(session.container_id)
-        self._check_running(entry)
         self._sessions[exec_id] = msgspec.structs.replace(session, running=True)
         try:
             started = await self._core.runtime.exec(
@@ -124,6 +129,22 @@ class Execs:
         self._endings[exec_id] = ending
         self._runtime_ids[exec_id] = started.exec_id
         return started
+
+    async def start_detached(self, exec_id: str) -> None:
+        """Start it without anybody to talk with; a terminal's output is read and thrown away."""
+        started = await self.start(exec_id)
+        if started.terminal_fd is None:
+            return
+        talk = Attachment({started.terminal_fd: None})
+
+        async def drain() -> None:
+            try:
+                while await talk.read():
+                    pass
+            finally:
+                talk.close()
+
+        self._core.spawn(drain(), what=f"output of exec {exec_id[:12]}")
 
     async def attach(self, exec_id: str) -> Attachment:
         """Start it and talk with it. Close the attachment; the process goes on until it ends."""

@@ -99,7 +99,6 @@ class Runs:
                 await self._launch(entry, saved)
         except BaseException as cause:
             entry.starting = False
-            entry.announce_health()
             await asyncio.shield(self._undo_start(entry, cause))
             raise
         entry.starting = False
@@ -197,21 +196,26 @@ class Runs:
         return sources
 
     async def _undo_start(self, entry: Entry, cause: BaseException) -> None:
-        """A start failed or was cancelled: leave nothing, and say why in the record."""
+        """A start failed or was cancelled: leave nothing, say why in the record, and wake who waits for the end of this run."""
         entry.streams.close()
-        before = entry.record.state
-        code = getattr(cause, "container_exit_code", 128)
+        text = str(cause) if isinstance(cause, FleetError) else "the start was interrupted"
+        status = ExitStatus(
+            code=getattr(cause, "container_exit_code", 128), error=text, finished_at=self._core.clock.now()
+        )
         entry.change_state(
-            status=Status.EXITED if before.started_at else Status.CREATED,
+            status=Status.EXITED if entry.record.state.started_at else Status.CREATED,
             pid=0,
             starting_boot="",
-            error=str(cause) if isinstance(cause, FleetError) else "the start was interrupted",
-            exit=ExitStatus(code=code, error=str(cause), finished_at=self._core.clock.now()),
+            error=text,
+            exit=status,
         )
         try:
             await self.release(entry)
         except FleetError as trouble:
             self._core.log.error("clean-up after a failed start", container=entry.id, cause=str(trouble))
+        entry.announce_exit(status)
+        if entry.record.config.auto_remove:
+            self._core.spawn(self._auto_remove(entry), what=f"remove container {entry.id[:12]}")
 
     # --- exit ---
 

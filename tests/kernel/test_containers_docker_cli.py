@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import socket
 from collections.abc import AsyncIterator
@@ -15,14 +16,19 @@ import pytest
 import uvicorn
 from containers_host import RealHost, on_real_host
 from fastapi import FastAPI, Request, Response
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fleet.agent.http import host_routes
+from fleet.agent.http import HijackMixin, host_routes
 from fleet.api.http import install_error_handlers
 
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.skipif(shutil.which("docker") is None, reason="not run: needs the docker command"),
 ]
+
+
+class Protocol(HijackMixin, HttpToolsProtocol):
+    """What the daemon's listeners do as well."""
 
 
 def make_app(host: RealHost) -> Any:
@@ -58,7 +64,8 @@ async def served(host: RealHost) -> AsyncIterator[str]:
     path = str(host.root / "s")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
-    server = uvicorn.Server(uvicorn.Config(make_app(host), log_level="error", lifespan="off"))
+    config = uvicorn.Config(make_app(host), http=Protocol, log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,unused-ignore]
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -155,6 +162,60 @@ def test_the_docker_command_moves_images(unique: str) -> None:
             assert "Total reclaimed space" in await docker(path, "image", "prune", "-af")
 
     on_real_host(story, unique=unique)
+
+
+def test_run_exec_and_attach_speak_both_ways(unique: str) -> None:
+    async def story(host: RealHost) -> None:
+        typed = host.root / "typed"
+        typed.write_bytes(b"line\n" * 20_000)
+        async with served(host) as path:
+            assert await docker(path, "run", "--rm", "busybox", "sh", "-c", "echo out; exit 6", code=6) == "out\n"
+            counted = await docker(path, "run", "--rm", "-i", "busybox", "wc", "-l", stdin=typed)
+            assert counted.strip() == "20000"
+            assert "not-there" in await docker(path, "run", "--rm", "busybox", "not-there", code=127)
+            await docker(path, "run", "-d", "--name", "web", "busybox", "sleep", "100")
+            assert (
+                await docker(path, "exec", "-e", "A=b", "-w", "/tmp", "web", "sh", "-c", "echo $A $PWD") == "b /tmp\n"
+            )
+            assert await docker(path, "exec", "web", "sh", "-c", "exit 9", code=9) == ""
+            assert (await docker(path, "exec", "-i", "web", "wc", "-l", stdin=typed)).strip() == "20000"
+            big = await docker(path, "exec", "web", "sh", "-c", "seq 200000")
+            assert big.count("\n") == 200_000 and big.endswith("\n200000\n")
+            await docker(path, "exec", "-d", "web", "touch", "/made")
+            assert await docker(path, "exec", "web", "ls", "/made") == "/made\n"
+            assert "not-there" in await docker(path, "exec", "web", "not-there", code=127)
+            await docker(path, "rm", "-f", "web")
+            assert await in_terminal(path, "run", "--rm", "-it", "busybox", "sh", "-c", "tty; read x; echo got $x") == 0
+            await until_gone(host)
+
+    on_real_host(story, unique=unique)
+
+
+async def until_gone(host: RealHost) -> None:
+    async with asyncio.timeout(5):
+        while host.engine.list():
+            await asyncio.sleep(0.02)
+
+
+async def in_terminal(path: str, *args: str) -> int:
+    """Run docker on a terminal, type a line, return its exit code; what it showed must have the answer."""
+    ours, theirs = os.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "docker", "-H", f"unix://{path}", *args, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
+        os.close(theirs)
+        seen = b""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(30):
+            while b"/dev/" not in seen:
+                seen += await loop.run_in_executor(None, os.read, ours, 4096)
+            os.write(ours, b"hello\r")
+            while b"got hello" not in seen:
+                seen += await loop.run_in_executor(None, os.read, ours, 4096)
+            return await process.wait()
+    finally:
+        os.close(ours)
 
 
 def test_docker_py_is_served(unique: str) -> None:

@@ -2,7 +2,7 @@
 
 Routers translate and nothing else: body and query to a value, one call of the engine or the store, value to JSON. Paths
 carry no version
-(the daemon strips ``/v1.NN``). Swarm objects and hijacked connections (attach, exec) are the daemon's.
+(the daemon strips ``/v1.NN``). Attach and exec need a listener whose protocol class has ``HijackMixin``.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import APIRouter
 
+from fleet.agent.http.attach_routes import attach_routes
 from fleet.agent.http.container_routes import container_routes
+from fleet.agent.http.hijack import HijackMixin
 from fleet.agent.http.image_routes import image_routes
 from fleet.agent.http.networks import NetworkNames
 from fleet.agent.http.volume_routes import volume_routes
 from fleet.containers import ContainerEngine
 from fleet.images import ImageStore, Source
 
-__all__ = ["NetworkNames", "host_routes"]
+__all__ = ["HijackMixin", "NetworkNames", "host_routes"]
 
 
 def host_routes(
@@ -34,6 +36,7 @@ def host_routes(
     networks = networks or NetworkNames()
     return [
         container_routes(engine, images, networks),
+        attach_routes(engine),
         image_routes(images, engine, pull_sources),
         volume_routes(engine),
     ]

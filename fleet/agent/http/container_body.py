@@ -22,7 +22,7 @@ from fleet.model.wire import Value
 from fleet.network.topology import AttachmentSpec, HostPort
 from fleet.node_runtime.spec import DeviceSpec, ResourceLimits
 
-__all__ = ["CreateBody", "HostSettings", "UpdateBody", "config_of", "limits_of", "restart_of"]
+__all__ = ["CreateBody", "HostSettings", "UpdateBody", "config_of", "limits_of", "restart_of", "words_of"]
 
 _PERIOD_DEFAULT_US: Final = 100_000
 _PREDEFINED: Final = {"": NetworkMode.BRIDGE, "default": NetworkMode.BRIDGE, "bridge": NetworkMode.BRIDGE}
@@ -31,6 +31,7 @@ _BIND_WORDS: Final = frozenset({"ro", "rw", "z", "Z", "nocopy", "consistent", "c
 _PROPAGATIONS: Final = frozenset({"private", "rprivate", "slave", "rslave", "shared", "rshared"})
 
 Words = tuple[str, ...] | str
+"""A command: a list of words, or one word."""
 
 
 class PortBinding(Value, frozen=True, kw_only=True):
@@ -160,7 +161,7 @@ async def config_of(
         name=name.removeprefix("/"),
         image=body.image,
         entrypoint=_entrypoint(body.entrypoint),
-        command=_words(body.cmd) or None,
+        command=words_of(body.cmd) or None,
         env=body.env,
         labels=body.labels,
         working_dir=body.working_dir,
@@ -265,12 +266,13 @@ def _refuse(settings: HostSettings) -> None:
         raise UnsupportedError("device requests (--gpus) are not supported: pass the device files with --device")
 
 
-def _words(words: Words | None) -> tuple[str, ...]:
+def words_of(words: Words | None) -> tuple[str, ...]:
+    """A command as clients spell it: a list, or one string for one word."""
     return (words,) if isinstance(words, str) else tuple(words or ())
 
 
 def _entrypoint(words: Words | None) -> tuple[str, ...] | None:
-    found = _words(words)
+    found = words_of(words)
     if found == ("",):  # what ``--entrypoint ""`` sends: none at all
         return ()
     return found or None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC
 from typing import Any, Final
@@ -14,10 +13,11 @@ from fastapi import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from fleet.containers.attach import frame
 from fleet.errors import FleetError, TooLargeError
 from fleet.node_runtime.logs import LogLine
 
-__all__ = ["MULTIPLEXED", "RAW", "frame", "json_lines", "log_body", "upload"]
+__all__ = ["MULTIPLEXED", "RAW", "json_lines", "log_body", "upload"]
 
 MULTIPLEXED: Final = "application/vnd.docker.multiplexed-stream"
 RAW: Final = "application/vnd.docker.raw-stream"
@@ -25,14 +25,8 @@ RAW: Final = "application/vnd.docker.raw-stream"
 UPLOAD_MAX: Final = 64 << 30
 """Bytes of an uploaded archive; the image store has tighter limits on what comes out of it."""
 
-_STREAMS: Final = {"stdin": 0, "stdout": 1, "stderr": 2}
 _BATCH: Final = 64 << 10
 _QUEUE_MAX: Final = 256
-
-
-def frame(stream: str, data: bytes) -> bytes:
-    """One piece of a multiplexed stream: number of the stream, three zero bytes, length, data (Engine API, attach)."""
-    return struct.pack(">BxxxI", _STREAMS[stream], len(data)) + data
 
 
 async def log_body(lines: AsyncIterator[LogLine], *, multiplexed: bool, timestamps: bool) -> AsyncIterator[bytes]:

@@ -416,3 +416,17 @@ def test_a_container_made_to_vanish_does_so_when_it_ends(host: Any) -> None:
         assert not engine.list()
 
     host.run(story)
+
+
+def test_a_failed_start_wakes_who_waits_and_takes_a_vanishing_container_away(host: Any) -> None:
+    async def story(engine: ContainerEngine) -> None:
+        host.runtime.fail_start = CommandFault("exec: no", container_exit_code=126)
+        made = await engine.create(config(auto_remove=True))
+        waits = [asyncio.create_task(engine.wait(made.id, condition)) for condition in ("next-exit", "removed")]
+        await asyncio.sleep(0)
+        with pytest.raises(RejectedFault):
+            await engine.start(made.id)
+        assert [status.code for status in await asyncio.gather(*waits)] == [126, 126]
+        assert not engine.list()
+
+    host.run(story)
