@@ -277,10 +277,12 @@ def wait(
                     watch.look(client, now=now)
                 unreachable_since = None
             except (errors.UnavailableError, EngineError) as cause:
-                unreachable_since = now if unreachable_since is None else unreachable_since
+                if unreachable_since is None:
+                    unreachable_since = now
+                    if cause.transient:
+                        show.note(f"waiting for the daemon: {cause}")
                 if not cause.transient or now - unreachable_since >= UNREACHABLE_S:
                     raise
-                _tell_once(show, told, f"waiting for the daemon: {cause}")
             for watch in watches:
                 for note in watch.news():
                     _tell_once(show, told, note)

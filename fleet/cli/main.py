@@ -175,7 +175,9 @@ def _unexpected(cause: Exception) -> int:
     """The connection broke in the middle of an answer, or fleet has a bug."""
     import http.client
 
-    if isinstance(cause, ConnectionError | TimeoutError | http.client.HTTPException):
+    if isinstance(cause, http.client.HTTPException):
+        return _fail("the connection to the daemon was lost in the middle of an answer", 1)
+    if isinstance(cause, ConnectionError | TimeoutError):
         return _fail(f"the connection to the daemon was lost: {cause or type(cause).__name__}", 1)
     if isinstance(cause, OSError):
         return _fail(str(cause), 1)
@@ -188,7 +190,12 @@ def _unexpected(cause: Exception) -> int:
 
 def main() -> None:
     """The ``fleet`` command."""
-    sys.exit(run(sys.argv[1:], os.environ))
+    code = run(sys.argv[1:], os.environ)
+    try:
+        sys.stdout.flush()
+    except OSError:  # told already; the interpreter must not try again at exit
+        _close_output()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

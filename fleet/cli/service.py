@@ -58,7 +58,10 @@ def create(app: App, *, image: str, command: tuple[str, ...], **flags: Any) -> i
 @click.argument("name", metavar="SERVICE")
 @pass_app
 def update(app: App, *, name: str, **flags: Any) -> int:
-    """Change a service; tasks are replaced as its update configuration says."""
+    """Change a service.
+
+    Its tasks are replaced as its update configuration says; a change of labels or replicas replaces none.
+    """
     if flags["rollback"]:
         given = [key for key in ("image", "args", "force", "replicas") if flags[key]]
         if given:
@@ -238,7 +241,7 @@ def inspect(app: App, *, names: tuple[str, ...], pretty: bool, fmt: str | None) 
 @click.argument("names", metavar="SERVICE...", nargs=-1, required=True)
 @pass_app
 def rm(app: App, *, names: tuple[str, ...]) -> int:
-    """Remove services; their tasks are stopped in the background."""
+    """Remove services and stop their tasks."""
     return each(names, lambda name: app.client.delete(f"/services/{part(name)}"))
 
 

@@ -131,6 +131,14 @@ def test_reader_that_goes_away_is_quiet(engine: FakeEngine) -> None:
     assert ran.stderr == ""
 
 
+def test_full_disk_is_one_line(engine: FakeEngine) -> None:
+    engine.on("GET", "/services", [])
+    program = [sys.executable, "-m", "fleet.cli.main", "-H", engine.url, "service", "ls"]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    assert (ran.returncode, ran.stderr) == (1, "Error: [Errno 28] No space left on device\n")
+
+
 def test_host_is_taken_from_the_flag_then_the_environment(
     engine: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
