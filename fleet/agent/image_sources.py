@@ -48,7 +48,8 @@ class ImageLocator:
         return sources
 
     async def _holders(self, reference: str, context: ssl.SSLContext) -> list[str]:
-        wanted = str(parse_reference(reference))
+        parsed = parse_reference(reference)
+        wanted = parsed.digest or str(parsed)
         async with httpx.AsyncClient(verify=context, timeout=_TIMEOUT_S, trust_env=False) as client:
             for manager in self.managers():
                 with contextlib.suppress(httpx.HTTPError, ValueError):

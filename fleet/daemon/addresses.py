@@ -11,22 +11,28 @@ from typing import Final
 from pyroute2 import IPRoute
 
 from fleet import errors
+from fleet.network.naming import is_fleet_group
 
 __all__ = ["CLUSTER_PORT", "choose_address", "host_addresses", "split_address"]
 
 CLUSTER_PORT: Final = 2377
-_OWN_LINKS: Final = re.compile(r"(lo|fl[bv]?[-.]?.*|docker.*|veth.*|br-.*)$")
+_CONTAINER_LINKS: Final = re.compile(r"(docker|veth|br-|cni|virbr)")
+"""Bridges of container engines and hypervisors: addresses on them are not reached by other hosts."""
 
 
 def host_addresses() -> list[tuple[str, str]]:
     """(interface, IPv4 address) of every address that other hosts might reach; blocking, a few netlink messages."""
     with IPRoute() as route:
-        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in route.get_links()}
+        names = {
+            link["index"]: link.get_attr("IFLA_IFNAME")
+            for link in route.get_links()
+            if not is_fleet_group(link.get_attr("IFLA_GROUP") or 0)
+        }
         found = []
         for address in route.get_addr(family=socket.AF_INET):
             name = str(names.get(address["index"], ""))
             text = str(address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS"))
-            if name != "lo" and not ipaddress.ip_address(text).is_loopback:
+            if name not in ("", "lo") and not ipaddress.ip_address(text).is_loopback:
                 found.append((name, text))
         return found
 
@@ -47,7 +53,7 @@ def choose_address(wanted: str, *, candidates: Sequence[tuple[str, str]], what: 
 
     Raises ``UserError`` listing the candidates when there is a choice to make, or none.
     """
-    usable = [(name, address) for name, address in candidates if not _OWN_LINKS.match(name)]
+    usable = [(name, address) for name, address in candidates if not _CONTAINER_LINKS.match(name)]
     if wanted:
         try:
             return str(ipaddress.IPv4Address(wanted))

@@ -11,10 +11,15 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
-__all__ = ["Owner"]
+__all__ = ["Owner", "is_fleet_group"]
 
 _GROUP_BASE = 0x66000000
 """High byte of our group numbers ('f'): the file /etc/iproute2/group and other tools use small ones."""
+
+
+def is_fleet_group(group: int) -> bool:
+    """Whether a link with this group number was made by some daemon of fleet."""
+    return group & 0xFF000000 == _GROUP_BASE
 
 
 @dataclass(frozen=True, slots=True)

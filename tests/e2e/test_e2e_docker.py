@@ -1,0 +1,129 @@
+"""Docker's own command, unmodified, through what exists: the same words, the same columns, the same exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import TestLab
+
+pytestmark = pytest.mark.e2e
+
+IDLE = ("sh", "-c", "trap 'exit 0' TERM; echo started; while :; do sleep 1 & wait $!; done")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def image(lab: TestLab) -> None:
+    lab.load_hello()
+
+
+def test_version_and_info_name_the_server_and_the_swarm(lab: TestLab) -> None:
+    version = json.loads(lab.docker("version", "--format", "{{json .Server}}").stdout)
+    assert version["Platform"]["Name"] == "fleet"
+    info = json.loads(lab.docker("info", "--format", "{{json .}}").stdout)
+    assert info["Swarm"]["LocalNodeState"] == "active"
+    assert info["Swarm"]["ControlAvailable"] is True
+    assert (info["Swarm"]["Nodes"], info["Swarm"]["Managers"]) == (3, 1)
+    on_worker = json.loads(lab.docker("info", "--format", "{{json .Swarm}}", host="w1").stdout)
+    assert on_worker["ControlAvailable"] is False
+
+
+def test_node_ls_shows_all_and_marks_this_one(lab: TestLab) -> None:
+    lines = lab.docker(
+        "node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.ManagerStatus}} {{.Self}}"
+    ).stdout.splitlines()
+    assert sorted(lines) == ["m1 Ready Leader true", "w1 Ready  false", "w2 Ready  false"]
+    refused = lab.docker("node", "ls", host="w1", check=False)
+    assert refused.returncode == 1
+    assert "not a swarm manager" in refused.stderr
+
+
+def test_a_services_whole_day(lab: TestLab) -> None:
+    lab.docker("network", "create", "-d", "overlay", "--attachable", "back")
+    assert "back" in lab.docker("network", "ls", "--filter", "driver=overlay", "--format", "{{.Name}}").stdout.split()
+    created = lab.docker(
+        "service", "create", "--name", "api", "--replicas", "2", "--network", "back", "--publish", "8090:80",
+        "--env", "A=1", "--label", "team=x", "--limit-memory", "32m", "--restart-delay", "0s", "fleet/hello:1", *IDLE,
+    )  # fmt: skip
+    assert "converged" in created.stdout
+    listed = lab.docker("service", "ls", "--format", "{{.Name}} {{.Mode}} {{.Replicas}} {{.Ports}}").stdout
+    assert "api replicated 2/2 *:8090->80/tcp" in listed
+    states = lab.docker("service", "ps", "api", "--format", "{{.Name}} {{.DesiredState}} {{.CurrentState}}").stdout
+    assert states.count("Running Running") == 2
+    spec = json.loads(lab.docker("service", "inspect", "api").stdout)[0]
+    assert spec["Spec"]["Labels"] == {"team": "x"}
+    assert spec["Spec"]["TaskTemplate"]["ContainerSpec"]["Env"] == ["A=1"]
+    assert "@sha256:" in spec["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"], "the digest was resolved and pinned"
+    assert len(spec["Endpoint"]["VirtualIPs"]) >= 1
+    pretty = lab.docker("service", "inspect", "--pretty", "api").stdout
+    assert "Replicas:\t2" in pretty
+    assert "back" in pretty
+    lab.docker("service", "scale", "api=3")
+    assert len([t for t in lab.tasks("api") if t["DesiredState"] == "running"]) == 3
+    lab.docker("service", "update", "--env-add", "B=2", "api", timeout_s=120)
+    assert {tuple(t["Spec"]["ContainerSpec"]["Env"]) for t in lab.tasks("api") if t["DesiredState"] == "running"} == {
+        ("A=1", "B=2")
+    }
+    lines = lab.docker("service", "logs", "api").stdout.splitlines()
+    assert len([line for line in lines if line.endswith("started")]) >= 3
+    assert all(line.startswith("api.") for line in lines)
+    in_use = lab.docker("network", "rm", "back", check=False)
+    assert in_use.returncode == 1
+    lab.docker("service", "rm", "api")
+    lab.wait_until(
+        lambda: lab.docker("network", "rm", "back", check=False).returncode == 0, 20, what="the network can be removed"
+    )
+    missing = lab.docker("service", "inspect", "api", check=False)
+    assert missing.returncode == 1
+    assert "no such service: api" in missing.stderr.lower()
+
+
+def test_stack_deploy_twice_and_rm(lab: TestLab) -> None:
+    lab.docker("stack", "deploy", "-c", "compose-examples/hello/stack.yml", "hi")
+    lab.wait_until(
+        lambda: "hi_web 3/3" in lab.docker("stack", "services", "hi", "--format", "{{.Name}} {{.Replicas}}").stdout,
+        30,
+        what="three replicas",
+    )
+    before = {t["ID"] for t in lab.tasks("hi_web")}
+    lab.docker("stack", "deploy", "-c", "compose-examples/hello/stack.yml", "hi")
+    assert {t["ID"] for t in lab.tasks("hi_web")} == before, "deploying the same again restarts nothing"
+    assert "hi" in lab.docker("stack", "ls", "--format", "{{.Name}}").stdout.split()
+    assert "hi_client.1" in lab.docker("stack", "ps", "hi", "--format", "{{.Name}}").stdout
+    lab.docker("stack", "rm", "hi")
+    lab.wait_until(
+        lambda: not any(lab.get("/containers/json", host=h, all=True) for h in lab.hosts()), 30, what="nothing is left"
+    )
+
+
+def test_secrets_and_configs_reach_the_task_and_no_disk(lab: TestLab) -> None:
+    lab.docker("secret", "create", "token", "-", stdin="hunter2-of-the-test")
+    lab.docker("config", "create", "motd", "-", stdin="good morning")
+    show = "cat /run/secrets/token /motd; ls -l /run/secrets/token; while :; do sleep 1; done"
+    lab.docker(
+        "service", "create", "-d", "--name", "keeper", "--secret", "token", "--config", "motd", "--stop-grace-period",
+        "1s", "--constraint", "node.hostname==w1", "fleet/hello:1", "sh", "-c", show,
+    )  # fmt: skip
+    lab.wait_until(
+        lambda: "good morning" in lab.docker("service", "logs", "--raw", "keeper").stdout, 20, what="its log"
+    )
+    out = lab.docker("service", "logs", "--raw", "keeper").stdout
+    assert "hunter2-of-the-test" in out
+    assert "-r--r--r--" in out
+    assert "Data" not in json.loads(lab.docker("secret", "inspect", "token").stdout)[0]["Spec"]
+    refused = lab.docker("secret", "rm", "token", check=False)
+    assert refused.returncode == 1
+    assert "in use" in refused.stderr
+    found = lab.exec("w1", ["grep", "-rl", "hunter2-of-the-test", str(lab.layout.data("w1"))], check=False)
+    files = [line for line in str(found.stdout).splitlines() if "-json.log" not in line and ".log" not in line]
+    assert files == [], "the secret is on the worker's disk"
+    lab.docker("service", "rm", "keeper")
+    lab.wait_until(lambda: lab.docker("secret", "rm", "token", check=False).returncode == 0, 20, what="secret removed")
+    lab.docker("config", "rm", "motd")
+
+
+def test_plain_containers_live_beside_services(lab: TestLab) -> None:
+    lab.docker("run", "-d", "--name", "plain", "fleet/hello:1", "sleep", "60")
+    assert "plain" in lab.docker("ps", "--format", "{{.Names}}").stdout.split()
+    lab.docker("rm", "-f", "plain")
+    assert "plain" not in lab.docker("ps", "-a", "--format", "{{.Names}}").stdout.split()
