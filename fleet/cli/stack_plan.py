@@ -18,7 +18,7 @@ from fleet.model.network import NetworkSpec
 from fleet.model.secret import ConfigSpec, SecretSpec
 from fleet.model.service import DnsConfig, EndpointSpec, Privileges, ServiceSpec
 
-__all__ = ["Change", "Existing", "differences", "plan_stack", "resolve_names"]
+__all__ = ["Change", "Existing", "differences", "plan_stack", "resolve_names", "spelled_out"]
 
 Json = dict[str, Any]
 DIFFERENCES_MAX: Final = 20
@@ -120,7 +120,7 @@ def _plan_service(wanted: ServiceSpec, found: Json | None, *, networks: Mapping[
     names = {str(item["Id"]): name for name, item in networks.items()}
     current = _rename_targets(current, names)
     merged = _carry_over(wanted, current)
-    changed = tuple(differences(_spelled_out(current), _spelled_out(merged)))
+    changed = tuple(differences(spelled_out(current), spelled_out(merged)))
     action: Literal["keep", "update"] = "update" if changed else "keep"
     return Change(action=action, kind="service", name=wanted.name, spec=merged, current=found, details=changed)
 
@@ -156,7 +156,8 @@ def _carry_over(wanted: ServiceSpec, current: ServiceSpec) -> ServiceSpec:
     """Keep the restart counter, and the digest and platforms that were settled for an image the file still names the same."""
     template = msgspec.structs.replace(wanted.task_template, force_update=current.task_template.force_update)
     image, pinned = template.container_spec.image, current.task_template.container_spec.image
-    if "@" not in image and pinned.partition("@")[0] == image:
+    tagged = image if ":" in image.rpartition("/")[2] else f"{image}:latest"
+    if "@" not in image and pinned.partition("@")[0] in (image, tagged):
         template = msgspec.structs.replace(
             template,
             container_spec=msgspec.structs.replace(template.container_spec, image=pinned),
@@ -195,15 +196,15 @@ def resolve_names(
     return msgspec.structs.replace(spec, task_template=template)
 
 
-def _spelled_out(value: Any) -> Any:
+def spelled_out(value: Any) -> Any:
     """Builtins with every field, defaults too: msgspec leaves a default out only when it is the very same object."""
     if isinstance(value, msgspec.Struct):
         fields = msgspec.structs.fields(type(value))
-        return {field.encode_name: _spelled_out(getattr(value, field.name)) for field in fields}
+        return {field.encode_name: spelled_out(getattr(value, field.name)) for field in fields}
     if isinstance(value, dict):
-        return {key: _spelled_out(item) for key, item in value.items()}
+        return {key: spelled_out(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_spelled_out(item) for item in value]
+        return [spelled_out(item) for item in value]
     return value
 
 

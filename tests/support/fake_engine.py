@@ -1,7 +1,7 @@
 """An engine API server on a unix socket with answers given beforehand; it remembers what it was asked.
 
 Only for unit tests of the command line: a route that was not given answers 404 ``page not found``, and a body that is
-not JSON where JSON is announced fails the request, as the real one would.
+not JSON where JSON is announced fails the request, as the real one would. Paths are taken with and without the API's version.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         body: Any = data
         if self.headers.get("Content-Type") == "application/json":
             body = json.loads(data)
-        request = Request(self.command, parts.path, query, {k.lower(): v for k, v in self.headers.items()}, body)
+        path = re.sub(r"^/v\d+\.\d+/", "/", parts.path)
+        request = Request(self.command, path, query, {k.lower(): v for k, v in self.headers.items()}, body)
         reply = self.server.engine.answer(request)
         if reply.raw is not None:
             content, kind = reply.raw, "application/octet-stream"
@@ -125,9 +126,12 @@ class _Handler(BaseHTTPRequestHandler):
             kind = "application/json"
         self.send_response(reply.status)
         self.send_header("Content-Type", kind)
+        self.send_header("Api-Version", "1.47")
+        self.send_header("Ostype", "linux")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     do_GET = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815 - the base class names them
 

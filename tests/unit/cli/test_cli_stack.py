@@ -159,6 +159,16 @@ def test_digest_and_platforms_settled_for_the_image_are_no_change(
     assert "Keeping service s_web (unchanged)" in deploy(fleet, folder).out
 
 
+def test_latest_is_what_no_tag_means(fleet: Any, cluster: Cluster, folder: Path) -> None:
+    (folder / "stack.yml").write_text(FILE.replace("img:1", "reg:5000/img"))
+    deploy(fleet, folder)
+    container = cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ContainerSpec"]
+    container["Image"] = "reg:5000/img:latest@sha256:ab"
+    assert "Keeping service s_web (unchanged)" in deploy(fleet, folder).out
+    container["Image"] = "reg:5000/img:2"
+    assert "Updating service s_web" in deploy(fleet, folder).out
+
+
 def test_changed_service_is_updated_and_the_dry_run_says_how(
     fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
 ) -> None:
