@@ -1,9 +1,10 @@
 """The asyncio side of the supervisor: starts it, speaks to it, starts another when it dies, and tells what changed
 meanwhile.
 
-A client never forks a container and holds nothing a container needs. It does keep a duplicate of each container's
-pidfd (and terminal master): if the supervisor dies and the container ends before a new one is up, the kernel still
-answers through that descriptor how it ended, and the terminal stays open.
+A client never forks a container and holds nothing a container needs. It does keep three descriptors of each running one:
+its pidfd, and its two output pipes, which it never reads (with a terminal: the master). If the supervisor dies and the
+container ends before a new one is up, the kernel still answers through the pidfd how it ended, and what it wrote last
+still waits in the pipes.
 
 `RuntimeClient` is level-triggered like everything else: after a reconnect it lists and compares, so an exit is told
 exactly once per client, also when the message about it was lost with a connection. Events are told in the order seen;

@@ -99,7 +99,13 @@ def become_container(
 
 
 def _contain(
-    plan: dict[str, Any], files: rootfs.FileSystem, report: Socket, entrances: list[int], netns: int, streams: Streams
+    plan: dict[str, Any],
+    files: rootfs.FileSystem,
+    report: Socket,
+    *,
+    entrances: list[int],
+    netns: int,
+    streams: Streams,
 ) -> None:
     sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
     process = plan["process"]
@@ -139,6 +145,7 @@ def _contain(
             setattr(streams, name, files.open_null())
     _adjust_oom_score(files.proc, process["oom_score_adj"])
     files.restrict_paths()
+    files.at = "prepare the process"
     _finish(process, files.root, working_directory, report, streams, own_init=plan["init"])
 
 
@@ -234,8 +241,6 @@ def _finish(
     os.fchdir(working_directory)
     if not os.getcwd().startswith("/"):
         raise rootfs.RefusedError("the working directory is outside the container")
-    for number, soft, hard in process["rlimits"]:
-        _set_rlimit(number, soft, hard)
     _move_streams(streams)
     if identity.uid:
         for fd in (0, 1, 2):
@@ -256,6 +261,9 @@ def _finish(
         )  # needs CAP_SYS_ADMIN, so before capabilities go; the profile allows what follows
     _set_identity_and_capabilities(identity.uid, identity.gid, identity.groups, process["capabilities"])
     os.umask(0o022)
+    # Late: the supervisor's descriptors are still open here, and may be more than the container is to have.
+    for number, soft, hard in process["rlimits"]:
+        _set_rlimit(number, soft, hard)
     if program and process["no_new_privileges"]:
         sys_.seccomp_set_filter(program)
     environment = _environment(process["env"], identity.home)

@@ -109,8 +109,8 @@ _BY_MACHINE = {"x86_64": "arch_prctl modify_ldt", "aarch64": "sync_file_range2"}
 _BY_CAPABILITY = {
     "DAC_READ_SEARCH": "open_by_handle_at",
     "SYS_ADMIN": "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr lsm_list_modules"
-    " lsm_set_self_attr mount mount_setattr move_mount open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns"
-    " syslog umount2 unshare",
+    " lsm_set_self_attr mount mount_setattr move_mount open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname"
+    " setns syslog umount2 unshare",
     "SYS_BOOT": "reboot",
     "SYS_CHROOT": "chroot",
     "SYS_MODULE": "delete_module init_module finit_module",
@@ -126,9 +126,8 @@ _BY_CAPABILITY = {
 }
 
 _SOCKET_FAMILIES = Ranges(0, ((0, 11), (13, 18), (21, 22), (24, 24), (26, 33), (35, 36), (39, 39), (41, 45)))
-"""Not among them: DECnet, NETLINK's neighbours nobody maintains, IRDA, TIPC's like, AF_ALG (38) and AF_VSOCK (40),
-which reaches the hypervisor.
-"""
+"""Left out: families nobody maintains or needs (DECnet, Econet, IrDA, CAIF and their like), AF_ALG (38), which exposes the
+kernel's crypto, and AF_VSOCK (40), which reaches the hypervisor."""
 
 _PERSONALITIES = Ranges(0, ((0, 0), (8, 8), (0x20000, 0x20000), (0x20008, 0x20008), (0xFFFFFFFF, 0xFFFFFFFF)))
 _NAMESPACE_FLAGS = 0x7E020000

@@ -69,6 +69,7 @@ LOCK_HELD_STATUS = 75
 _PIPE_BYTES = 1 << 18
 _LIVING = ("running", "paused")
 _ORPHAN_WAIT_S = 3.0
+_OOM_CHECKS, _OOM_CHECK_S = 20, 0.05
 _REMOVE_RETRY_S = 0.01
 _REMOVE_TIMEOUT_S = 30.0
 _NEW_NAMESPACES = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC
@@ -112,6 +113,8 @@ class Supervisor:
         self._connections: dict[int, Connection] = {}
         self._listener: Socket | None = None
         self._running = True
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._loop.add(self._wake_fd, select.EPOLLIN, lambda _events: None)
         self._loop.add(self._sync.event_fd, select.EPOLLIN, self._synced)
         self._operations: dict[str, Callable[[dict[str, Any], list[int], Answer], None]] = {
             "hello": self._op_hello,
@@ -156,8 +159,9 @@ class Supervisor:
             self._loop.turn()
 
     def stop(self) -> None:
-        """Leave the loop at the next turn; containers stay."""
+        """Leave the loop at once; containers stay. May be called from a signal handler."""
         self._running = False
+        os.eventfd_write(self._wake_fd, 1)  # epoll goes on waiting after a signal (PEP 475)
 
     def _accept(self, _events: int) -> None:
         assert self._listener is not None
@@ -433,11 +437,19 @@ class Supervisor:
             else:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(fd)
-            if not container.oom_killed and self._cgroups.oom_kills(container.spec["cgroup"]):
-                container.oom_killed = True
-                self._tell_all({"event": "oom", "id": container.id})
+            self._check_oom(container, attempts=_OOM_CHECKS)
 
         self._loop.add(fd, select.EPOLLPRI if self._cgroups.is_v2 else select.EPOLLIN, ready)
+
+    def _check_oom(self, container: Container, *, attempts: int) -> None:
+        """v1 gives notice when memory runs out, a moment before the kernel has chosen and counted its victim."""
+        if container.oom_killed or container.status not in ("starting", *_LIVING):
+            return
+        if self._cgroups.oom_kills(container.spec["cgroup"]):
+            container.oom_killed = True
+            self._tell_all({"event": "oom", "id": container.id})
+        elif attempts:
+            self._loop.later(_OOM_CHECK_S, lambda: self._check_oom(container, attempts=attempts - 1))
 
     def _process_ended(self, container: Container) -> None:
         """The pidfd of a container's first process is readable."""

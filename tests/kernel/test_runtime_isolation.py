@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_runtime_support import Node, eventually, on_node
 
 from fleet.errors import ConflictError, RejectedFault, RuntimeFault, UserError
 from fleet.node_runtime.faults import CommandFault
 from fleet.node_runtime.spec import DeviceSpec, MountSpec, ProcessSpec, ResourceLimits, Rlimit, RootFs
-from test_runtime_support import Node, eventually, on_node
 
 pytestmark = pytest.mark.kernel
 
@@ -78,7 +78,7 @@ async def test_denied_system_calls_are_denied(node: Node) -> None:
             result = libc.syscall(number, *args)
             return ctypes.get_errno() if result == -1 else 0
         numbers = {"unshare": (272, 0x10000000), "mount": (165, 0, 0, 0, 0, 0), "setns": (308, 0, 0), "keyctl": (250, 0, 0),
-            "io_uring_setup": (425, 1, 0), "bpf": (321, 0, 0, 0), "userfaultfd": (323, 0), "clone3": (435, 0, 0), "newer": (4000,),
+            "io_uring_setup": (425, 1, 0), "bpf": (321, 0, 0, 0), "userfaultfd": (323, 0), "clone3": (435, 0, 0), "newer": (4000,),  # noqa: E501 - one script
             "x32": (0x40000000 + 39,), "reboot": (169, 0, 0, 0), "kexec_load": (246, 0, 0, 0, 0), "getpid": (39,),
             "clone_newuser": (56, 0x10000000, 0, 0, 0, 0), "open_by_handle_at": (304, 0, 0, 0), "pivot_root": (155, 0, 0)}
         found = {name: call(*args) for name, args in numbers.items()}
@@ -110,7 +110,7 @@ async def test_masked_paths_are_empty_and_read_only_paths_refuse_writes(node: No
             [ -e $p ] || continue
             if [ -d $p ]; then [ -z "$(ls -A $p)" ] || echo "full $p"; else [ -z "$(head -c1 $p)" ] || echo "full $p"; fi
         done
-        for p in /proc/sys/kernel/core_pattern /proc/sysrq-trigger /sys/power/state /sys/kernel/mm/transparent_hugepage/enabled; do
+        for p in /proc/sys/kernel/core_pattern /proc/sysrq-trigger /sys/power/state /sys/kernel/mm/transparent_hugepage/enabled; do  # noqa: E501 - one script
             [ -e $p ] && (echo x > $p) 2>/dev/null && echo "wrote $p"
         done
         mount -t tmpfs x /tmp 2>/dev/null && echo mounted
@@ -123,7 +123,9 @@ async def test_masked_paths_are_empty_and_read_only_paths_refuse_writes(node: No
 @on_node
 async def test_own_namespaces_host_name_and_pid_one(node: Node) -> None:
     _, out = await node.run(
-        node.spec("sh", "-c", "echo $$; hostname; ls -l /proc/self/ns | sed 's/.*-> //'; ip -o link | wc -l", hostname="box")
+        node.spec(
+            "sh", "-c", "echo $$; hostname; ls -l /proc/self/ns | sed 's/.*-> //'; ip -o link | wc -l", hostname="box"
+        )
     )
     lines = out.splitlines()
     assert lines[:2] == ["1", "box"]
@@ -149,7 +151,7 @@ async def test_rlimits_are_set_and_clamped(node: Node) -> None:
 
 @on_node
 async def test_devices_can_be_made_but_only_allowed_ones_opened(node: Node) -> None:
-    script = "mknod /tmp/disk b 254 0 && (cat /tmp/disk >/dev/null) 2>&1; mknod /tmp/null c 1 3 && echo x >/tmp/null && echo opened"
+    script = "mknod /tmp/disk b 254 0 && (cat /tmp/disk >/dev/null) 2>&1; mknod /tmp/null c 1 3 && echo x >/tmp/null && echo opened"  # noqa: E501 - one script
     _, out = await node.run(node.spec("sh", "-c", script))
     assert "not permitted" in out
     assert out.endswith("opened\n")
@@ -161,14 +163,23 @@ async def test_a_device_given_can_be_opened(node: Node) -> None:
     if given is None:
         pytest.skip("this host has none of the devices tried")
     script = "exec 3<>/dev/mine && echo opened"
-    assert await node.run(node.spec("sh", "-c", script, devices=(DeviceSpec(source=given, target="/dev/mine"),))) == (0, "opened\n")
-    spec = node.spec("sh", "-c", script + " || exit 3", devices=(DeviceSpec(source=given, target="/dev/mine", permissions="m"),))
+    assert await node.run(node.spec("sh", "-c", script, devices=(DeviceSpec(source=given, target="/dev/mine"),))) == (
+        0,
+        "opened\n",
+    )
+    spec = node.spec(
+        "sh", "-c", script + " || exit 3", devices=(DeviceSpec(source=given, target="/dev/mine", permissions="m"),)
+    )
     assert (await node.run(spec))[0] != 0
 
 
 @on_node
 async def test_limits_are_in_force(node: Node) -> None:
-    spec = node.spec("sleep", "60", resources=ResourceLimits(nano_cpus=500_000_000, memory_bytes=64 << 20, pids_limit=17, cpuset_cpus="0"))
+    spec = node.spec(
+        "sleep",
+        "60",
+        resources=ResourceLimits(nano_cpus=500_000_000, memory_bytes=64 << 20, pids_limit=17, cpuset_cpus="0"),
+    )
     await node.client.start(spec)
     stats = await node.client.stats(spec.id)
     assert (stats.memory_limit_bytes, stats.pids_limit, stats.pids) == (64 << 20, 17, 1)
@@ -184,7 +195,9 @@ async def test_limits_are_in_force(node: Node) -> None:
 
 @on_node
 async def test_pids_limit_stops_forks(node: Node) -> None:
-    spec = node.spec("sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; wait", resources=ResourceLimits(pids_limit=5))
+    spec = node.spec(
+        "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; wait", resources=ResourceLimits(pids_limit=5)
+    )
     code, out = await node.run(spec)
     assert code != 0
     assert "fork" in out
@@ -204,8 +217,12 @@ async def test_cpu_limit_throttles(node: Node) -> None:
 
 @on_node
 async def test_running_out_of_memory_is_reported(node: Node) -> None:
-    spec = node.spec("sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1", resources=ResourceLimits(memory_bytes=16 << 20))
-    spec = replace(spec, process=replace(spec.process, args=("dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1")))
+    spec = node.spec(
+        "sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1", resources=ResourceLimits(memory_bytes=16 << 20)
+    )
+    spec = replace(
+        spec, process=replace(spec.process, args=("dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"))
+    )
     await node.client.start(spec)
     event = await node.exited(spec.id)
     assert (event.exit_code, event.oom_killed) == (137, True)
@@ -305,7 +322,9 @@ async def test_a_root_of_many_layers(node: Node) -> None:
         layers.append(str(layer))
     (node.directory / "u").mkdir()
     (node.directory / "w").mkdir()
-    root = RootFs(lower_dirs=(*layers, str(node.image)), upper_dir=str(node.directory / "u"), work_dir=str(node.directory / "w"))
+    root = RootFs(
+        lower_dirs=(*layers, str(node.image)), upper_dir=str(node.directory / "u"), work_dir=str(node.directory / "w")
+    )
     assert await node.run(node.spec("sh", "-c", "ls -d /file* | wc -l; cat /top", root=root)) == (0, "120\n0\n")
 
 
@@ -320,7 +339,9 @@ async def test_read_only_root_and_plain_directory(node: Node) -> None:
 
 @on_node
 async def test_sysctls_of_own_namespaces_only(node: Node) -> None:
-    spec = node.spec("cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start", sysctls={"net.ipv4.ip_unprivileged_port_start": "81"})
+    spec = node.spec(
+        "cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start", sysctls={"net.ipv4.ip_unprivileged_port_start": "81"}
+    )
     assert await node.run(spec) == (0, "81\n")
     with pytest.raises(UserError):
         await node.client.start(node.spec("true", sysctls={"kernel.core_pattern": "x"}))
@@ -330,15 +351,19 @@ async def test_sysctls_of_own_namespaces_only(node: Node) -> None:
 
 @on_node
 async def test_privileged_has_everything_the_host_gives(node: Node) -> None:
-    script = "grep -E '^(CapEff|Seccomp:)' /proc/self/status; mount -t tmpfs x /tmp && echo mounted; [ -e /dev/kmsg ] && echo device"
+    script = "grep -E '^(CapEff|Seccomp:)' /proc/self/status; mount -t tmpfs x /tmp && echo mounted; [ -e /dev/kmsg ] && echo device"  # noqa: E501 - one script
     _, out = await node.run(node.spec("sh", "-c", script, privileged=True))
-    own = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    own = next(
+        line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")
+    )
     assert out == f"CapEff:\t{own}\nSeccomp:\t0\nmounted\ndevice\n"
 
 
 @on_node
 async def test_the_hosts_interpreter_cannot_be_reached_through_proc(node: Node) -> None:
-    """pid 1 with --init, and processes on their way through exec, are the host's python: /proc/PID/exe must stay closed."""
+    """pid 1 with --init, and processes on their way through exec, are the host's python: /proc/PID/exe must stay
+    closed.
+    """
     interpreter = Path("/usr/bin/python3").resolve()
     before = hashlib.sha256(interpreter.read_bytes()).digest()
     script = """
@@ -358,7 +383,10 @@ async def test_the_hosts_interpreter_cannot_be_reached_through_proc(node: Node) 
     await node.exited(spec.id)
     out = await node.log(spec)
     assert "leak" not in out
-    assert out.splitlines() == ["ls: /proc/1/exe: cannot read link: Permission denied", "ls: /proc/1/root: Permission denied"]
+    assert out.splitlines() == [
+        "ls: /proc/1/exe: cannot read link: Permission denied",
+        "ls: /proc/1/root: Permission denied",
+    ]
     assert hashlib.sha256(interpreter.read_bytes()).digest() == before
 
 

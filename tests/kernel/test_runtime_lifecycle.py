@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_runtime_support import Node, eventually, on_node
 
 from fleet.errors import ConflictError, NotFoundError, RuntimeFault
 from fleet.node_runtime.client import RuntimeClient
@@ -23,7 +24,6 @@ from fleet.node_runtime.events import Exited, Oom, SupervisorRestarted
 from fleet.node_runtime.faults import CommandFault
 from fleet.node_runtime.logs import read_log
 from fleet.node_runtime.spec import LogSpec, MountSpec, ProcessSpec, ResourceLimits
-from test_runtime_support import Node, eventually, on_node
 
 pytestmark = pytest.mark.kernel
 
@@ -40,7 +40,9 @@ async def killed_supervisor(node: Node) -> SupervisorRestarted:
 @on_node
 async def test_exit_codes_and_signals_are_reported(node: Node) -> None:
     assert (await node.run(node.spec("sh", "-c", "exit 42")))[0] == 42
-    assert (await node.run(node.spec("sh", "-c", "kill -9 $$; exec sleep 0.1")))[0] == 0  # pid 1 is immune to its own SIGKILL
+    assert (await node.run(node.spec("sh", "-c", "kill -9 $$; exec sleep 0.1")))[
+        0
+    ] == 0  # pid 1 is immune to its own SIGKILL
     spec = node.spec("sleep", "60")
     await node.client.start(spec)
     await node.client.signal(spec.id, signal.SIGTERM)  # pid 1 without a handler ignores it
@@ -88,21 +90,36 @@ async def test_remove_kills_everything_and_leaves_no_cgroup(node: Node) -> None:
     await node.client.pause(spec.id)
     await node.client.remove(spec.id)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    assert not [path for path in Path("/sys/fs/cgroup").glob(f"*{node.cgroup_parent}/{spec.id}")]
+    assert not list(Path("/sys/fs/cgroup").glob(f"*{node.cgroup_parent}/{spec.id}"))
 
 
 @on_node
 async def test_exec_joins_with_the_same_restrictions(node: Node) -> None:
     spec = node.spec("sleep", "60", hostname="inside")
     await node.client.start(spec)
-    script = "hostname; id -u; pwd; echo $A; grep -E '^(CapBnd|CapInh|NoNewPrivs|Seccomp:)' /proc/self/status; ls /proc/self/ns >/dev/null; exit 3"
+    script = "hostname; id -u; pwd; echo $A; grep -E '^(CapBnd|CapInh|NoNewPrivs|Seccomp:)' /proc/self/status; ls /proc/self/ns >/dev/null; exit 3"  # noqa: E501 - one script
     process = ProcessSpec(args=("sh", "-c", script), user="web", cwd="/tmp", env=("A=1",))
     code, out = await node.client.exec_capture(spec.id, process, timeout_s=5)
     assert code == 3
     assert out.decode().split() == (
-        "inside 1000 /tmp 1 CapInh: 0000000000000000 CapBnd: 00000000a80425fb NoNewPrivs: 1 Seccomp: 2".split()
+        [
+            "inside",
+            "1000",
+            "/tmp",
+            "1",
+            "CapInh:",
+            "0000000000000000",
+            "CapBnd:",
+            "00000000a80425fb",
+            "NoNewPrivs:",
+            "1",
+            "Seccomp:",
+            "2",
+        ]
     )
-    _, same = await node.client.exec_capture(spec.id, ProcessSpec(args=("ls", "-l", "/proc/1/ns", "/proc/self/ns")), timeout_s=5)
+    _, same = await node.client.exec_capture(
+        spec.id, ProcessSpec(args=("ls", "-l", "/proc/1/ns", "/proc/self/ns")), timeout_s=5
+    )
     links = [line.split("-> ")[1] for line in same.decode().splitlines() if "->" in line]
     assert sorted(links[: len(links) // 2]) == sorted(links[len(links) // 2 :])
     code, out = await node.client.exec_capture(spec.id, ProcessSpec(args=("ls", "/proc/self/fd")), timeout_s=5)
@@ -204,7 +221,10 @@ async def test_log_lines_carry_stream_time_and_long_lines_are_cut(node: Node) ->
     await node.run(spec)
     assert spec.log is not None
     records = [json.loads(line) for line in Path(spec.log.path).read_text().splitlines()]
-    assert {"log": "out\n", "stream": "stdout"}.items() <= records[0].items() or {"log": "out\n", "stream": "stdout"}.items() <= records[1].items()
+    assert {"log": "out\n", "stream": "stdout"}.items() <= records[0].items() or {
+        "log": "out\n",
+        "stream": "stdout",
+    }.items() <= records[1].items()
     pieces = [record["log"] for record in records if record["log"].startswith("x")]
     assert [len(piece) for piece in pieces] == [16384, 16384, 40000 - 32768 + len("no newline")]
     lines = [line async for line in read_log(spec.log.path)]
@@ -223,7 +243,7 @@ async def test_logs_rotate_and_a_follower_misses_nothing(node: Node) -> None:
     async def follow() -> None:
         assert spec.log is not None
         async for line in read_log(spec.log.path, follow=True, stop=stop):
-            seen.append(line.data)
+            seen.append(line.data)  # noqa: PERF401 - one by one, as they come
 
     follower = asyncio.create_task(follow())
     await node.client.start(spec)
@@ -319,7 +339,9 @@ async def test_a_container_survives_kill_9_of_the_supervisor_and_its_exit_code_i
     flags = node.directory / "flags"
     flags.mkdir()
     mounts = (MountSpec(kind="bind", source=str(flags), target="/flags"),)
-    spec = node.spec("sh", "-c", "i=0; while [ ! -e /flags/go ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 7", mounts=mounts)
+    spec = node.spec(
+        "sh", "-c", "i=0; while [ ! -e /flags/go ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 7", mounts=mounts
+    )
     started = await node.client.start(spec)
     first = await killed_supervisor(node)
     state = (await node.client.list())[0]
@@ -338,7 +360,9 @@ async def test_an_exit_while_no_supervisor_lives_is_recovered(node: Node) -> Non
     flags = node.directory / "flags"
     flags.mkdir()
     mounts = (MountSpec(kind="bind", source=str(flags), target="/flags"),)
-    spec = node.spec("sh", "-c", "while [ ! -e /flags/go ]; do sleep 0.01; done; echo last words; exit 11", mounts=mounts)
+    spec = node.spec(
+        "sh", "-c", "while [ ! -e /flags/go ]; do sleep 0.01; done; echo last words; exit 11", mounts=mounts
+    )
     started = await node.client.start(spec)
     await asyncio.sleep(0.1)
     # The client notices at once and starts a successor, so stop it from connecting until the container is dead.
@@ -396,7 +420,8 @@ import asyncio, os, signal
 from pathlib import Path
 from fleet.node_runtime.client import RuntimeClient
 async def main():
-    client = await RuntimeClient.open(state_dir=Path({str(node.directory / "state")!r}), run_dir=Path({str(node.directory / "run")!r}), cgroup_parent={node.cgroup_parent!r})
+    home = Path({str(node.directory)!r})
+    client = await RuntimeClient.open(state_dir=home / "state", run_dir=home / "run", cgroup_parent={node.cgroup_parent!r})
     await client.list()
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())

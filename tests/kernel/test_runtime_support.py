@@ -1,4 +1,6 @@
-"""What the runtime's kernel tests share: one node with its own directories and cgroup parent, a busybox image, and proof that nothing is left behind."""
+"""What the runtime's kernel tests share: one node with its own directories and cgroup parent, a busybox image, and
+proof that nothing is left behind.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,49 @@ from fleet.node_runtime.spec import ContainerSpec, LogSpec, ProcessSpec, Resourc
 
 TEST_TIMEOUT_S = 60
 
-APPLETS = """cat echo grep head hostname id kill ln ls mkdir mknod mount pwd rm sed seq sh sleep sort stat stty tail test touch true false tty
-umount uname unshare wc yes dd nohup setsid ps trap env awk chroot ip""".split()
+APPLETS = [
+    "cat",
+    "echo",
+    "grep",
+    "head",
+    "hostname",
+    "id",
+    "kill",
+    "ln",
+    "ls",
+    "mkdir",
+    "mknod",
+    "mount",
+    "pwd",
+    "rm",
+    "sed",
+    "seq",
+    "sh",
+    "sleep",
+    "sort",
+    "stat",
+    "stty",
+    "tail",
+    "test",
+    "touch",
+    "true",
+    "false",
+    "tty",
+    "umount",
+    "uname",
+    "unshare",
+    "wc",
+    "yes",
+    "dd",
+    "nohup",
+    "setsid",
+    "ps",
+    "trap",
+    "env",
+    "awk",
+    "chroot",
+    "ip",
+]
 
 
 def build_image(directory: Path) -> Path:
