@@ -90,7 +90,7 @@ def plan_release(view: ServiceView, task: Task, plan: Plan, *, now: datetime) ->
 def _waits_for_old(view: ServiceView, hold: Hold, *, now: datetime) -> bool:
     if hold.after_task is None or (hold.after_deadline is not None and now >= hold.after_deadline):
         return False
-    old = next((task for task in view.tasks if task.id == hold.after_task), None)
+    old = view.tasks_by_id.get(hold.after_task)
     return old is not None and not old.status.state.is_terminal and not is_lost(view.nodes.get(old.node_id))
 
 

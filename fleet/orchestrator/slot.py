@@ -5,7 +5,6 @@ The update of a stale but healthy task is not decided here: it must take turns w
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 
 from fleet.model.task import Task, TaskState
@@ -112,7 +111,7 @@ def _replace_newest(
     plan.create.append(task)
     if task.hold is not None:
         # Notes what it will wait for, so that somebody wakes up in time.
-        plan_release(replace(view, tasks=[*view.tasks, task]), task, plan, now=now)
+        plan_release(view, task, plan, now=now)
     return True
 
 

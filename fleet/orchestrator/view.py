@@ -5,12 +5,13 @@ A *slot* is what successive tasks fill: a number for replicated services, a node
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from fleet.model.ids import NodeId
+from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import Node
 from fleet.model.service import Service, TaskSpec
 from fleet.model.task import Task, TaskState, is_runnable
@@ -20,7 +21,7 @@ __all__ = ["ServiceView", "Slot", "SlotKey", "ended_by_itself", "group_slots", "
 SlotKey = int | NodeId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ServiceView:
     """``tasks`` are all tasks of the service; ``nodes`` all nodes of the cluster, tombstones included.
 
@@ -32,6 +33,11 @@ class ServiceView:
     tasks: Sequence[Task]
     nodes: Mapping[NodeId, Node]
     fits: Callable[[TaskSpec, Node], bool]
+
+    @functools.cached_property
+    def tasks_by_id(self) -> Mapping[TaskId, Task]:
+        """The same tasks, to be found."""
+        return {task.id: task for task in self.tasks}
 
     def slots(self) -> dict[SlotKey, Slot]:
         """Slots that exist, by key. One all of whose tasks are to be removed is free and does not exist."""
@@ -85,7 +91,9 @@ def group_slots(tasks: Sequence[Task]) -> dict[SlotKey, Slot]:
     by_key: dict[SlotKey, list[Task]] = {}
     for task in tasks:
         by_key.setdefault(task.slot or task.node_id, []).append(task)
-    return {key: Slot(key, tuple(sorted(found, key=_age))) for key, found in by_key.items()}
+    return {
+        key: Slot(key, tuple(sorted(found, key=_age) if len(found) > 1 else found)) for key, found in by_key.items()
+    }
 
 
 def _age(task: Task) -> tuple[bool, object, str]:
