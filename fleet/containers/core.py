@@ -96,12 +96,22 @@ class Core:
         await asyncio.to_thread(self._threads.shutdown)
 
     async def save(self, entry: Entry) -> None:
-        """Make the entry's record durable."""
+        """Make the entry's record durable. A cancelled caller does not cancel the write: two writes of one file must
+        not overlap.
+        """
 
         async def write(record: Container) -> None:
             await self.in_thread(self.records.save, record)
 
-        await entry.save(write)
+        task = asyncio.get_running_loop().create_task(entry.save(write), name=f"save container {entry.id[:12]}")
+        self._tasks.add(task)
+        task.add_done_callback(self._saved)
+        await asyncio.shield(task)
+
+    def _saved(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (cause := task.exception()) is not None:
+            self.log.error("record not saved", work=task.get_name(), cause=str(cause))
 
     def emit(self, action: Action, record: Container, **attributes: str) -> None:
         """Tell listeners what happened to a container."""

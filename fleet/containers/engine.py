@@ -253,12 +253,14 @@ class ContainerEngine:
                         if point.anonymous:
                             await self.volumes.keep(point.name)
                 await core.in_thread(core.records.discard, entry.id)
+                entry.streams.close()
                 entry.removed.set_result(entry.record.state.exit or ExitStatus())
         except BaseException as cause:
             entry.removing = False
             if isinstance(cause, FleetError):
                 entry.change_state(status=Status.DEAD, error=str(cause))
             raise
+        entry.announce_health()
         record = entry.record
         del core.entries[entry.id]
         if core.names.get(record.name) == entry.id:

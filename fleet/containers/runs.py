@@ -92,11 +92,15 @@ class Runs:
         entry.early_exit, entry.early_oom = None, False
         entry.change_state(starting_boot=self._boot_id, stopped_by_hand=False, error="", restart_count=restart_count)
         entry.starting = entry.needs_release = True
-        saved: asyncio.Task[None] | None = None
         try:
             async with core.starts:
-                saved = core.spawn(core.save(entry), what=f"save container {entry.id[:12]}")
-                await self._launch(entry, saved)
+                saved = asyncio.ensure_future(core.save(entry))
+                try:
+                    await self._launch(entry, saved)
+                finally:
+                    await asyncio.wait((saved,))
+                    if not saved.cancelled():
+                        saved.exception()  # it was raised above, or something worse was
         except BaseException as cause:
             entry.starting = False
             await asyncio.shield(self._undo_start(entry, cause))
@@ -112,7 +116,7 @@ class Runs:
         else:
             self.watch_health(entry)
 
-    async def _launch(self, entry: Entry, saved: asyncio.Task[None]) -> None:
+    async def _launch(self, entry: Entry, saved: asyncio.Future[None]) -> None:
         core, record = self._core, entry.record
         try:
             image = core.images.get(record.image_id)
@@ -124,7 +128,7 @@ class Runs:
         try:
             sources = await core.in_thread(self._lay_files, record, directory, sandbox)
             spec = assemble.plan_spec(record, layer_dirs=image.layer_dirs, directory=directory, file_sources=sources)
-            await asyncio.shield(saved)
+            await saved
             started = await core.runtime.start(spec, netns_fd=netns_fd, stdin_fd=stdin_fd, attach_fd=attach_fd)
         finally:
             for fd in (netns_fd, stdin_fd):

@@ -21,7 +21,7 @@ from fleet.containers import (
 )
 from fleet.containers.config import LogConfig
 from fleet.containers.execs import ExecConfig
-from fleet.errors import ConflictError, NotFoundError, RejectedFault, RuntimeFault, UserError
+from fleet.errors import ConflictError, NotFoundError, RejectedFault, RuntimeFault, StorageFullError, UserError
 from fleet.model.service import BindOptions, HealthConfig, Mount
 from fleet.network.topology import AttachmentSpec
 from fleet.node_runtime.events import Oom
@@ -428,5 +428,39 @@ def test_a_failed_start_wakes_who_waits_and_takes_a_vanishing_container_away(hos
             await engine.start(made.id)
         assert [status.code for status in await asyncio.gather(*waits)] == [126, 126]
         assert not engine.list()
+
+    host.run(story)
+
+
+def test_a_start_that_cannot_be_noted_durably_does_not_happen(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(engine: ContainerEngine) -> None:
+        made = await engine.create(config())
+        whole_disk = engine._core.records.save
+
+        def full(_record: Any) -> None:
+            raise StorageFullError("write config.json: no space left on device")
+
+        monkeypatch.setattr(engine._core.records, "save", full)
+        with pytest.raises(StorageFullError, match="no space"):
+            await engine.start(made.id)
+        assert not host.runtime.specs
+        monkeypatch.setattr(engine._core.records, "save", whole_disk)
+        assert await engine.start(made.id)
+
+    host.run(story)
+
+
+def test_a_start_that_is_cancelled_half_way_leaves_nothing(host: Any) -> None:
+    async def story(engine: ContainerEngine) -> None:
+        made = await engine.create(config())
+        host.runtime.hold_start = asyncio.Event()
+        starting = asyncio.create_task(engine.start(made.id))
+        await until(lambda: host.runtime.starts_in_flight == 1)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert not host.runtime.runs and not host.network.open
+        host.runtime.hold_start = None
+        assert await engine.start(made.id)
 
     host.run(story)
