@@ -309,6 +309,7 @@ def _value_option(flag: ValueFlag, *, update: bool) -> Callable[[Command], Comma
 
 def _shared(command: Command, *, update: bool) -> Command:
     options = [_value_option(flag, update=update) for flag in VALUE_FLAGS]
+    capability = Parsed(values.parse_capability, name="CAPABILITY")
     options += [
         click.option("--replicas", type=Parsed(_count, name="N"), metavar="N", help="Number of tasks."),
         click.option("--max-concurrent", type=Parsed(_count, name="N"), metavar="N", help="Tasks of a job at once."),
@@ -317,8 +318,10 @@ def _shared(command: Command, *, update: bool) -> Command:
         click.option("--no-healthcheck", is_flag=True, help="Turn the image's health check off."),
         click.option("--log-opt", type=Parsed(_pair, name="NAME=VALUE"), multiple=True, metavar="NAME=VALUE",
                      help="Option of the logging driver."),
-        click.option("--cap-add", multiple=True, metavar="CAPABILITY", help="Add a Linux capability."),
-        click.option("--cap-drop", multiple=True, metavar="CAPABILITY", help="Drop a Linux capability."),
+        click.option("--cap-add", type=capability, multiple=True, metavar="CAPABILITY",
+                     help="Add a Linux capability."),
+        click.option("--cap-drop", type=capability, multiple=True, metavar="CAPABILITY",
+                     help="Drop a Linux capability."),
         click.option("--with-registry-auth", is_flag=True, help="Send this user's registry login to the nodes."),
         click.option("--no-resolve-image", is_flag=True,
                      help="Accepted for Docker's sake: the cluster itself settles what an image name means."),

@@ -234,14 +234,9 @@ def _apply_health(spec: Spec, flags: Mapping[str, Any]) -> None:
         _put(spec, f"{_CONTAINER}.Healthcheck.Test", test)
 
 
-def _capability(text: str) -> str:
-    name = text.strip().upper()
-    return name if name == "ALL" or name.startswith("CAP_") else f"CAP_{name}"
-
-
 def _apply_capabilities(spec: Spec, flags: Mapping[str, Any]) -> None:
     """As Docker: adding what was dropped (or dropping what was added) takes it off the other list."""
-    add, drop = [_capability(c) for c in flags["cap_add"]], [_capability(c) for c in flags["cap_drop"]]
+    add, drop = flags["cap_add"], flags["cap_drop"]
     if not add and not drop:
         return
     added = list(_peek(spec, f"{_CONTAINER}.CapabilityAdd") or ())

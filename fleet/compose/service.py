@@ -131,10 +131,14 @@ class ServiceConverter:
             oom_score_adj=fields["oom_score_adj"].integer() if "oom_score_adj" in fields else 0,
             init=fields["init"].boolean() if "init" in fields else None,
             sysctls=string_map(fields.get("sysctls")),
-            capability_add=strings(fields.get("cap_add")),
-            capability_drop=strings(fields.get("cap_drop")),
+            capability_add=self._capabilities("cap_add"),
+            capability_drop=tuple(c for c in self._capabilities("cap_drop") if c not in self._capabilities("cap_add")),
             ulimits=self._ulimits(),
         )
+
+    def _capabilities(self, key: str) -> tuple[str, ...]:
+        """Sorted; one that is added and dropped is added."""
+        return tuple(sorted({node.apply(values.parse_capability) for node in listed(self.fields.get(key))}))
 
     def _list(self, key: str) -> tuple[Node, ...]:
         node = self.fields.get(key)

@@ -17,6 +17,7 @@ from fleet import errors
 __all__ = [
     "parse_bool",
     "parse_bytes",
+    "parse_capability",
     "parse_duration_ns",
     "parse_file_reference",
     "parse_host",
@@ -363,6 +364,14 @@ def parse_ulimit(text: str) -> JsonObject:
     if not name or values[0] < -1 or values[1] < -1 or (values[1] != -1 and not -1 < values[0] <= values[1]):
         raise errors.UserError(f"{text!r}: the soft limit must not exceed the hard one")
     return {"Name": name, "Soft": values[0], "Hard": values[1]}
+
+
+def parse_capability(text: str) -> str:
+    """``net_admin`` -> ``CAP_NET_ADMIN``; ``ALL`` stays."""
+    name = text.strip().upper()
+    if not re.fullmatch(r"[A-Z][A-Z_]*", name):
+        raise errors.UserError(f"{text!r} is not a capability; expected for example NET_ADMIN or ALL")
+    return name if name == "ALL" or name.startswith("CAP_") else f"CAP_{name}"
 
 
 def parse_host(text: str) -> str:
