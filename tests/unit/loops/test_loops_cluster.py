@@ -11,6 +11,7 @@ import pytest
 from support.decision_builders import a_node, a_service, a_task, a_task_spec
 from support.memory_engine import MemoryEngine
 
+from fleet import errors
 from fleet.clock import SystemClock
 from fleet.manager.loops import OrchestratorLoop, ReaperLoop, SchedulerLoop
 from fleet.model.common import MILLISECOND_NS
@@ -264,6 +265,35 @@ def test_crash_loop_keeps_a_bounded_history() -> None:
         await lab.until(lambda: len(lab.running()) == 1 and len(lab.store.tasks) == 5, "five tasks are kept")
 
     run(scenario)
+
+
+def test_service_that_keeps_failing_on_a_node_is_tried_on_another() -> None:
+    async def scenario(lab: Lab) -> None:
+        await lab.add(a_node("a"), a_node("b"), a_service(spec=a_task_spec(restart=RestartPolicy(delay_ns=0))))
+        where = []
+        for _ in range(6):
+            await lab.until(lambda: len(lab.running()) == 1, "it runs")
+            (task,) = lab.running()
+            where.append(task.node_id)
+            await lab.observe(task, S.FAILED)
+        assert where == ["a"] * 5 + ["b"]
+
+    run(scenario)
+
+
+def test_store_that_fails_ends_the_loop_with_its_reason() -> None:
+    async def main() -> None:
+        engine = MemoryEngine()
+        await engine.start()
+        store = await Store.open(engine)
+        await store.commit(Transaction().create(a_service()))
+        engine.refuse = errors.StorageFullError("the disk is full")
+        with pytest.raises(errors.StorageFullError, match="the disk is full"):
+            await OrchestratorLoop(store, SystemClock(), os.urandom).run()
+        await store.close()
+        await engine.close()
+
+    asyncio.run(main())
 
 
 def test_new_leader_continues_where_the_old_one_stopped() -> None:
