@@ -6,6 +6,7 @@ worker those it has tasks on are not listed here: ask a manager.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -38,11 +39,12 @@ def network_routes(membership: Membership, engine: ContainerEngine, bridge: Host
         return next((n for n in _local_networks(engine, bridge) if name in (n["Name"], n["Id"])), None)
 
     def local_matching(filters: Filters) -> list[Json]:
-        return [
-            n
-            for n in _local_networks(engine, bridge)
-            if network_matches(n, filters, is_used=lambda n=n: bool(n["Containers"]))
-        ]
+        found = []
+        for network in _local_networks(engine, bridge):
+            is_used = bool(network["Containers"])
+            if network_matches(network, filters, is_used=partial(bool, is_used)):
+                found.append(network)
+        return found
 
     @routes.get("/networks")
     async def list_networks(request: Request) -> Response:
