@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from fleet.network.rules import Backend, HostPortRule, SandboxRules
@@ -24,7 +24,7 @@ __all__ = [
     "peers_of",
     "published_backends",
     "sandbox_rules",
-    "shuffled",
+    "turned",
     "with_attachments",
     "with_gateway",
 ]
@@ -37,7 +37,7 @@ def sandbox_rules(states: Iterable[NetworkState], *, seed: str, port: int) -> Sa
         ready = _ready(state)
         for service in state.services:
             if service.vip is not None:
-                vips[service.vip] = shuffled(ready.get(service.id, ()), seed=seed)
+                vips[service.vip] = turned(ready.get(service.id, ()), seed=seed)
     return SandboxRules(dns_port=port, vips=vips)
 
 
@@ -50,7 +50,7 @@ def published_backends(
     ready = _ready(ingress)
     return {
         (port.protocol, port.published_port): tuple(
-            (address, port.target_port) for address in shuffled(ready.get(port.service_id, ()), seed=seed)
+            (address, port.target_port) for address in turned(ready.get(port.service_id, ()), seed=seed)
         )
         for port in ports
     }
@@ -127,14 +127,16 @@ def free_name(interfaces: Sequence[Interface]) -> str:
     return next(name for number in range(len(taken) + 1) if (name := f"eth{number}") not in taken)
 
 
-def shuffled(addresses: Iterable[str], *, seed: str) -> tuple[str, ...]:
-    """An order that differs from seed to seed and stays the same for each.
+def turned(addresses: Iterable[str], *, seed: str) -> tuple[str, ...]:
+    """The addresses in order, beginning at a place that differs from seed to seed and stays the same for each.
 
-    Round robin starts at the first backend; with one order for all, every short-lived client would go to the same one.
+    Round robin starts at the first backend; if that were the same everywhere, every short-lived client would go to it.
     """
-    return tuple(
-        sorted(addresses, key=lambda address: hashlib.blake2b(f"{seed} {address}".encode(), digest_size=8).digest())
-    )
+    ordered = sorted(addresses)
+    if not ordered:
+        return ()
+    start = zlib.crc32(seed.encode()) % len(ordered)
+    return (*ordered[start:], *ordered[:start])
 
 
 def _ready(state: NetworkState) -> dict[str, list[str]]:

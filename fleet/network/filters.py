@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from fleet.errors import RuntimeFault
 from fleet.network import rules
-from fleet.network.kernel.conntrack import UDP, Flow, forget_flows
 from fleet.network.kernel.nft import NftCloser, NftContext
 from fleet.network.kernel.thread import KernelThread
 from fleet.network.namespaces import open_namespace
 from fleet.network.rules import HostRules, SandboxRules
+from fleet.network.sweeper import FlowSweeper
 
 __all__ = ["HostFilter", "SandboxFilters"]
 
@@ -29,7 +28,8 @@ T = TypeVar("T")
 class HostFilter:
     """This owner's table in the host's namespace."""
 
-    def __init__(self, *, closer: NftCloser, table: str) -> None:
+    def __init__(self, *, closer: NftCloser, sweeper: FlowSweeper, table: str) -> None:
+        self._sweeper = sweeper
         self._nft = NftContext(closer)
         self._table = table
         self._applied: HostRules | None = None
@@ -37,11 +37,13 @@ class HostFilter:
     def apply(self, desired: HostRules, *, dead: Collection[str] = ()) -> bool:
         """Bring the table to ``desired``; returns whether anything had to change.
 
-        ``dead`` are backends that are gone, not merely unready: TCP connections to them are given up too.
+        ``dead`` are backends that are gone, not merely unready: TCP connections to them are given
+        up too (soon, by the sweeper).
         """
         before = self._applied
         text = rules.plan_host(before, desired, table=self._table)
         lost: set[str] = set()
+        opened: set[int] = set()
         if text:
             self._applied = None
             self._nft.run(text)
@@ -52,11 +54,7 @@ class HostFilter:
             lost |= {rule.target[0] for rule in before.host_ports - desired.host_ports}
             # a client that knocked while nobody was there is tracked as "leads to the host itself", and would be for ever
             opened = _open_udp(desired) - _open_udp(before)
-            if opened:
-                forget_flows(
-                    lambda flow: flow.protocol == UDP and flow.port in opened and flow.answers == flow.destination
-                )
-        _forget_backends(lost, dead)
+        self._sweeper.ask(None, lost=lost, dead=dead, opened=opened)
         return bool(text)
 
     def mend(self, desired: HostRules) -> bool:
@@ -96,7 +94,10 @@ class HostFilter:
 class SandboxFilters:
     """The table in each sandbox."""
 
-    def __init__(self, *, closer: NftCloser, thread: KernelThread, path_of: Callable[[str], Path]) -> None:
+    def __init__(
+        self, *, closer: NftCloser, sweeper: FlowSweeper, thread: KernelThread, path_of: Callable[[str], Path]
+    ) -> None:
+        self._sweeper = sweeper
         self._closer = closer
         self._thread = thread
         self._path_of = path_of
@@ -114,19 +115,17 @@ class SandboxFilters:
         """Bring a sandbox's table to ``desired``. ``dead`` as in ``HostFilter.apply``."""
         before = self._applied.get(sandbox_id)
         text = rules.plan_sandbox(before, desired)
-        if not text and not dead:
-            return
         lost: set[str] = set()
         if before is not None:
             lost = {
                 address for vip, backends in before.vips.items() for address in _lost(backends, desired.vips.get(vip))
             }
-        self._applied.pop(sandbox_id, None)
-        with self._context(sandbox_id) as nft:
-            if text:
+        if text:
+            self._applied.pop(sandbox_id, None)
+            with self._context(sandbox_id) as nft:
                 nft.run(text)
-            _forget_backends(lost, dead)
-        self._applied[sandbox_id] = desired
+            self._applied[sandbox_id] = desired
+        self._sweeper.ask(self._path_of(sandbox_id), lost=lost, dead=dead)
 
     def mend(self, sandbox_id: str, desired: SandboxRules) -> bool:
         """Replace a sandbox's table; returns whether it had differed from what was ordered."""
@@ -155,18 +154,6 @@ def _lost(before: tuple[T, ...], after: tuple[T, ...] | None) -> set[T]:
 def _open_udp(state: HostRules) -> set[int]:
     published = {port for (protocol, port), backends in state.published.items() if protocol == "udp" and backends}
     return published | {rule.host_port for rule in state.host_ports if rule.protocol == "udp"}
-
-
-def _forget_backends(lost: Collection[str], dead: Collection[str]) -> None:
-    """Forget flows to backends that take no new ones: UDP always (it has no end), everything if the backend is dead."""
-    for address in sorted({*lost, *dead}):
-        protocols = None if address in dead else (UDP,)
-        forget_flows(partial(_leads_away, protocols=protocols), answered_by=address)
-
-
-def _leads_away(flow: Flow, *, protocols: tuple[int, ...] | None) -> bool:
-    """Whether a flow was translated by us: the one who answers is not the one who was asked."""
-    return flow.answers != flow.destination and (protocols is None or flow.protocol in protocols)
 
 
 def _listing(nft: NftContext, table: str) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ from fleet.network.naming import Owner
 from fleet.network.resolv import HostResolver, parse_resolv_conf, render_resolv_conf
 from fleet.network.rules import HostRules, NetworkRule, SandboxRules
 from fleet.network.store import SandboxRecord, Store
+from fleet.network.sweeper import FlowSweeper
 from fleet.network.topology import (
     AttachmentSpec,
     Endpoint,
@@ -85,8 +86,11 @@ class Plane:
         self._resolv_conf = resolv_conf
         self._netlink = Netlink()
         self._closer = NftCloser()
-        self._host_filter = HostFilter(closer=self._closer, table=owner.table)
-        self._sandbox_filters = SandboxFilters(closer=self._closer, thread=thread, path_of=store.netns_path)
+        self._sweeper = FlowSweeper(host_netns=thread.home)
+        self._host_filter = HostFilter(closer=self._closer, sweeper=self._sweeper, table=owner.table)
+        self._sandbox_filters = SandboxFilters(
+            closer=self._closer, sweeper=self._sweeper, thread=thread, path_of=store.netns_path
+        )
         self._pool = NamespacePool(thread=thread, closer=self._closer, size=pool_size)
         self._links: dict[str, NetworkLinks] = {}
         self._states: dict[str, NetworkState] = {}  # the same keys as _links
@@ -134,6 +138,7 @@ class Plane:
     def close(self) -> None:
         """Let go of the thread's resources; the data plane and the DNS process stay."""
         self._pool.close()
+        self._sweeper.stop()
         self.dns.close()
         self._host_filter.close()
         self._closer.stop()
@@ -350,7 +355,7 @@ class Plane:
         if not self.dns.alive():
             self.dns.restart()
             done.append("DNS process: did not answer, replaced")
-        return done
+        return done + self._sweeper.faults()
 
     def mend_sandbox(self, sandbox_id: str) -> list[str]:
         """Replace a sandbox's rules if they differ from what was ordered; a sandbox that is gone is fine."""

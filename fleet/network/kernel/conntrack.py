@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from fleet.errors import RuntimeFault
 
@@ -22,17 +23,17 @@ UDP = socket.IPPROTO_UDP
 NETLINK_NETFILTER = 12
 # linux/netfilter/nfnetlink_conntrack.h
 CT_GET, CT_DELETE = 0x0101, 0x0102  # subsystem 1, messages 1 and 2
-CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_FILTER = 1, 2, 25
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY = 1, 2
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_IP_V4_SRC, CTA_IP_V4_DST = 1, 2
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
-CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
-FILTER_IP_SRC = 1  # net/netfilter/nf_internals.h: CTA_FILTER_F_CTA_IP_SRC
 NLA_F_NESTED = 0x8000
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
 _TIMEOUT_S = 10.0
+_COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+"""Flows of the reader's namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,19 @@ class Flow:
     """The original tuple as the kernel wrote it, by which the entry is deleted."""
 
 
-def forget_flows(select: Callable[[Flow], bool], *, answered_by: str = "") -> int:
+def forget_flows(select: Callable[[Flow], bool]) -> int:
     """Delete the flows of the calling thread's namespace that ``select`` picks; returns how many.
 
-    ``answered_by`` lets the kernel list only flows answered by that address (Linux 5.8; older ones list all, with the same
-    result). Raises ``RuntimeFault``.
+    A namespace without flows costs 0.05 ms, any other a walk of the kernel's whole table. Raises ``RuntimeFault``.
     """
+    try:
+        if _COUNT.read_text().strip() == "0":
+            return 0
+    except FileNotFoundError:
+        return 0  # connection tracking is not loaded: nothing is tracked
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as sock:
         sock.settimeout(_TIMEOUT_S)
-        chosen = [flow for flow in _list(sock, answered_by) if select(flow)]
+        chosen = [flow for flow in _list(sock) if select(flow)]
         for number, flow in enumerate(chosen, 2):
             body = struct.pack("=BBH", socket.AF_INET, 0, 0) + _attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, flow.key)
             sock.send(_HEADER.pack(16 + len(body), CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, number, 0) + body)
@@ -66,14 +71,8 @@ def forget_flows(select: Callable[[Flow], bool], *, answered_by: str = "") -> in
         return len(chosen)
 
 
-def _list(sock: socket.socket, answered_by: str) -> list[Flow]:
+def _list(sock: socket.socket) -> list[Flow]:
     body = struct.pack("=BBH", socket.AF_INET, 0, 0)
-    if answered_by:
-        source = _attribute(CTA_IP_V4_SRC, socket.inet_aton(answered_by))
-        reply = _attribute(CTA_TUPLE_IP | NLA_F_NESTED, source)
-        flags = _attribute(CTA_FILTER_ORIG_FLAGS, struct.pack("=I", 0))
-        flags += _attribute(CTA_FILTER_REPLY_FLAGS, struct.pack("=I", FILTER_IP_SRC))
-        body += _attribute(CTA_TUPLE_REPLY | NLA_F_NESTED, reply) + _attribute(CTA_FILTER | NLA_F_NESTED, flags)
     sock.send(_HEADER.pack(16 + len(body), CT_GET, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body)
     flows: list[Flow] = []
     while True:
@@ -83,7 +82,7 @@ def _list(sock: socket.socket, answered_by: str) -> list[Flow]:
             if kind == NLMSG_ERROR:
                 raise RuntimeFault(f"list tracked flows: error {-struct.unpack_from('=i', answer)[0]}")
             flow = _parse(answer)
-            if flow is not None and answered_by in ("", flow.answers):
+            if flow is not None:
                 flows.append(flow)
 
 

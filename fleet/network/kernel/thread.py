@@ -36,6 +36,11 @@ class KernelThread:
         self._home = -1
         self._lost = False
 
+    @property
+    def home(self) -> int:
+        """Descriptor of the host's namespace; valid inside a call and until ``stop``."""
+        return self._home
+
     async def run(self, function: Callable[[], T]) -> T:
         """Run ``function`` on the thread and return its result.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from fleet.network.desired import host_ports, published_backends, sandbox_rules, shuffled, with_gateway
+from fleet.network.desired import host_ports, published_backends, sandbox_rules, turned, with_gateway
+from fleet.network.kernel.conntrack import UDP, Flow
 from fleet.network.kernel.rtnetlink import FdbEntry, NeighbourEntry
 from fleet.network.links import Remotes, remotes_of
 from fleet.network.rules import HostPortRule, HostRules, NetworkRule, SandboxRules, plan_host, plan_sandbox
 from fleet.network.store import SandboxRecord
+from fleet.network.sweeper import Sweep
 from fleet.network.topology import (
     Endpoint,
     HostPort,
@@ -118,7 +120,7 @@ def test_backends_are_the_ready_endpoints_in_an_order_of_the_sandboxs_own() -> N
     assert sorted(backends) == sorted(e.address for e in state.endpoints if e.ready)
     assert backends == sandbox_rules([state], seed="one", port=5).vips["10.0.1.200"]
     assert len({sandbox_rules([state], seed=seed, port=5).vips["10.0.1.200"][0] for seed in "abcdefgh"}) > 2
-    assert shuffled([], seed="x") == ()
+    assert turned([], seed="x") == ()
 
 
 def test_published_ports_need_an_ingress_network() -> None:
@@ -187,3 +189,20 @@ def test_only_other_hosts_endpoints_are_forwarded() -> None:
     assert remotes_of(state, node_id="n1", underlay="192.168.0.1") == expected
     # by address alone, for a host that does not know its node id
     assert remotes_of(state, node_id="", underlay="192.168.0.1") == expected
+
+
+def test_sweep_forgets_what_it_should_and_nothing_else() -> None:
+    sweep = Sweep(lost={"10.0.1.5", "10.0.1.6"}, dead={"10.0.1.6"}, opened={53})
+
+    def flow(protocol: int, answers: str, *, destination: str = "10.0.1.2", port: int = 80) -> Flow:
+        return Flow(protocol=protocol, destination=destination, port=port, answers=answers, key=b"")
+
+    tcp = 6
+    assert sweep.picks(flow(UDP, "10.0.1.5"))
+    assert not sweep.picks(flow(tcp, "10.0.1.5"))
+    assert sweep.picks(flow(tcp, "10.0.1.6"))
+    assert not sweep.picks(flow(UDP, "10.0.1.7"))
+    # asked directly, not through us: not ours to forget
+    assert not sweep.picks(flow(UDP, "10.0.1.6", destination="10.0.1.6"))
+    assert sweep.picks(flow(UDP, "192.168.0.1", destination="192.168.0.1", port=53))
+    assert not sweep.picks(flow(tcp, "192.168.0.1", destination="192.168.0.1", port=53))
