@@ -55,6 +55,7 @@ _States = list[ContainerState]
 _Processes = list[ContainerProcess]  # the class below has a method named list
 
 _EVENTS_MAX = 10_000
+_EXECS_MAX = 10_000
 _START_TIMEOUT_S = 20.0
 _RECONNECT_DELAYS_S = (0.0, 0.05, 0.2, 0.5, 1.0)
 _LOCK_HELD_STATUS = 75
@@ -352,6 +353,8 @@ class RuntimeClient:
                 future = self._execs.setdefault(message["exec_id"], asyncio.get_running_loop().create_future())
                 if not future.done():
                     future.set_result(message["exit_code"])
+                if len(self._execs) > _EXECS_MAX:  # other clients' execs are told here too, and nobody waits for them
+                    self._execs.pop(next(iter(self._execs)))
 
     def _drop_channel(self, reason: str) -> None:
         self._connected.clear()

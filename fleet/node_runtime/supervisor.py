@@ -382,6 +382,8 @@ class Supervisor:
                 container.master = master
                 container.pumps.append(Pump(self._loop, os.dup(master), "stdout", container))
             answer({"pid": container.pid, "started_at_ns": container.started_at_ns}, () if master < 0 else (master,))
+            if container.on_removed:  # somebody has asked for its removal meanwhile
+                signal.pidfd_send_signal(container.pidfd, signal.SIGKILL)
             return
         if master >= 0:
             os.close(master)
@@ -597,8 +599,6 @@ class Supervisor:
         if container is None:
             answer({})
             return
-        if container.status == "starting":
-            raise RequestError("conflict", f"container {container.id} is being started")
         container.on_removed.append(lambda: answer({}))
         if container.status in _LIVING:
             signal.pidfd_send_signal(container.pidfd, signal.SIGKILL)

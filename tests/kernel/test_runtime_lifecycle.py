@@ -23,7 +23,7 @@ from fleet.node_runtime.client import RuntimeClient
 from fleet.node_runtime.events import Exited, Oom, SupervisorRestarted
 from fleet.node_runtime.faults import CommandFault
 from fleet.node_runtime.logs import read_log
-from fleet.node_runtime.spec import LogSpec, MountSpec, ProcessSpec, ResourceLimits
+from fleet.node_runtime.spec import ContainerSpec, LogSpec, MountSpec, ProcessSpec, ResourceLimits, RootFs
 
 pytestmark = pytest.mark.kernel
 
@@ -510,3 +510,44 @@ async def test_the_supervisor_keeps_no_descriptor_of_a_container_that_is_gone(no
             await node.client.start(node.spec("/nope"))
         await node.client.remove(spec.id)
     assert len(os.listdir(f"/proc/{node.client.supervisor_pid}/fd")) == before
+
+
+@on_node
+async def test_sigterm_ends_the_supervisor_and_spares_the_container(node: Node) -> None:
+    spec = node.spec("sleep", "60")
+    started = await node.client.start(spec)
+    os.kill(node.client.supervisor_pid, signal.SIGTERM)
+    event = await node.event(lambda event: isinstance(event, SupervisorRestarted))
+    assert isinstance(event, SupervisorRestarted)
+    node.supervisors.add(event.pid)
+    assert [(state.status, state.pid) for state in await node.client.list()] == [("running", started.pid)]
+
+
+@on_node
+async def test_a_container_can_be_removed_while_it_is_being_started(node: Node) -> None:
+    for delay in (0.0, 0.001, 0.004):
+        spec = node.spec("sleep", "60")
+        starting = asyncio.create_task(node.client.start(spec))
+        await asyncio.sleep(delay)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await node.client.remove(spec.id)
+        assert await node.client.list() == []
+
+
+@on_node
+async def test_hundreds_of_containers_fit_one_supervisor(node: Node) -> None:
+    root = RootFs(plain_dir=str(node.image))
+    specs = [node.spec("sleep", "300", root=root) for _ in range(230)]
+    limit = asyncio.Semaphore(4)
+
+    async def start(spec: ContainerSpec) -> None:
+        async with limit:
+            await node.client.start(spec)
+
+    await asyncio.gather(*(start(spec) for spec in specs))
+    assert len(await node.client.list()) == 230
+    assert (await node.client.exec_capture(specs[-1].id, ProcessSpec(args=("true",)), timeout_s=10))[0] == 0
+    await killed_supervisor(node)
+    assert {state.status for state in await node.client.list()} == {"running"}
+    await asyncio.gather(*(node.client.remove(spec.id) for spec in specs))
