@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -38,7 +39,8 @@ _FILE_NAME: Final = "state.db"
 _LOCK_NAME: Final = "state.lock"
 
 _LOG_BYTES_KEPT: Final = 64 * 1024 * 1024
-"""The write-ahead log is cut back to this size when it starts over."""
+"""The write-ahead log is cut back to this size when it starts over, and made to start over beyond it."""
+_PAGE_BYTES: Final = 4096
 
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -76,7 +78,13 @@ def _after(prefix: str) -> str:
 class SqliteFile:
     """Two connections to one file: ``writer`` for the writer thread, ``reader`` for the reader thread; never shared."""
 
-    def __init__(self, writer: sqlite3.Connection, reader: sqlite3.Connection, lock: int) -> None:
+    def __init__(
+        self, writer: sqlite3.Connection, reader: sqlite3.Connection, lock: int, *, log_bytes_max: int = _LOG_BYTES_KEPT
+    ) -> None:
+        self._log_pages_max = log_bytes_max // _PAGE_BYTES
+        self._turnstile = threading.Lock()
+        """Passed by a reader on its way in: whoever holds it is next to be ``_inside``, so readers cannot starve the writer."""
+        self._inside = threading.Lock()
         self.writer = writer
         self.reader = reader
         self._lock = lock
@@ -171,9 +179,16 @@ class SqliteFile:
         return [row[0] for row in rows]
 
     def checkpoint(self) -> None:
-        """Move the log's pages into the file. A full disk only postpones that; other errors are raised."""
+        """Move the log's pages into the file, so that the log can start over.
+
+        Readers keep the log from starting over while they read; if that let it grow too long, let the one inside finish and
+        keep the next one out for a moment. A full disk only postpones all this; other errors are raised.
+        """
         try:
-            self.writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            _, pages, _ = self.writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if pages > self._log_pages_max:
+                with self._turnstile, self._inside:
+                    self.writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
         except sqlite3.OperationalError as cause:
             if not is_full(cause):
                 raise
@@ -182,9 +197,10 @@ class SqliteFile:
 
     def get(self, key: str) -> Entry | None:
         """The key now."""
-        row = self.reader.execute(
-            "SELECT value, id, created, lease FROM entry WHERE key = ? ORDER BY id DESC LIMIT 1", (key,)
-        ).fetchone()
+        with self._reading():
+            row = self.reader.execute(
+                "SELECT value, id, created, lease FROM entry WHERE key = ? ORDER BY id DESC LIMIT 1", (key,)
+            ).fetchone()
         if row is None or row[0] is None:
             return None
         return Entry(key, row[0], row[1] >> POSITION_BITS, row[2], row[3])
@@ -214,12 +230,18 @@ class SqliteFile:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[tuple[int, int]]:
-        self.reader.execute("BEGIN")
+        """A read transaction; gives (revision, compacted) as of it."""
+        with self._turnstile:
+            self._inside.acquire()
         try:
-            meta = dict(self.reader.execute("SELECT name, value FROM meta WHERE name IN ('revision', 'compacted')"))
-            yield int(meta.get("revision", FIRST_REVISION)), int(meta.get("compacted", 0))
+            self.reader.execute("BEGIN")
+            try:
+                meta = dict(self.reader.execute("SELECT name, value FROM meta WHERE name IN ('revision', 'compacted')"))
+                yield int(meta.get("revision", FIRST_REVISION)), int(meta.get("compacted", 0))
+            finally:
+                self.reader.execute("ROLLBACK")
         finally:
-            self.reader.execute("ROLLBACK")
+            self._inside.release()
 
 
 def _batches(rows: sqlite3.Cursor, *, rows_max: int) -> list[WatchBatch]:

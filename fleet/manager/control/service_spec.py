@@ -64,8 +64,11 @@ def normal_spec(spec: ServiceSpec) -> ServiceSpec:
     if container.dns_config == DnsConfig():
         container = msgspec.structs.replace(container, dns_config=None)
     runtime = "" if template.runtime == "container" else template.runtime
+    deprecated = () if spec.networks == template.networks else spec.networks  # some clients say it in both places
     return msgspec.structs.replace(
-        spec, task_template=msgspec.structs.replace(template, container_spec=container, runtime=runtime)
+        spec,
+        task_template=msgspec.structs.replace(template, container_spec=container, runtime=runtime),
+        networks=deprecated,
     )
 
 
@@ -80,9 +83,7 @@ def check_service_spec(spec: ServiceSpec) -> None:
     if spec.endpoint_spec is not None:
         _check_endpoint(spec.endpoint_spec)
     if spec.task_template.networks and spec.networks:
-        raise errors.UserError(
-            "networks are given both in TaskTemplate.Networks and (deprecated) in Networks: give them once"
-        )
+        raise errors.UserError("TaskTemplate.Networks and the deprecated Networks differ: give them once")
     size = len(wire.encode(spec))
     if size > SPEC_BYTES_MAX:
         raise errors.TooLargeError(f"service spec of {size} bytes is larger than the limit of {SPEC_BYTES_MAX}")

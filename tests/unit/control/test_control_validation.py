@@ -49,6 +49,7 @@ GOOD = [
     service(EndpointSpec={"Mode": "dnsrr", "Ports": [{"TargetPort": 1, "PublishMode": "host", "PublishedPort": 2}]}),
     service(EndpointSpec={"Ports": [{"TargetPort": 53, "PublishedPort": 53, "Protocol": p} for p in ("tcp", "udp")]}),
     service(EndpointSpec={"Ports": [{"TargetPort": 80}, {"TargetPort": 81}]}),
+    service(Task__Networks=[{"Target": "a"}], Networks=[{"Target": "a"}]),
 ]
 
 BAD = [

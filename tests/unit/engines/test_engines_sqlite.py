@@ -10,6 +10,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -17,7 +19,8 @@ import pytest
 
 from fleet import errors
 from fleet.engines.sqlite import HistoryLimits, SqliteEngine
-from fleet.store.engine import CompactedError, Compare, CompareFailed, EngineFailedError, Put, Txn
+from fleet.engines.sqlite_file import SqliteFile, open_file
+from fleet.store.engine import CompactedError, Compare, CompareFailed, EngineFailedError, Entry, Put, Txn
 
 CHILD = Path(__file__).with_name("engines_crash_child.py")
 
@@ -366,6 +369,34 @@ def test_history_is_bounded_in_bytes(tmp_path: Path) -> None:
         assert size <= 1_200_000
 
     with_engine(tmp_path, body, history=HistoryLimits(data_bytes=1_000_000))
+
+
+def test_readers_do_not_let_the_log_grow_without_bound(tmp_path: Path) -> None:
+    """A reader is inside the log whenever a checkpoint comes by; beyond the bound the writer waits for it to finish."""
+    file = open_file(tmp_path, cluster_id="c1")
+    small = SqliteFile(file.writer, file.reader, os.dup(file._lock), log_bytes_max=400_000)
+    log = tmp_path / "state.db-wal"
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            with small._reading():
+                time.sleep(0.05)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(2, 200):
+            small.writer.execute("BEGIN IMMEDIATE")
+            small.insert(number, [Entry(f"/{number}", os.urandom(20_000), number, number)])
+            small.writer.execute("COMMIT")
+            small.checkpoint()
+        assert log.stat().st_size < 1_000_000
+    finally:
+        stop.set()
+        reader.join()
+        small.close()
+        os.close(file._lock)
 
 
 def test_a_slow_watch_is_served_from_history_beyond_memory(tmp_path: Path) -> None:
