@@ -235,22 +235,19 @@ def _apply_health(spec: Spec, flags: Mapping[str, Any]) -> None:
 
 
 def _apply_capabilities(spec: Spec, flags: Mapping[str, Any]) -> None:
-    """As Docker: adding what was dropped (or dropping what was added) takes it off the other list."""
-    add, drop = flags["cap_add"], flags["cap_drop"]
+    """As Docker: adding what was dropped takes it off that list and no more, and the other way round."""
+    add = flags["cap_add"]
+    drop = [name for name in flags["cap_drop"] if name not in add]
     if not add and not drop:
         return
     added = list(_peek(spec, f"{_CONTAINER}.CapabilityAdd") or ())
     dropped = list(_peek(spec, f"{_CONTAINER}.CapabilityDrop") or ())
-    for name in add:
-        if name in dropped:
-            dropped.remove(name)
-        if name not in added:
-            added.append(name)
-    for name in drop:
-        if name in added:
-            added.remove(name)
-        if name not in dropped:
-            dropped.append(name)
+    for names, mine, other in ((add, added, dropped), (drop, dropped, added)):
+        for name in names:
+            if name in other:
+                other.remove(name)
+            elif name not in mine:
+                mine.append(name)
     container = spec["TaskTemplate"]["ContainerSpec"]
     for key, names in (("CapabilityAdd", added), ("CapabilityDrop", dropped)):
         if names:

@@ -206,6 +206,7 @@ FLAGS = [
     ],
     ["--generic-resource", "gpu=2", "--mode", "replicated-job", "--replicas", "4", "--max-concurrent", "2"],
     ["-p", "8000-8002:80-82/udp", "--oom-score-adj", "100"],
+    ["--cap-add", "SYS_TIME", "--cap-drop", "SYS_TIME", "--cap-drop", "CAP_CHOWN"],
 ]
 
 
@@ -314,3 +315,100 @@ def _sorted(spec: ServiceSpec) -> ServiceSpec:
     return msgspec.structs.replace(
         spec, endpoint_spec=endpoint, task_template=msgspec.structs.replace(template, networks=targets)
     )
+
+
+CURRENT: dict[str, Any] = {
+    "Name": "x",
+    "Labels": {"a": "1"},
+    "TaskTemplate": {
+        "ContainerSpec": {
+            "Image": "img:1",
+            "Env": ["A=1", "B=2"],
+            "Labels": {"c": "1"},
+            "Mounts": [{"Type": "volume", "Source": "v", "Target": "/v"}],
+            "Secrets": [
+                {"File": {"Name": "s", "UID": "0", "GID": "0", "Mode": 292}, "SecretID": "sid", "SecretName": "s"}
+            ],
+            "Hosts": ["10.0.0.1 db", "10.0.0.2 web"],
+            "Groups": ["audio"],
+            "DNSConfig": {"Nameservers": ["1.1.1.1"], "Search": ["lan"]},
+            "CapabilityAdd": ["CAP_NET_ADMIN"],
+            "CapabilityDrop": ["CAP_NET_RAW"],
+            "Healthcheck": {"Test": ["CMD-SHELL", "a"], "Interval": 1000000000},
+            "Sysctls": {"a.b": "1"},
+            "Ulimits": [{"Name": "nofile", "Soft": 1, "Hard": 2}],
+        },
+        "Resources": {"Limits": {"MemoryBytes": 1048576, "NanoCPUs": 1000000000}, "Reservations": {}},
+        "RestartPolicy": {"Condition": "any", "Delay": 5000000000, "MaxAttempts": 0},
+        "Networks": [{"Target": "net1id"}],
+        "Placement": {
+            "Constraints": ["node.role==worker"],
+            "Preferences": [{"Spread": {"SpreadDescriptor": "node.labels.z"}}],
+        },
+        "ForceUpdate": 2,
+        "Runtime": "container",
+    },
+    "Mode": {"Replicated": {"Replicas": 4}},
+    "EndpointSpec": {
+        "Mode": "vip",
+        "Ports": [{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "ingress"}],
+    },
+}
+
+CHANGES = [
+    ["--env-add", "B=3", "--env-add", "C=4", "--env-rm", "A"],
+    ["--label-add", "b=2", "--label-rm", "a", "--container-label-add", "c=2", "--container-label-rm", "d"],
+    ["--image", "img:2", "--args", "sleep '1 2'", "--force", "--replicas", "7"],
+    ["--secret-rm", "s", "--secret-add", "source=t,target=tt,mode=0400"],
+    ["--mount-rm", "/v", "--mount-add", "type=volume,dst=/w"],
+    ["--mount-add", "type=volume,src=other,dst=/v"],
+    ["--network-add", "net2", "--network-rm", "net1"],
+    ["--network-add", "name=net2,alias=a"],
+    ["--constraint-rm", "node.role==worker", "--constraint-add", "node.id==x"],
+    ["--placement-pref-add", "spread=node.labels.y", "--placement-pref-rm", "spread=node.labels.z"],
+    ["--publish-rm", "80"],
+    ["--publish-add", "8081:81", "--publish-rm", "81"],
+    ["--publish-add", "published=8081,target=80"],
+    ["--host-rm", "db:10.0.0.1", "--host-add", "new:10.0.0.3"],
+    ["--group-add", "video", "--group-rm", "audio"],
+    ["--dns-rm", "1.1.1.1", "--dns-add", "9.9.9.9", "--dns-search-rm", "lan", "--dns-option-add", "ndots:1"],
+    ["--cap-add", "NET_RAW", "--cap-drop", "NET_ADMIN"],
+    ["--health-cmd", "b"],
+    ["--no-healthcheck"],
+    ["--limit-memory", "0", "--limit-cpu", "2", "--reserve-memory", "4m"],
+    ["--restart-condition", "none", "--restart-delay", "1s"],
+    ["--update-delay", "2s", "--update-order", "start-first"],
+    ["--rollback-parallelism", "3"],
+    ["--sysctl-add", "c.d=2", "--sysctl-rm", "a.b", "--ulimit-add", "nproc=5", "--ulimit-rm", "nofile"],
+    [
+        "--entrypoint",
+        "sh -c",
+        "--workdir",
+        "/w",
+        "--user",
+        "5",
+        "--hostname",
+        "h",
+        "--read-only",
+        "--stop-signal",
+        "INT",
+    ],
+    ["--endpoint-mode", "dnsrr", "--publish-rm", "80", "--stop-grace-period", "3s", "--init"],
+    ["--log-driver", "json-file", "--log-opt", "max-size=1m", "--replicas-max-per-node", "3"],
+]
+
+
+@pytest.mark.parametrize("flags", CHANGES, ids=lambda flags: " ".join(flags)[:60])
+def test_service_update(fleet: Any, docker: Any, engine: FakeEngine, flags: list[str]) -> None:
+    engine.on("GET", "/services/x", {"ID": "x", "Version": {"Index": 5}, "Spec": CURRENT})
+    engine.on("POST", "/services/x/update", {})
+    for name in ("net1", "net2", "net1id"):
+        engine.on("GET", f"/networks/{name}", {"Id": f"{name.removesuffix('id')}id", "Name": name.removesuffix("id")})
+    engine.on("GET", "/networks", [{"Id": f"{name}id", "Name": name} for name in ("net1", "net2")])
+    engine.on("GET", "/secrets", [{"ID": "tid", "Spec": {"Name": "t"}}])
+    docker("service", "update", "-d", "--no-resolve-image", *flags, "x")
+    theirs = parse(engine.sent("POST", "/services/x/update")[0].body)
+    engine.requests.clear()
+    assert fleet("service", "update", "-d", *flags, "x").err == ""
+    ours = parse(engine.sent("POST", "/services/x/update")[0].body)
+    assert unlike(_sorted(theirs), _sorted(ours)) == []

@@ -344,7 +344,7 @@ def test_update_flag_changes_its_place_and_nothing_else(
 
 def test_adding_a_dropped_capability_takes_it_off_the_other_list(fleet: Any, engine: FakeEngine) -> None:
     container = update(fleet, engine, "--cap-add", "NET_RAW")["TaskTemplate"]["ContainerSpec"]
-    assert container["CapabilityAdd"] == ["CAP_NET_RAW"]
+    assert container.get("CapabilityAdd", []) == []
     assert "CapabilityDrop" not in container
 
 
