@@ -12,7 +12,6 @@ files are written by eight threads. Waiting for an exit never polls.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -22,21 +21,21 @@ from typing import Final, Literal, Self
 import msgspec
 
 from fleet.clock import Clock, SystemClock
-from fleet.containers import assemble, mounts
+from fleet.containers import assemble
 from fleet.containers.attach import Attachment, Attachments
-from fleet.containers.config import ContainerConfig, FileMount, RestartRule, check_config, is_name
+from fleet.containers.config import ContainerConfig, FileMount, RestartRule, is_name
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
 from fleet.containers.events import Action, ContainerEvent, Subscription
 from fleet.containers.execs import ExecConfig, Execs
 from fleet.containers.logs import follow_log
-from fleet.containers.names import new_container_id, pick_name
-from fleet.containers.ports import Images, ImageView, Networks, Runtime
+from fleet.containers.making import Making
+from fleet.containers.ports import Images, Networks, Runtime
 from fleet.containers.record import Container, ExitStatus, Status
 from fleet.containers.recovery import Recovered, exit_of, recover, start_by_rule
 from fleet.containers.runs import Runs
 from fleet.containers.volumes import Volume, VolumeStore
-from fleet.errors import ConflictError, FleetError, NotFoundError, RejectedFault, RuntimeFault, UserError
+from fleet.errors import ConflictError, FleetError, RuntimeFault, UserError
 from fleet.node_runtime.events import ContainerProcess, ContainerStats, Exited, Oom, RuntimeEvent, SupervisorRestarted
 from fleet.node_runtime.logs import LogLine
 from fleet.node_runtime.spec import ResourceLimits
@@ -45,7 +44,7 @@ __all__ = ["ContainerEngine", "WaitCondition"]
 
 WaitCondition = Literal["not-running", "next-exit", "removed"]
 
-_CONTAINERS_MAX: Final = 4096
+
 _REMOVE_PAUSE_S: Final = 1.0
 
 
@@ -60,9 +59,7 @@ class ContainerEngine:
         self._runs = Runs(core, self.execs, self._attachments, auto_remove=self._auto_remove)
         self.volumes = VolumeStore(volumes_root, clock=core.clock, in_use=self._volume_users)
         """Named volumes of this host."""
-        self._emptying = False
-        self._being_made: dict[str, str] = {}
-        """Container id -> image id of creations under way: their images are in use as well."""
+        self._making = Making(core, self._runs, self.volumes)
 
     @classmethod
     async def open(
@@ -128,11 +125,11 @@ class ContainerEngine:
             try:
                 state = entry.record.state
                 volumes = state.remove_volumes if state.status is Status.REMOVING else True  # else it is made to vanish
-                await self._remove(entry, force=True, volumes=volumes)
+                await self._making.remove(entry, force=True, volumes=volumes)
                 notes.append(f"finished the removal of container {entry.id[:12]}")
             except FleetError as cause:
                 notes.append(f"container {entry.id[:12]}: {cause}")
-        orphans = await self.volumes.remove_orphans({*self._core.entries, *self._being_made})
+        orphans = await self.volumes.remove_orphans({*self._core.entries, *self._making.under_way})
         notes += [f"removed the anonymous volume {name[:12]}, whose container is gone" for name in orphans]
         notes += await start_by_rule(self._core, self._runs)
         for note in notes:
@@ -145,77 +142,9 @@ class ContainerEngine:
         """Make a container; it is durable when this returns, and not started.
 
         Raises ``UserError`` for a bad config, ``RejectedFault`` for what this host lacks (no such image, no bind
-        source), ``ConflictError``
-        for a taken name.
+        source), ``ConflictError`` for a taken name.
         """
-        check_config(config)
-        core = self._core
-        try:
-            image = core.images.get(config.image)
-        except NotFoundError as cause:
-            raise RejectedFault(f"no such image: {config.image}") from cause
-        if len(core.entries) >= _CONTAINERS_MAX:
-            raise RuntimeFault(
-                f"this host has {_CONTAINERS_MAX} containers already: remove stopped ones with container prune"
-            )
-        container_id = new_container_id()
-        name = config.name or pick_name(core.names)
-        core.reserve_name(name, container_id)
-        made: list[str] = []
-        self._being_made[container_id] = image.id
-        try:
-            record = await self._build(container_id, name, config, image, made)
-            if config.files:
-                await core.in_thread(core.files.write, container_id, config.files)
-            await core.in_thread(core.records.create, record)
-        except BaseException:
-            await asyncio.shield(self._undo_create(container_id, name, made))
-            raise
-        finally:
-            del self._being_made[container_id]
-        core.entries[container_id] = Entry(record, saved=True)
-        core.emit(Action.CREATE, record)
-        return record
-
-    async def _build(
-        self, container_id: str, name: str, config: ContainerConfig, image: ImageView, made: list[str]
-    ) -> Container:
-        merged = assemble.merge(config, image.config)
-        assemble.plan_capabilities(add=config.capabilities_add, drop=config.capabilities_drop)
-        points = await mounts.resolve_mounts(
-            assemble.planned_mounts(config.mounts, merged.volume_targets),
-            volumes=self.volumes,
-            layer_dirs=image.layer_dirs,
-            owner=container_id,
-            made=made,
-        )
-        return Container(
-            id=container_id,
-            name=name,
-            created_at=self._core.clock.now(),
-            config=config.without_data(),
-            image_id=image.id,
-            image_name=config.image,
-            args=merged.args,
-            env=merged.env,
-            working_dir=merged.working_dir,
-            user=merged.user,
-            stop_signal=merged.stop_signal,
-            labels=merged.labels,
-            healthcheck=merged.healthcheck,
-            exposed_ports=merged.exposed_ports,
-            mounts=points,
-        )
-
-    async def _undo_create(self, container_id: str, name: str, made: Sequence[str]) -> None:
-        core = self._core
-        if core.names.get(name) == container_id:
-            del core.names[name]
-        await core.in_thread(core.files.remove, container_id)
-        await core.in_thread(core.records.discard, container_id)
-        for volume in made:
-            with contextlib.suppress(ConflictError, NotFoundError):
-                await self.volumes.remove(volume)
+        return await self._making.create(config)
 
     async def remove(self, name_or_id: str, *, force: bool = False, volumes: bool = False) -> None:
         """Remove a container with its writable layer and log; with ``volumes`` also its anonymous volumes. ``force``
@@ -231,60 +160,11 @@ class ContainerEngine:
                 f'cannot remove container "/{entry.record.name}": container is running: '
                 "stop the container before removing or force remove"
             )
-        await self._remove(entry, force=force, volumes=volumes)
-
-    async def _remove(self, entry: Entry, *, force: bool, volumes: bool) -> None:
-        core = self._core
-        entry.removing = True
-        try:
-            self._runs.cancel_restart(entry)
-            if force and entry.starting:
-                async with entry.lock:
-                    pass
-            if force:
-                await self._runs.kill_and_wait(entry)
-            async with entry.lock:
-                entry.change_state(status=Status.REMOVING, remove_volumes=volumes)
-                entry.needs_release = True
-                await self._runs.release(entry)  # writes *removing* first
-                await core.in_thread(core.files.remove, entry.id)
-                if not volumes:
-                    for point in entry.record.mounts:
-                        if point.anonymous:
-                            await self.volumes.keep(point.name)
-                await core.in_thread(core.records.discard, entry.id)
-                entry.streams.close()
-                entry.removed.set_result(entry.record.state.exit or ExitStatus())
-        except BaseException as cause:
-            entry.removing = False
-            if isinstance(cause, FleetError):
-                entry.change_state(status=Status.DEAD, error=str(cause))
-            raise
-        entry.announce_health()
-        record = entry.record
-        del core.entries[entry.id]
-        if core.names.get(record.name) == entry.id:
-            del core.names[record.name]
-        core.emit(Action.DESTROY, record)
-        if not self._emptying:
-            self._emptying = True
-            core.spawn(self._empty_trash(), what="free the space of removed containers")
-        if volumes:
-            for point in record.mounts:
-                if point.anonymous:
-                    with contextlib.suppress(ConflictError, NotFoundError):
-                        await self.volumes.remove(point.name)
+        await self._making.remove(entry, force=force, volumes=volumes)
 
     async def _auto_remove(self, entry: Entry) -> None:
         """``--rm``: it ended, and goes with its anonymous volumes."""
-        await self._remove(entry, force=False, volumes=True)
-
-    async def _empty_trash(self) -> None:
-        self._emptying = False  # what is removed from now on needs another round
-        try:
-            await self._core.in_thread(self._core.records.empty_trash)
-        except OSError as cause:
-            self._core.log.error("free the space of removed containers", path=cause.filename, cause=cause.strerror)
+        await self._making.remove(entry, force=False, volumes=True)
 
     # --- run ---
 
@@ -429,7 +309,7 @@ class ContainerEngine:
 
     def images_in_use(self) -> Collection[str]:
         """Ids of the images containers were made from; they must not be removed."""
-        return {entry.record.image_id for entry in self._core.entries.values()} | set(self._being_made.values())
+        return {entry.record.image_id for entry in self._core.entries.values()} | set(self._making.under_way.values())
 
     def subscribe(self) -> Subscription:
         """Events from now on; use it with ``with``."""

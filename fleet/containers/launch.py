@@ -1,0 +1,135 @@
+"""The way from a container's record to a running process: namespace, files in /etc, secrets, spec, supervisor.
+
+Everything made here carries the container's id; ``fleet.containers.runs`` lets go of it when a step fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from fleet.containers import assemble, hostfiles, mounts
+from fleet.containers.attach import Attachments
+from fleet.containers.config import NetworkMode
+from fleet.containers.core import Core
+from fleet.containers.entry import Entry
+from fleet.containers.record import Container, HealthState, NetworkAddress, Status
+from fleet.errors import NotFoundError, RejectedFault
+from fleet.network.topology import AttachmentSpec, Sandbox, SandboxSpec
+
+__all__ = ["Launcher"]
+
+
+class Launcher:
+    """Starts what ``Runs`` decided to start."""
+
+    def __init__(self, core: Core, attachments: Attachments) -> None:
+        self._core = core
+        self._attachments = attachments
+
+    async def launch(self, entry: Entry, saved: asyncio.Future[None]) -> None:
+        """Make it run; its record then says so. ``saved`` is done when the record is durable, and awaited before
+        anything runs.
+        """
+        core, record = self._core, entry.record
+        try:
+            image = core.images.get(record.image_id)
+        except NotFoundError as cause:
+            raise RejectedFault(f"no such image: {record.config.image}") from cause
+        directory = core.records.directory(record.id)
+        netns_fd, sandbox = await self._enter_network(record)
+        stdin_fd, attach_fd = self._attachments.prepare(entry)
+        try:
+            sources = await core.in_thread(self._lay_files, record, directory, sandbox)
+            spec = assemble.plan_spec(record, layer_dirs=image.layer_dirs, directory=directory, file_sources=sources)
+            await saved
+            started = await core.runtime.start(spec, netns_fd=netns_fd, stdin_fd=stdin_fd, attach_fd=attach_fd)
+        finally:
+            for fd in (netns_fd, stdin_fd):
+                if fd is not None:
+                    os.close(fd)
+        await self._attachments.started(entry)
+        if started.terminal_fd is not None:
+            os.close(started.terminal_fd)  # the supervisor keeps it; whoever attaches asks for it
+        entry.change(networks=_addresses(sandbox))
+        entry.change_state(
+            status=Status.RUNNING,
+            pid=started.pid,
+            started_at=started.started_at,
+            exit=None,
+            starting_boot="",
+            health=HealthState() if record.healthcheck else None,
+        )
+
+    async def _enter_network(self, record: Container) -> tuple[int | None, Sandbox | None]:
+        config = record.config
+        if config.network_mode in (NetworkMode.NONE, NetworkMode.HOST):
+            return None, None
+        attachments = config.networks
+        if config.network_mode is NetworkMode.BRIDGE:
+            attachments = (AttachmentSpec(network_id=self._core.default_network, address=None, mac=None),)
+        sandbox = await self._core.network.create_sandbox(
+            SandboxSpec(
+                id=record.id,
+                attachments=attachments,
+                host_ports=config.host_ports,
+                dns_servers=config.dns_servers,
+                dns_search=config.dns_search,
+                dns_options=config.dns_options,
+                names=tuple(dict.fromkeys((record.name, *config.network_names, record.id[:12]))),
+            )
+        )
+        return self._core.network.open_netns(record.id), sandbox
+
+    def _lay_files(self, record: Container, directory: Path, sandbox: Sandbox | None) -> list[tuple[str, Path]]:
+        """Blocks: checks what the container will be given, and writes its files in /etc."""
+        mounts.check_sources(record.mounts)
+        sources = self._core.files.sources(record.id, record.config.files)
+        config = record.config
+        base = _read(self._core.host_files / "hosts") if config.network_mode is NetworkMode.HOST else ""
+        interfaces = sandbox.interfaces if sandbox else ()
+        texts = {
+            "hostname": hostfiles.hostname_text(record.hostname),
+            "hosts": hostfiles.hosts_text(
+                hostname=record.hostname,
+                domainname=config.domainname,
+                addresses=[interface.address for interface in interfaces],
+                extra_hosts=config.extra_hosts,
+                host_gateway=next((i.gateway for i in interfaces if i.gateway), "") or "",
+                base=base,
+            ),
+            "resolv.conf": sandbox.resolv_conf
+            if sandbox
+            else hostfiles.resolv_conf_text(
+                _read(self._core.host_files / "resolv.conf"),
+                servers=config.dns_servers,
+                search=config.dns_search,
+                options=config.dns_options,
+            ),
+        }
+        for name, text in texts.items():
+            path = directory / name
+            path.write_text(text)
+            path.chmod(0o644)
+        return sources
+
+
+def _addresses(sandbox: Sandbox | None) -> tuple[NetworkAddress, ...]:
+    return tuple(
+        NetworkAddress(
+            network_id=interface.network_id,
+            address=interface.address,
+            prefix_len=interface.prefix_len,
+            mac=interface.mac,
+            gateway=interface.gateway or "",
+        )
+        for interface in (sandbox.interfaces if sandbox else ())
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
