@@ -213,6 +213,8 @@ class Watch:
             self._earlier = {str(t.get("ID", "")) for t in tasks if _terminal(t)}
         self._note_reason(service)
         self.failure = self._why_not(verdict, now=now)
+        if verdict.failed and not self.news():
+            self.failure += self._last_failure(client)
         empty = verdict.desired == 0 and "Replicated" not in ((service.get("Spec") or {}).get("Mode") or {})
         self._empty_since = (self._empty_since or now) if empty else None
         settled = verdict.converged and (self._empty_since is None or now - self._empty_since >= NO_TASKS_S)
@@ -254,6 +256,16 @@ class Watch:
             return ""
         self._stuck_since = now if self._stuck_since is None else self._stuck_since
         return verdict.stuck if now - self._stuck_since >= GIVE_UP_S else ""
+
+    def _last_failure(self, client: EngineClient) -> str:
+        """After a rollback the tasks that failed are no longer of the newest spec: look at all of them."""
+        tasks = client.get("/tasks", filters={"service": [self.service_id]}) or []
+        told = [
+            (str((t.get("Status") or {}).get("Timestamp", "")), text)
+            for t in tasks
+            for _, text in _notes(self.name, [t])
+        ]
+        return f"; last failure: {max(told)[1]}" if told else ""
 
     def converged(self, *, now: float, stable_s: float) -> bool:
         """Seen converged twice, and for ``stable_s`` seconds."""
@@ -330,21 +342,21 @@ class _Quiet:
 
 
 class _Lines:
-    """For pipes and logs: a line when a count changes."""
+    """For pipes and logs: a line for each count not seen before, so that a flapping service does not fill them."""
 
     def __init__(self) -> None:
-        self.last: dict[str, tuple[int, int]] = {}
+        self.told: set[tuple[str, int, int]] = set()
 
     def update(self, watches: Sequence[Watch]) -> None:
         for watch in watches:
             if watch.verdict is None:
                 continue
-            counts = (watch.verdict.running, watch.verdict.desired)
-            if not counts[1] and not watch.seen:  # a global service whose tasks are not made yet
+            running, desired = watch.verdict.running, watch.verdict.desired
+            if not desired and not watch.seen:  # a global service whose tasks are not made yet
                 continue
-            if self.last.get(watch.service_id) != counts:
-                self.last[watch.service_id] = counts
-                click.echo(f"{watch.name}: {counts[0]} of {counts[1]} tasks running", err=True)
+            if (watch.service_id, running, desired) not in self.told:
+                self.told.add((watch.service_id, running, desired))
+                click.echo(f"{watch.name}: {running} of {desired} tasks running", err=True)
 
     def note(self, text: str) -> None:
         click.echo(text, err=True)

@@ -302,7 +302,7 @@ def test_stack_deploy(fleet: Any, docker: Any, engine: FakeEngine, tmp_path: Pat
 
 
 def _sorted(spec: ServiceSpec) -> ServiceSpec:
-    """The order of networks, aliases and ports says nothing."""
+    """The order of networks, aliases, ports and variables says nothing (Docker's client gives them in any)."""
     template = spec.task_template
     targets = tuple(
         msgspec.structs.replace(target, aliases=tuple(sorted(target.aliases)))
@@ -312,9 +312,9 @@ def _sorted(spec: ServiceSpec) -> ServiceSpec:
     if endpoint is not None:
         ports = tuple(sorted(endpoint.ports, key=lambda port: (port.target_port, port.protocol)))
         endpoint = msgspec.structs.replace(endpoint, ports=ports)
-    return msgspec.structs.replace(
-        spec, endpoint_spec=endpoint, task_template=msgspec.structs.replace(template, networks=targets)
-    )
+    container = msgspec.structs.replace(template.container_spec, env=tuple(sorted(template.container_spec.env)))
+    template = msgspec.structs.replace(template, networks=targets, container_spec=container)
+    return msgspec.structs.replace(spec, endpoint_spec=endpoint, task_template=template)
 
 
 CURRENT: dict[str, Any] = {

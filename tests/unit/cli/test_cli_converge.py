@@ -224,6 +224,31 @@ def test_rollback_keeps_the_reason_it_began_with(fleet: Any, engine: FakeEngine)
 
 
 @pytest.mark.usefixtures("quick")
+def test_rollback_faster_than_a_look_still_says_what_failed(fleet: Any, engine: FakeEngine) -> None:
+    engine.on("GET", "/services/web", service(1))
+    engine.on("POST", f"/services/{ID}/update", {})
+    status = {"State": "rollback_completed", "Message": "rollback completed"}
+    serve(engine, service(1, Version=NEWER, UpdateStatus=status), [])
+
+    def tasks(request: Request) -> Reply:
+        newest = "_up-to-date" in request.query["filters"]
+        return Reply(body=[task(1)] if newest else [task(1), task(1, "rejected", desired="shutdown", err="no image")])
+
+    engine.on("GET", "/tasks", tasks)
+    ran = fleet("service", "update", "--image", "nope", "web")
+    expected = "Error: service web: update rolled back: rollback completed; last failure: web.1: rejected: no image"
+    assert (ran.code, ran.err.splitlines()[-1]) == (1, expected)
+
+
+@pytest.mark.usefixtures("quick")
+def test_flapping_service_does_not_fill_the_output(fleet: Any, engine: FakeEngine) -> None:
+    up, down = [task(1)], [task(1, "starting")]
+    serve(engine, service(1), *([up, down] * 20), up)
+    ran = fleet("service", "create", "--name", "web", "img")
+    assert (ran.code, ran.err) == (0, "web: 1 of 1 tasks running\nweb: 0 of 1 tasks running\n")
+
+
+@pytest.mark.usefixtures("quick")
 def test_failures_from_before_an_update_are_no_news(fleet: Any, engine: FakeEngine) -> None:
     engine.on("GET", "/services/web", service(1))
     engine.on("POST", f"/services/{ID}/update", {})
