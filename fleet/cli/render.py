@@ -53,15 +53,13 @@ def print_rows(
 ) -> None:
     """A list as asked for. ``headings`` name fields beyond ``columns`` that templates may use."""
     if quiet and not fmt:
-        for row in rows:
-            echo(str(row[quiet_field]))
+        _echo_all([str(row[quiet_field]) for row in rows])
         return
     if fmt in (None, "", "table"):
         _print_table([[str(row.get(field, "")) for field, _ in columns] for row in rows], [h for _, h in columns])
         return
     if fmt == "json":
-        for row in rows:
-            echo(json.dumps(row, ensure_ascii=False))
+        _echo_all([json.dumps(row, ensure_ascii=False) for row in rows])
         return
     _print_template(fmt, rows, {**dict(columns), **(headings or {})})
 
@@ -75,8 +73,7 @@ def _print_template(fmt: str | None, rows: Iterable[Row], headings: Mapping[str,
     template = Template(text)
     lines = [template.render({**row, "_row": True}) for row in rows]
     if not table:
-        for line in lines:
-            echo(line)
+        _echo_all(lines)
         return
     heading = [headings.get(field, field.upper()) for field in fields_used(text)]
     _print_table([line.split("\t") for line in lines], heading)
@@ -86,9 +83,17 @@ def _print_table(rows: list[list[str]], heading: list[str]) -> None:
     lines = [heading, *([_one_line(cell) for cell in row] for row in rows)]
     count = max(len(line) for line in lines)
     widths = [max((len(line[i]) for line in lines if i < len(line)), default=0) for i in range(count)]
-    for line in lines:
-        padded = [cell.ljust(widths[i]) if i < len(line) - 1 else cell for i, cell in enumerate(line)]
-        echo("   ".join(padded).rstrip())
+    padded = (
+        "   ".join(cell.ljust(widths[i]) if i < len(line) - 1 else cell for i, cell in enumerate(line)).rstrip()
+        for line in lines
+    )
+    _echo_all(list(padded))
+
+
+def _echo_all(lines: Sequence[str]) -> None:
+    """Lines in one write: click flushes each echo."""
+    if lines:
+        click.echo("\n".join(lines))
 
 
 def _one_line(text: str) -> str:
