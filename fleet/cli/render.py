@@ -19,6 +19,7 @@ Column = tuple[str, str]
 
 T = TypeVar("T")
 _ID_WIDTH: Final = 12
+_LINES_AT_ONCE: Final = 200
 
 
 def echo(text: str = "") -> None:
@@ -91,9 +92,9 @@ def _print_table(rows: list[list[str]], heading: list[str]) -> None:
 
 
 def _echo_all(lines: Sequence[str]) -> None:
-    """Lines in one write: click flushes each echo."""
-    if lines:
-        click.echo("\n".join(lines))
+    """Many lines in few writes, because click flushes each echo; few enough that a reader who left is noticed soon."""
+    for start in range(0, len(lines), _LINES_AT_ONCE):
+        click.echo("\n".join(lines[start : start + _LINES_AT_ONCE]))
 
 
 def _one_line(text: str) -> str:
