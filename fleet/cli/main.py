@@ -135,6 +135,9 @@ def _fail(message: str, code: int) -> int:
 
 
 def _usage(cause: click.UsageError) -> int:
+    if isinstance(cause, click.exceptions.NoArgsIsHelpError):  # a noun without a verb: its help is the answer
+        click.echo(cause.format_message(), err=True)
+        return 2
     code = _fail(cause.format_message(), 2)
     if cause.ctx is not None:
         click.echo(f"See '{cause.ctx.command_path} --help'.", err=True)

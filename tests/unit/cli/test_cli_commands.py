@@ -65,6 +65,7 @@ def test_answer_cut_short_is_no_traceback(fleet: Any, engine: FakeEngine) -> Non
     [
         (["servce", "ls"], "did you mean 'service'"),
         (["service", "frob"], "frob"),
+        (["stack", "deploi", "x"], "deploi"),
         (["service", "ls", "--nope"], "--nope"),
         (["service", "create"], "IMAGE"),
         (["service", "scale", "web"], "SERVICE=NUMBER"),
@@ -459,6 +460,14 @@ def test_events_are_read_without_line_ends(fleet: Any, engine: FakeEngine) -> No
 def test_completion_scripts_are_printed(fleet: Any) -> None:
     for shell in ("bash", "zsh", "fish"):
         assert "_FLEET_COMPLETE" in fleet("completion", shell).out
+
+
+def test_noun_without_a_verb_shows_its_help(fleet: Any) -> None:
+    for arguments in ([], ["service"], ["stack"]):
+        ran = fleet(*arguments)
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err.startswith("Usage: fleet")
+        assert len(ran.err.splitlines()) > 5
 
 
 def test_help_of_every_command_works(fleet: Any) -> None:
