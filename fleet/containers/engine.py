@@ -28,11 +28,12 @@ from fleet.containers.core import Core
 from fleet.containers.entry import Entry
 from fleet.containers.events import Action, ContainerEvent, Subscription
 from fleet.containers.execs import ExecConfig, Execs
+from fleet.containers.exits import exit_of
 from fleet.containers.logs import follow_log
 from fleet.containers.making import Making
 from fleet.containers.ports import Images, Networks, Runtime
 from fleet.containers.record import Container, ExitStatus, Status
-from fleet.containers.recovery import Recovered, exit_of, recover, start_by_rule
+from fleet.containers.recovery import Recovered, recover, start_by_rule
 from fleet.containers.runs import Runs
 from fleet.containers.volumes import Volume, VolumeStore
 from fleet.errors import ConflictError, FleetError, RuntimeFault, UserError

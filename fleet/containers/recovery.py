@@ -10,15 +10,17 @@ the supervisor itself may have been restarted while fleetd lived.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
+from fleet.containers.exits import UNSEEN, exit_of
 from fleet.containers.record import UNKNOWN_EXIT, Container, ExitStatus, Status
 from fleet.containers.restart import should_start_at_boot
 from fleet.containers.runs import Runs
 from fleet.errors import FleetError
-from fleet.node_runtime.events import ContainerState, Exited
+from fleet.node_runtime.events import ContainerState
 
 __all__ = ["Decision", "Recovered", "Step", "decide", "recover"]
 
@@ -80,20 +82,8 @@ def decide(record: Container, seen: ContainerState | None, *, boot_id: str) -> D
         return Decision(step=Step.UNSTART)
     return Decision(
         step=Step.END,
-        exit=ExitStatus(code=UNKNOWN_EXIT, error="the container ended while nobody watched: exit code unknown"),
+        exit=ExitStatus(code=UNKNOWN_EXIT, error=UNSEEN),
     )
-
-
-def exit_of(seen: ContainerState | Exited) -> ExitStatus:
-    """The supervisor's notes on an ended container."""
-    if seen.exit_code is None or seen.lost:
-        return ExitStatus(
-            code=UNKNOWN_EXIT,
-            oom_killed=seen.oom_killed,
-            error="the supervisor lost the exit code",
-            finished_at=seen.finished_at,
-        )
-    return ExitStatus(code=seen.exit_code, oom_killed=seen.oom_killed, finished_at=seen.finished_at)
 
 
 async def recover(core: Core, runs: Runs, *, finish_removal: list[Entry]) -> Recovered:
@@ -133,6 +123,7 @@ async def recover(core: Core, runs: Runs, *, finish_removal: list[Entry]) -> Rec
                     entry.change_state(status=Status.EXITED)
                 if entry.record.config.auto_remove and entry.record.state.status in (Status.EXITED, Status.DEAD):
                     finish_removal.append(entry)
+    ended += await _ended_meanwhile(core, runs, adopted)
     for container_id in listed.keys() - core.entries.keys():
         await runs.forget(container_id)
         removed.append(container_id)
@@ -140,6 +131,23 @@ async def recover(core: Core, runs: Runs, *, finish_removal: list[Entry]) -> Rec
     await _release_idle(core, runs, notes)
     await _remove_strays(core, notes)
     return Recovered(adopted=tuple(adopted), ended=tuple(ended), removed=tuple(removed), notes=tuple(notes))
+
+
+async def _ended_meanwhile(core: Core, runs: Runs, adopted: Sequence[str]) -> list[str]:
+    """Adopted containers that ended between the supervisor's list and their adoption.
+
+    Such an exit is told while the record does not yet say *running*, and is dropped then. From the adoption on none is.
+    """
+    if not adopted:
+        return []
+    listed = {seen.id: seen for seen in await core.runtime.list()}
+    ended = []
+    for container_id in adopted:
+        entry, seen = core.entries.get(container_id), listed.get(container_id)
+        if entry is not None and entry.record.is_up and seen is not None and seen.status == "exited":
+            runs.exited(entry, exit_of(seen))
+            ended.append(container_id)
+    return ended
 
 
 async def start_by_rule(core: Core, runs: Runs) -> list[str]:

@@ -30,9 +30,10 @@ from fleet.containers.core import Core
 from fleet.containers.entry import Entry
 from fleet.containers.events import Action
 from fleet.containers.execs import Execs
+from fleet.containers.exits import UNSEEN, exit_of
 from fleet.containers.health import HealthMonitor
 from fleet.containers.launch import Launcher
-from fleet.containers.record import ExitStatus, HealthState, Status
+from fleet.containers.record import UNKNOWN_EXIT, ExitStatus, HealthState, Status
 from fleet.containers.restart import next_delay_s, should_restart
 from fleet.errors import ConflictError, FleetError, NotFoundError, RejectedFault, RuntimeFault
 
@@ -279,11 +280,26 @@ class Runs:
         """Deliver a signal to the first process; a paused container is resumed, as it could not act on it. Silent when
         it is gone.
         """
-        with contextlib.suppress(NotFoundError, ConflictError):
+        try:
             await self._core.runtime.signal(entry.id, number)
-            self._core.emit(Action.KILL, entry.record, signal=str(number))
+        except (NotFoundError, ConflictError):
+            await self._look_again(entry)
+            return
+        self._core.emit(Action.KILL, entry.record, signal=str(number))
         if entry.record.state.status is Status.PAUSED:
             await self.resume(entry)
+
+    async def _look_again(self, entry: Entry) -> None:
+        """The supervisor says that it does not run. If its exit was told when nobody listened yet, it is taken from the
+        list now.
+        """
+        if not entry.record.is_up:
+            return
+        seen = next((s for s in await self._core.runtime.list() if s.id == entry.id), None)
+        if seen is None:
+            self.exited(entry, ExitStatus(code=UNKNOWN_EXIT, error=UNSEEN))
+        elif seen.status == "exited":
+            self.exited(entry, exit_of(seen))
 
     async def resume(self, entry: Entry) -> None:
         """Thaw. Raises ``ConflictError`` when it is not paused."""

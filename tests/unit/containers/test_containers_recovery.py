@@ -234,3 +234,46 @@ def test_records_read_back_as_they_were_written(host: Any) -> None:
         assert msgspec.json.encode(engine.get(known.id)) == msgspec.json.encode(known)
 
     two_engines(host, before, after)
+
+
+def test_an_exit_between_the_list_and_the_adoption_is_not_lost(host: Any) -> None:
+    async def before(engine: Any) -> str:
+        made = await engine.create(APP)
+        await engine.start(made.id)
+        entry = engine._core.find(made.id)  # as if it had been killed before the record said "running"
+        await asyncio.sleep(0.05)
+        entry.change_state(status=Status.CREATED, starting_boot=boot_id())
+        await engine._core.save(entry)
+        real_list = host.runtime.list
+
+        async def list_then_exit() -> Any:
+            host.runtime.list = real_list
+            listed = await real_list()
+            host.runtime.end(made.id, 6)
+            await asyncio.sleep(0.01)  # the exit is told before the list is acted upon
+            return listed
+
+        host.runtime.list = list_then_exit
+        return str(made.id)
+
+    async def after(engine: Any, key: str, _recovered: Any) -> None:
+        assert (await engine.wait(key)).code == 6
+        assert engine.get(key).state.status is Status.EXITED
+
+    two_engines(host, before, after)
+
+
+def test_a_stop_of_what_ended_unheard_takes_the_exit_from_the_list(host: Any) -> None:
+    async def story(engine: Any) -> None:
+        made = await engine.create(APP)
+        await engine.start(made.id)
+        run = host.runtime.runs[made.id]
+        run.status, run.exit_code = "exited", 3  # and nobody was told
+        assert await engine.stop(made.id)
+        assert engine.get(made.id).state.exit.code == 3
+        gone = await engine.create(APP)
+        await engine.start(gone.id)
+        host.runtime.runs.clear()
+        await engine.remove(gone.id, force=True)
+
+    host.run(story)
