@@ -465,6 +465,8 @@ class Lab:
 
     def _write_hosts_file(self, record: LabRecord) -> None:
         """In place: running hosts have this very inode mounted."""
+        if not Path("/etc/hosts").exists():  # nothing to mount it on, and the machine's files are not ours to make
+            self._say("warning: this machine has no /etc/hosts, so the hosts will not know each other by name")
         lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost", f"{machine_address(record.subnet)} machine"]
         lines += [f"{host.address} {host.name}" for host in record.hosts]
         self.layout.hosts_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
