@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import socket
 from collections.abc import Sequence
 from typing import Final
 
-from pyroute2 import IPRoute
-
 from fleet import errors
+from fleet.network.kernel.rtnetlink import Netlink
 from fleet.network.naming import is_fleet_group
 
 __all__ = ["CLUSTER_PORT", "choose_address", "host_addresses", "split_address"]
@@ -22,19 +20,14 @@ _CONTAINER_LINKS: Final = re.compile(r"(docker|veth|br-|cni|virbr)")
 
 def host_addresses() -> list[tuple[str, str]]:
     """(interface, IPv4 address) of every address that other hosts might reach; blocking, a few netlink messages."""
-    with IPRoute() as route:
-        names = {
-            link["index"]: link.get_attr("IFLA_IFNAME")
-            for link in route.get_links()
-            if not is_fleet_group(link.get_attr("IFLA_GROUP") or 0)
-        }
-        found = []
-        for address in route.get_addr(family=socket.AF_INET):
-            name = str(names.get(address["index"], ""))
-            text = str(address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS"))
-            if name not in ("", "lo") and not ipaddress.ip_address(text).is_loopback:
-                found.append((name, text))
-        return found
+    with Netlink() as netlink:
+        return [
+            (link.name, address)
+            for link in netlink.links()
+            if link.name != "lo" and not is_fleet_group(link.group)
+            for address, _ in sorted(netlink.addresses(link.index))
+            if not ipaddress.ip_address(address).is_loopback
+        ]
 
 
 def split_address(text: str, *, default_port: int, what: str) -> tuple[str, int]:

@@ -22,7 +22,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import structlog
@@ -45,6 +45,8 @@ from fleet.node_runtime.client import RuntimeClient
 __all__ = ["BRIDGE", "Daemon"]
 
 log = structlog.get_logger("daemon")
+
+_UPKEEP_S: Final = 60.0
 
 BRIDGE = NetworkSpec(id="bridge", name="bridge", driver="bridge", subnet="172.29.0.0/16", gateway="172.29.0.1")
 """Where containers go that name no network. Beside Docker's 172.17/16, so that both can live on one host."""
@@ -132,7 +134,11 @@ class Daemon:
             await membership.open()
             stack.push_async_callback(membership.close)
             tasks = [asyncio.create_task(listener.run(), name=listener.name) for listener in listeners]
-            tasks.append(asyncio.create_task(events.follow_containers(engine), name="container events"))
+            upkeep = [
+                asyncio.create_task(events.follow_containers(engine), name="container events"),
+                asyncio.create_task(_keep_network_true(network, engine, membership), name="network upkeep"),
+            ]
+            tasks += upkeep
             for listener in listeners:
                 await listener.started()
             log.info("ready", version=__version__, hosts=list(config.hosts), data_root=str(config.data_root))
@@ -144,7 +150,8 @@ class Daemon:
                 log.info("stopping", cause=str(self._cause or "asked to"))
                 for listener in listeners:
                     listener.stop()
-                tasks[-1].cancel()
+                for task in upkeep:
+                    task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
         if self._cause is not None:
             raise self._cause
@@ -176,6 +183,24 @@ class Daemon:
                 )
             result.append(Listener(app, [tcp_socket(address, port)], name=host, tls=tls))
         return result
+
+
+async def _keep_network_true(network: HostNetwork, engine: ContainerEngine, membership: Membership) -> None:
+    """Until cancelled: compare the kernel with what should be there, mend drift, and say what was mended."""
+    while True:
+        await asyncio.sleep(_UPKEEP_S)
+        wanted = {BRIDGE.id}
+        if membership.agent is not None:
+            wanted |= membership.agent.worker.assigned_networks()
+        try:
+            mended = await network.reconcile(
+                keep_sandboxes={container.id for container in engine.list()}, keep_networks=wanted
+            )
+        except errors.FleetError as cause:
+            log.warning("network not compared", cause=str(cause))
+            continue
+        for sentence in mended:
+            log.warning("network mended", what=sentence)
 
 
 class _Underlay:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if os.geteuid() != 0:
         sys.stderr.write("fleetd: must run as root: it makes namespaces, mounts and network links\n")
         sys.exit(2)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two or three descriptors a container
     configure_logs(level=config.log_level, form=config.log_format)
     log = structlog.get_logger("fleetd")
 

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 import httpx
@@ -57,6 +58,7 @@ from fleet.model.ids import ClusterId
 from fleet.model.node import Availability, NodeDescription, NodeRole
 from fleet.network.host import HostNetwork
 from fleet.store import Store
+from fleet.store.sealing import AesSealer, load_or_create_key
 
 __all__ = ["InitRequest", "JoinSwarmRequest", "Membership"]
 
@@ -379,14 +381,16 @@ class Membership:
         remove_identity(self._identity_folder)
         for name in ("store", "agent"):
             shutil.rmtree(self._folder / name, ignore_errors=True)
+        (self._folder / "store.key").unlink(missing_ok=True)
 
     async def _open_store(self, cluster_id: ClusterId) -> tuple[SqliteEngine, Store]:
         folder = self._folder / "store"
         await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
+        key = await asyncio.to_thread(_store_key, folder)
         engine = SqliteEngine(folder, cluster_id=cluster_id, clock=self._clock)
         await engine.start()
         try:
-            return engine, await Store.open(engine)
+            return engine, await Store.open(engine, sealer=AesSealer(key))
         except BaseException:
             await engine.close()
             raise
@@ -534,6 +538,13 @@ class _ClientTls:
         if self._made is None or self._made[0] is not identity:
             self._made = (identity, client_context(identity))
         return self._made[1]
+
+
+def _store_key(folder: Path) -> bytes:
+    """The key that secrets and the root key are sealed with at rest; beside the state, not in it, so that a copy of the
+    database alone tells nothing."""
+    is_new = not any(entry.name != "lock" for entry in folder.iterdir())
+    return load_or_create_key(folder.parent / "store.key", is_new=is_new)
 
 
 def _listen_host(text: str) -> str:

@@ -214,6 +214,7 @@ def _give_up(service: Service, config: UpdateConfig, task: Task, *, now: datetim
     return msgspec.structs.replace(
         service,
         spec=service.previous_spec,
+        spec_base_revision=service.version.index,
         previous_spec=None,
         spec_version=service.spec_version + 1,
         task_spec_version=service.spec_version + 1,

@@ -134,6 +134,18 @@ def lab(make_lab: Callable[..., TestLab]) -> TestLab:
     return make_lab()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules marked ``story`` run in the order of their file, wherever the shuffle has put them."""
+    stories: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("story"):
+            stories.setdefault(item.path, []).append(item)
+    for path, members in stories.items():
+        ordered = iter(sorted(members, key=lambda item: item.function.__code__.co_firstlineno))  # type: ignore[attr-defined]
+        items[:] = [next(ordered) if item.path == path and item.get_closest_marker("story") else item for item in items]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[misc,assignment]

@@ -17,7 +17,7 @@ from fleet.identity.tls import client_context
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.story]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 from conftest import TestLab
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.story]
 
 
 @pytest.fixture(scope="module", autouse=True)
