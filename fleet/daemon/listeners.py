@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from fleet import errors
+from fleet.agent.http import HijackMixin
 from fleet.api.dispatch import FRAME_LIMIT
 
 __all__ = ["TLS_EXTENSION", "Listener", "tcp_socket", "unix_socket"]
@@ -33,12 +34,12 @@ _BACKLOG: Final = 512
 _STOP_TIMEOUT_S: Final = 3
 
 
-class _Http(HttpToolsProtocol):
+class _Http(HijackMixin, HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         tls = self.transport.get_extra_info("ssl_object")
         if tls is not None:
-            self.scope["extensions"] = {TLS_EXTENSION: tls}
+            self.scope.setdefault("extensions", {})[TLS_EXTENSION] = tls
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
