@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fleet import errors
 
-__all__ = ["hierarchies", "leftovers", "sweep"]
+__all__ = ["hierarchies", "leftovers", "remove_empty", "sweep"]
 
 
 def hierarchies(mountinfo: str | None = None) -> list[Path]:
@@ -49,6 +49,12 @@ def sweep(cgroup: str, *, timeout_s: float = 5.0) -> None:
                 f"{len(busy)} cgroups below {cgroup} are still in use after {timeout_s:g} s: {holders}"
             )
         time.sleep(0.02)
+
+
+def remove_empty(cgroup: str) -> None:
+    """Remove this one group wherever nothing is in it, neither groups nor processes; others stay."""
+    for hierarchy in hierarchies():
+        _removed(hierarchy / cgroup.lstrip("/"))
 
 
 def _removed(folder: Path) -> bool:

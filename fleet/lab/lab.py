@@ -163,8 +163,7 @@ class Lab:
         processes.end_found(record.token, timeout_s=30.0)
         switch.remove()
         cgroups.sweep(self.layout.cgroup)
-        with contextlib.suppress(errors.RuntimeFault):  # in use by another lab: then it is not ours to remove
-            cgroups.sweep(CGROUP_ROOT, timeout_s=0) if not owners().keys() - {self.name} else None
+        cgroups.remove_empty(CGROUP_ROOT)  # stays while another lab has groups in it
         for entry in sorted(self.layout.folder.iterdir()):
             if entry != self.layout.record:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
