@@ -59,10 +59,9 @@ class NetworkSync:
         state = self._wanted.get(network_id)
         if state is None:
             raise errors.UnavailableError(f"network {network_id} is not known on this node yet")
-        if network_id not in self._applied:
-            async with self._lock:
-                if network_id not in self._applied:
-                    await self._apply(state)
+        async with self._lock:  # a removal that is under way ends first
+            if network_id not in self._applied:
+                await self._apply(state)
 
     def forget_applied(self) -> None:
         """The host's network was mended or reopened: compare everything anew."""
@@ -87,6 +86,8 @@ class NetworkSync:
                     continue
                 good &= await self._try(self._apply(state), f"network {state.network.name}")
             for network_id in [n for n in self._applied if n not in self._wanted]:
+                if network_id in self._wanted:
+                    continue  # wanted again meanwhile
                 if await self._try(self._network.remove_network(network_id), f"removal of network {network_id}"):
                     del self._applied[network_id]
                 else:
