@@ -181,7 +181,7 @@ def lose_worker(cluster: Cluster) -> dict[str, float]:
     cluster.lab.kill(lost)
 
     def moved() -> bool:
-        return sum(task["NodeID"] != node for task in cluster.running(service)) == SPREAD
+        return len([t for t in cluster.running(service) if t["NodeID"] != node]) == SPREAD
 
     spent = cluster.wait(moved, what=f"the tasks of {lost} elsewhere") - start
     cluster.lab.start(lost)
@@ -212,6 +212,8 @@ def clusters(*, peer: bool, workers: int = 2) -> Iterator[list[Cluster]]:
             options += ["--endpoint-mode", "dnsrr"]
         made.append(Cluster("swarm", swarm, ["docker"], options))
     with contextlib.ExitStack() as stack:
+        if peer:
+            stack.enter_context(swarm_peer.covers())
         for cluster in made:
             stack.enter_context(cluster.lab)
             cluster.lab.up(managers=1, workers=workers)

@@ -2,24 +2,27 @@
 
 ``Lab(name, daemon=DOCKER_DAEMON)`` makes a cluster of real ``dockerd``. A lab starts its daemon with fleetd's options; run as a
 program this module translates them and becomes dockerd, in the namespaces of the lab's host. Everything dockerd makes is
-below the host's data and exec roots and its cgroup, or in its namespaces, so the lab's ``down`` removes it. ``/etc/docker``
-is covered by an empty folder in the host's own mount namespace: the machine's engine settings are neither read nor written.
+below the host's data and exec roots and its cgroup, or in its namespaces, so the lab's ``down`` removes it. The two
+paths built into dockerd, ``/etc/docker`` and ``/var/lib/docker``, are covered by folders of the host in its own mount
+namespace: the machine's engine, if it has one, is neither read nor written. ``covers`` makes sure they can be.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 DOCKER_DAEMON: Final = (sys.executable, "-I", str(Path(__file__).resolve()))
 PACKAGES: Final = ("docker.io", "iptables")
-_SETTINGS: Final = Path("/etc/docker")
+_BUILT_IN: Final = (Path("/etc/docker"), Path("/var/lib/docker"))
 _POLICY: Final = Path("/usr/sbin/policy-rc.d")
 
 
@@ -47,6 +50,21 @@ def install() -> None:
             _POLICY.unlink()
 
 
+@contextlib.contextmanager
+def covers() -> Iterator[None]:
+    """While it holds, the built-in paths exist as mount points; those it made are removed at the end."""
+    made = []
+    for path in _BUILT_IN:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            made.append(path)
+    try:
+        yield
+    finally:
+        for path in made:
+            path.rmdir()
+
+
 def version() -> str:
     """As dockerd says it."""
     return subprocess.run(["dockerd", "--version"], capture_output=True, text=True, check=True).stdout.strip()
@@ -59,11 +77,11 @@ def main(arguments: list[str]) -> None:
         parser.add_argument(f"--{name}", required=True)
     options = parser.parse_args(arguments)
     data = Path(options.data_root)
-    settings = data / "settings"
-    settings.mkdir(parents=True, exist_ok=True)
-    if _SETTINGS.is_dir():
-        subprocess.run(["mount", "--bind", settings, _SETTINGS], check=True)
-    empty = settings / "daemon.json"
+    for path in _BUILT_IN:
+        cover = data / "covers" / path.relative_to("/")
+        cover.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "--bind", cover, path], check=True)
+    empty = data / "daemon.json"
     empty.write_text("{}\n", encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     # Otherwise its agent asks Docker's registry before each start of a task, for an image that is here.
