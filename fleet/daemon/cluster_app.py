@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import structlog
 from fastapi import FastAPI, Request, Response, WebSocket
 from starlette.requests import HTTPConnection
 from starlette.responses import StreamingResponse
@@ -39,6 +38,7 @@ from fleet.daemon.log_stream import LogQuery, container_log_frames
 from fleet.identity.certificates import PeerIdentity
 from fleet.identity.tls import verify_peer
 from fleet.images import ImageStore
+from fleet.logs import get_logger
 from fleet.manager.admission import JoinRequest
 from fleet.manager.dispatcher import ChannelClosed
 from fleet.manager.role import ManagerRole
@@ -47,7 +47,7 @@ from fleet.model.node import NodeRole
 
 __all__ = ["cluster_app"]
 
-log = structlog.get_logger("cluster-api")
+log = get_logger("cluster-api")
 
 _JOIN_LIMIT: Final = 64 * 1024
 _CHUNK: Final = 1 << 18

@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import structlog
-
 from fleet import __version__, errors
 from fleet.agent.image_sources import ImageLocator
 from fleet.clock import SystemClock
@@ -38,13 +36,14 @@ from fleet.daemon.listeners import Listener, tcp_socket, unix_socket
 from fleet.daemon.membership import Membership
 from fleet.daemon.notify import notify
 from fleet.images import ImageStore
+from fleet.logs import get_logger
 from fleet.network.host import HostNetwork
 from fleet.network.topology import NetworkSpec
 from fleet.node_runtime.client import RuntimeClient
 
 __all__ = ["BRIDGE", "Daemon"]
 
-log = structlog.get_logger("daemon")
+log = get_logger("daemon")
 
 _UPKEEP_S: Final = 60.0
 
@@ -153,6 +152,8 @@ class Daemon:
                 for task in upkeep:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                for listener in listeners:
+                    listener.forget()
         if self._cause is not None:
             raise self._cause
 

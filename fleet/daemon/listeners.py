@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -24,10 +23,11 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from fleet import errors
 from fleet.agent.http import HijackMixin
 from fleet.api.dispatch import FRAME_LIMIT
+from fleet.logs import get_logger
 
 __all__ = ["TLS_EXTENSION", "Listener", "tcp_socket", "unix_socket"]
 
-log = structlog.get_logger("listener")
+log = get_logger("listener")
 
 TLS_EXTENSION: Final = "fleet.tls"
 _BACKLOG: Final = 512
@@ -76,6 +76,7 @@ class Listener:
     ) -> None:
         self.name = name
         self._sockets = listening
+        self._addresses = [str(s.getsockname()) for s in listening if s.family == socket.AF_UNIX]
         config = uvicorn.Config(
             app,
             http=_Http,
@@ -103,6 +104,11 @@ class Listener:
     async def started(self) -> None:
         """Returns once connections are accepted."""
         await self._server.up.wait()
+
+    def forget(self) -> None:
+        """Remove what ``run`` left in the file system, once it has returned."""
+        for address in self._addresses:
+            Path(address).unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Ask ``run`` to return; idempotent."""

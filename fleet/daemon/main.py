@@ -12,13 +12,12 @@ import signal
 import sys
 from collections.abc import Sequence
 
-import structlog
 import uvloop
 
-from fleet import errors
+from fleet import errors, logs
 from fleet.daemon.config import load_config
 from fleet.daemon.daemon import Daemon
-from fleet.daemon.logs import configure_logs
+from fleet.logs import get_logger
 
 __all__ = ["main"]
 
@@ -35,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two or three descriptors a container
-    configure_logs(level=config.log_level, form=config.log_format)
-    log = structlog.get_logger("fleetd")
+    logs.configure(level=config.log_level, form=config.log_format)
+    log = get_logger("fleetd")
 
     async def run() -> None:
         daemon = Daemon(config)
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log.error("fleetd can not go on", cause=str(cause))
         sys.exit(cause.exit_code)
     except BaseExceptionGroup as group:
-        log.error("fleetd can not go on", cause=repr(group.exceptions[0]), exc_info=group)
+        log.error("fleetd can not go on", cause=repr(group.exceptions[0]), trace=group)
         sys.exit(1)
 
 

@@ -23,7 +23,6 @@ from typing import Final
 
 import httpx
 import msgspec
-import structlog
 
 from fleet import errors
 from fleet.agent.agent import Agent
@@ -51,6 +50,7 @@ from fleet.identity.keys import (
 from fleet.identity.tls import client_context, insecure_context, pinned_context, present, server_context
 from fleet.identity.tokens import check_root, parse_token
 from fleet.images import ImageStore
+from fleet.logs import get_logger
 from fleet.manager.admission import JoinAnswer, JoinRequest, found_cluster
 from fleet.manager.role import ManagerRole, new_id
 from fleet.model.cluster import DEFAULT_ADDRESS_POOL, DEFAULT_DATA_PATH_PORT, SwarmSpec
@@ -62,7 +62,7 @@ from fleet.store.sealing import AesSealer, load_or_create_key
 
 __all__ = ["InitRequest", "JoinSwarmRequest", "Membership"]
 
-log = structlog.get_logger("membership")
+log = get_logger("membership")
 
 _JOIN_TIMEOUT_S: Final = 20.0
 _ROOT_MAX: Final = 64 * 1024
