@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 import msgspec
-import structlog
 
 from fleet import errors
 from fleet.agent.controller import Exit
@@ -27,6 +26,7 @@ from fleet.containers import (
     Status,
 )
 from fleet.images import ImageStore
+from fleet.logs import get_logger
 from fleet.model.defaults import stop_grace
 from fleet.model.node import NodeDescription
 from fleet.model.service import ContainerSpec, FileTarget, Mount, PublishMode, TaskSpec
@@ -38,7 +38,7 @@ from fleet.node_runtime.spec import ResourceLimits
 
 __all__ = ["ContainerTasks", "TaskSupplies", "container_config"]
 
-log = structlog.get_logger("container-task")
+log = get_logger("container-task")
 
 _FETCH_RETRY_S: Final = 0.5
 _SECRETS_FOLDER: Final = "/run/secrets/"

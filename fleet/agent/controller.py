@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
-import structlog
 
 from fleet import errors
 from fleet.agent.task_machine import Step, fault_state, next_step
 from fleet.clock import Clock
+from fleet.logs import get_logger
 from fleet.model.task import ContainerStatus, PortStatus, Task, TaskState, TaskStatus
 
 __all__ = ["Controller", "Exit", "TaskRuntime"]
 
-log = structlog.get_logger("controller")
+log = get_logger("controller")
 
 T = TypeVar("T")
 

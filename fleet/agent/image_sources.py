@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import httpx
-import structlog
 
 from fleet import errors
 from fleet.images.reference import parse_reference
 from fleet.images.registry import Credentials, RegistryOptions, RegistrySource
 from fleet.images.sources import PeerSource, Source
+from fleet.logs import get_logger
 
 __all__ = ["ImageLocator"]
 
-log = structlog.get_logger("image-sources")
+log = get_logger("image-sources")
 
 _TIMEOUT_S: Final = 5.0
 _PEERS_MAX: Final = 4

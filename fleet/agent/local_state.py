@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import structlog
 
 from fleet.api.dispatch import (
     ConfigItem,
@@ -28,12 +27,13 @@ from fleet.api.dispatch import (
     ServiceItem,
     TaskItem,
 )
+from fleet.logs import get_logger
 from fleet.model.ids import TaskId
 from fleet.model.task import TaskStatus
 
 __all__ = ["LocalState"]
 
-log = structlog.get_logger("local-state")
+log = get_logger("local-state")
 
 _FILE_MAX: Final = 256 * 1024 * 1024
 

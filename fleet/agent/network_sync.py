@@ -11,18 +11,17 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-import structlog
-
 from fleet import errors
 from fleet.api import dispatch
 from fleet.clock import Clock
+from fleet.logs import get_logger
 from fleet.model.network import Network
 from fleet.network.ipam import mac_for
 from fleet.network.topology import Endpoint, NetworkSpec, NetworkState, NodeRecord, PublishedPort, ServiceRecord
 
 __all__ = ["HostNetworkLike", "NetworkSync"]
 
-log = structlog.get_logger("network-sync")
+log = get_logger("network-sync")
 
 _RETRY_S: Final = 1.0
 

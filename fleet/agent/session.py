@@ -13,7 +13,6 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
@@ -23,12 +22,13 @@ from fleet.agent.worker import OutOfStepError, Worker
 from fleet.api import dispatch
 from fleet.clock import Clock
 from fleet.identity.tls import verify_peer
+from fleet.logs import get_logger
 from fleet.model.ids import ClusterId
 from fleet.model.node import NodeDescription, NodeRole
 
 __all__ = ["Session"]
 
-log = structlog.get_logger("session")
+log = get_logger("session")
 
 _OPEN_TIMEOUT_S: Final = 5.0
 _SILENT_BEATS: Final = 5

@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
 
-import structlog
-
 from fleet import errors
 from fleet.agent.controller import Controller, TaskRuntime
 from fleet.agent.local_state import LocalState
@@ -20,12 +18,13 @@ from fleet.agent.network_sync import NetworkSync
 from fleet.agent.reporter import Reporter
 from fleet.api import dispatch
 from fleet.clock import Clock
+from fleet.logs import get_logger
 from fleet.model.ids import ConfigId, SecretId, TaskId
 from fleet.model.task import Task, TaskStatus, later
 
 __all__ = ["OutOfStepError", "Worker"]
 
-log = structlog.get_logger("worker")
+log = get_logger("worker")
 
 _CONCURRENT_STARTS: Final = 8
 """Prepare and start steps at a time: enough to keep two cores busy, few enough not to thrash."""

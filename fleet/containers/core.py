@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
-import structlog
-
 from fleet.clock import Clock
 from fleet.containers.entry import Entry
 from fleet.containers.events import Action, ContainerEvent, EventHub
@@ -17,6 +15,7 @@ from fleet.containers.ports import Images, Networks, Runtime
 from fleet.containers.record import Container, RecordStore
 from fleet.containers.secretfs import SecretFiles
 from fleet.errors import ConflictError, FleetError, NotFoundError, UserError
+from fleet.logs import get_logger
 
 __all__ = ["Core"]
 
@@ -58,7 +57,7 @@ class Core:
         self.names: dict[str, str] = {}
         """name -> id; also holds names of containers being made."""
         self.starts = asyncio.Semaphore(_STARTS_AT_ONCE)
-        self.log = structlog.get_logger("fleet.containers")
+        self.log = get_logger("fleet.containers")
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="containers")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False

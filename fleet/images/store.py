@@ -24,8 +24,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import structlog
-
 from fleet.clock import Clock, SystemClock
 from fleet.errors import ConflictError, NotFoundError, RejectedFault, UserError
 from fleet.images.archive import ImageToSave, import_layer, read_archive, spool, write_archive
@@ -44,6 +42,7 @@ from fleet.images.reference import Reference, is_digest, parse_reference
 from fleet.images.sources import Source
 from fleet.images.threads import in_thread, in_thread_until_cancelled
 from fleet.images.unpack import UnpackLimits
+from fleet.logs import get_logger
 
 __all__ = ["ImageStore", "Image"]
 
@@ -56,7 +55,7 @@ Names: TypeAlias = list[str]
 Removals: TypeAlias = list[dict[str, str]]
 Steps: TypeAlias = list[dict[str, Any]]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger("images")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,6 @@ from datetime import timedelta
 from typing import Final
 
 import msgspec
-import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
@@ -23,6 +22,7 @@ from fleet.clock import Clock
 from fleet.identity.authority import RootAuthority, create_root
 from fleet.identity.keys import KeyRequest, NodeIdentity, make_identity
 from fleet.identity.tokens import SECRET_BYTES, make_token, token_role
+from fleet.logs import get_logger
 from fleet.model.cluster import DEFAULT_CERT_EXPIRY_NS, Authority, Cluster, JoinTokens, SwarmSpec
 from fleet.model.common import TlsInfo
 from fleet.model.defaults import nanoseconds
@@ -43,7 +43,7 @@ from fleet.store import Store, Transaction
 
 __all__ = ["Admission", "JoinAnswer", "JoinRequest", "found_cluster"]
 
-log = structlog.get_logger("admission")
+log = get_logger("admission")
 
 _LABELS_MAX: Final = 64
 

@@ -15,10 +15,10 @@ from datetime import datetime
 from typing import Final
 
 import msgspec
-import structlog
 
 from fleet import errors
 from fleet.clock import Clock
+from fleet.logs import get_logger
 from fleet.model.cluster import Cluster
 from fleet.model.ids import NetworkId
 from fleet.model.network import Ipam, IpamConfig, Network
@@ -39,7 +39,7 @@ from fleet.store import Kind, Store, Transaction
 
 __all__ = ["LOCAL_NETWORKS", "Allocator", "plan_allocation"]
 
-log = structlog.get_logger("allocator")
+log = get_logger("allocator")
 
 LOCAL_NETWORKS: Final = frozenset({"host", "none", "bridge"})
 """Networks every host has by itself; nothing is allocated on them."""

@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import msgspec
-import structlog
 
 from fleet import errors
 from fleet.api import dispatch
 from fleet.clock import Clock
+from fleet.logs import get_logger
 from fleet.manager.assignments import Assembler, difference
 from fleet.model.common import SECOND_NS
 from fleet.model.ids import NodeId, TaskId
@@ -37,7 +37,7 @@ from fleet.store import Kind, Store, Transaction
 
 __all__ = ["Channel", "ChannelClosed", "Dispatcher", "Tolerances"]
 
-log = structlog.get_logger("dispatcher")
+log = get_logger("dispatcher")
 
 _COALESCE_S: Final = 0.005
 """How long a sender lets changes gather; a burst of 100 tasks then leaves in a few frames."""

@@ -12,10 +12,9 @@ import os
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-import structlog
-
 from fleet import errors
 from fleet.clock import Clock
+from fleet.logs import get_logger
 from fleet.manager.admission import Admission
 from fleet.manager.allocator import Allocator
 from fleet.manager.control import ControlApi
@@ -26,7 +25,7 @@ from fleet.store import EngineFailedError, Store
 
 __all__ = ["ManagerRole", "new_id"]
 
-log = structlog.get_logger("manager")
+log = get_logger("manager")
 
 _RETRY_FIRST_S: Final = 0.2
 _RETRY_MAX_S: Final = 5.0

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Final
 
-import structlog
-
 from fleet import errors
 from fleet.clock import Clock
+from fleet.logs import get_logger
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import transactions_of, write_all
 from fleet.model.ids import ID_ENTROPY_BYTES, NodeId, ServiceId, TaskId, encode_id
@@ -27,7 +26,7 @@ from fleet.store import Change, Changes, Kind, Store, Transaction
 
 __all__ = ["OrchestratorLoop", "satisfies_constraints"]
 
-log = structlog.get_logger("orchestrator")
+log = get_logger("orchestrator")
 
 _ROUNDS_MAX: Final = 100
 """Plans of one burst. A service converges in a few; more means that others keep changing it, so let them."""

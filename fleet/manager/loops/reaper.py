@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import structlog
-
 from fleet.clock import Clock
+from fleet.logs import get_logger
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import transactions_of, write_all
 from fleet.model.cluster import OrchestrationConfig
@@ -18,7 +17,7 @@ from fleet.store import Change, Changes, Kind, Store
 
 __all__ = ["ReaperLoop"]
 
-log = structlog.get_logger("reaper")
+log = get_logger("reaper")
 
 
 class ReaperLoop:

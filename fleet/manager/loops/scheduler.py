@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from datetime import datetime
 
 import msgspec
-import structlog
 
 from fleet.clock import Clock
+from fleet.logs import get_logger
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import write_all
 from fleet.model.task import Task, TaskState, TaskStatus
@@ -21,7 +21,7 @@ from fleet.store import Change, Changes, Kind, Store, Transaction
 
 __all__ = ["SchedulerLoop"]
 
-log = structlog.get_logger("scheduler")
+log = get_logger("scheduler")
 
 
 class SchedulerLoop:
