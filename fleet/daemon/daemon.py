@@ -34,6 +34,7 @@ from fleet.daemon.config import DaemonConfig
 from fleet.daemon.events import EventLog
 from fleet.daemon.listeners import Listener, tcp_socket, unix_socket
 from fleet.daemon.membership import Membership
+from fleet.daemon.memory import give_back_unused
 from fleet.daemon.notify import notify
 from fleet.images import ImageStore
 from fleet.logs import get_logger
@@ -136,6 +137,7 @@ class Daemon:
             upkeep = [
                 asyncio.create_task(events.follow_containers(engine), name="container events"),
                 asyncio.create_task(_keep_network_true(network, engine, membership), name="network upkeep"),
+                asyncio.create_task(give_back_unused(), name="memory upkeep"),
             ]
             tasks += upkeep
             for listener in listeners:

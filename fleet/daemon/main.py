@@ -17,6 +17,7 @@ import uvloop
 from fleet import errors, logs
 from fleet.daemon.config import load_config
 from fleet.daemon.daemon import Daemon
+from fleet.daemon.memory import prepare_allocator
 from fleet.logs import get_logger
 
 __all__ = ["main"]
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two or three descriptors a container
+    prepare_allocator()
     logs.configure(level=config.log_level, form=config.log_format)
     log = get_logger("fleetd")
 
