@@ -269,7 +269,7 @@ class CgroupTree:
         pids_max = int(limits.get("pids_limit", 0))
         values.append(("pids.max", str(pids_max) if pids_max > 0 else "max", pids_max > 0))
         cpus = str(limits.get("cpuset_cpus", ""))
-        values.append(("cpuset.cpus", cpus, bool(cpus)))
+        values.append(("cpuset.cpus", cpus or "\n", bool(cpus)))  # an empty write never reaches the kernel's handler
         for name, value, wanted in values:
             if not wanted and (fresh or not os.path.exists(f"{directory}/{name}")):
                 continue

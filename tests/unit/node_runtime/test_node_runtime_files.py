@@ -288,6 +288,8 @@ def test_v2_limits_are_written_in_its_own_terms(tmp_path: Path) -> None:
     tree.apply_limits("c", {})
     assert (tmp_path / "fleet/c/memory.max").read_text() == "max"
     assert (tmp_path / "fleet/c/cpu.max").read_text() == "max 100000"
+    # Writing nothing at all would leave the old processors in force.
+    assert (tmp_path / "fleet/c/cpuset.cpus").read_text() == "\n"
     fds = tree.open_entrances("c")
     assert len(fds) == 1
     os.close(fds[0])
