@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final, Protocol
 
 from fleet import errors
@@ -24,6 +25,7 @@ __all__ = ["HostNetworkLike", "NetworkSync"]
 log = get_logger("network-sync")
 
 _RETRY_S: Final = 1.0
+_ENDPOINTS_KEPT: Final = 4096
 
 
 class HostNetworkLike(Protocol):
@@ -132,6 +134,22 @@ def network_spec(network: Network, *, vxlan_port: int, node_address: str) -> Net
     )
 
 
+@lru_cache(maxsize=_ENDPOINTS_KEPT)
+def _endpoint(item: dispatch.EndpointItem) -> Endpoint:
+    """Remembered, because a picture of hundreds is made anew for each that changes, and addresses are checked when made."""
+    return Endpoint(
+        id=item.task_id,
+        service_id=item.service_id,
+        names=item.names,
+        aliases=item.aliases,
+        address=item.address,
+        mac=mac_for(item.address),
+        node_id=item.node_id,
+        underlay=item.underlay,
+        ready=item.ready,
+    )
+
+
 def _picture(items: Mapping[str, dispatch.Item]) -> tuple[dict[str, NetworkState], tuple[PublishedPort, ...]]:
     endpoints: defaultdict[str, list[Endpoint]] = defaultdict(list)
     services: defaultdict[str, list[ServiceRecord]] = defaultdict(list)
@@ -143,19 +161,7 @@ def _picture(items: Mapping[str, dispatch.Item]) -> tuple[dict[str, NetworkState
             case dispatch.NetworkItem():
                 networks.append(item)
             case dispatch.EndpointItem():
-                endpoints[item.network_id].append(
-                    Endpoint(
-                        id=item.task_id,
-                        service_id=item.service_id,
-                        names=item.names,
-                        aliases=item.aliases,
-                        address=item.address,
-                        mac=mac_for(item.address),
-                        node_id=item.node_id,
-                        underlay=item.underlay,
-                        ready=item.ready,
-                    )
-                )
+                endpoints[item.network_id].append(_endpoint(item))
             case dispatch.ServiceItem():
                 services[item.network_id].append(
                     ServiceRecord(id=item.service_id, name=item.name, aliases=item.aliases, vip=item.vip or None)
