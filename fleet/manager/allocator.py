@@ -10,6 +10,7 @@ An address is in use as long as its task may hold it: until the agent reported a
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from typing import Final
@@ -209,13 +210,16 @@ def _plan_networks(cluster: Cluster, networks: Iterable[Network], *, now: dateti
     subnets = [c.subnet for n in known for c in n.ipam.config if n.vni and c.subnet]
     asked = [c.subnet for n in known if not n.vni and n.spec.ipam for c in n.spec.ipam.config if c.subnet]
     pool = SubnetPool([(cidr, cluster.subnet_size) for cidr in cluster.default_addr_pool], subnets)
-    wide = SubnetPool([(cidr, _INGRESS_PREFIX_LEN) for cidr in cluster.default_addr_pool], subnets)
     vnis = {n.vni for n in known}
     vni = _FIRST_VNI
     for network in sorted((n for n in known if not n.vni), key=lambda n: not n.spec.ingress):
         wanted = network.spec.ipam.config[0] if network.spec.ipam and network.spec.ipam.config else IpamConfig()
         try:
-            subnet = wanted.subnet or (wide if network.spec.ingress else pool).next_subnet(avoid=[*asked, *subnets])
+            taken = [*asked, *subnets]
+            subnet = wanted.subnet
+            if not subnet and network.spec.ingress:
+                subnet = _ingress_subnet(cluster, taken)
+            subnet = subnet or pool.next_subnet(avoid=taken)
         except errors.ConflictError as cause:
             log.warning("no subnet", network=network.spec.name, cause=str(cause))
             continue
@@ -226,6 +230,22 @@ def _plan_networks(cluster: Cluster, networks: Iterable[Network], *, now: dateti
         vnis.add(vni)
         config = msgspec.structs.replace(wanted, subnet=subnet, gateway=gateway)
         yield msgspec.structs.replace(network, ipam=Ipam(config=(config,)), vni=vni, updated_at=now)
+
+
+def _ingress_subnet(cluster: Cluster, taken: Collection[str]) -> str:
+    """At the far end of a pool, where nobody's own choice of subnet is in its way; "" when no pool has room for one."""
+    used = [ipaddress.IPv4Network(subnet) for subnet in taken]
+    for cidr in reversed(cluster.default_addr_pool):
+        pool = ipaddress.IPv4Network(cidr)
+        if pool.prefixlen > _INGRESS_PREFIX_LEN:
+            continue
+        step = 1 << (32 - _INGRESS_PREFIX_LEN)
+        first = int(pool.broadcast_address) + 1 - step
+        for start in range(first, int(pool.network_address) - 1, -step):
+            subnet = ipaddress.IPv4Network((start, _INGRESS_PREFIX_LEN))
+            if not any(subnet.overlaps(other) for other in used):
+                return str(subnet)
+    return ""
 
 
 def _plan_node(node: Node, ingress: Network, space: _Space, *, now: datetime) -> Iterator[Node]:

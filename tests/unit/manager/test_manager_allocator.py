@@ -79,8 +79,8 @@ def test_networks_get_subnets_that_do_not_overlap_and_numbers_of_their_own() -> 
         by_name = {n.spec.name: n for n in store.networks.all()}
         assert by_name["asked"].ipam.config[0].subnet == "10.0.16.0/24"
         assert len({n.vni for n in by_name.values()}) == 3
-        assert by_name["ingress"].ipam.config[0].subnet == "10.0.0.0/20"
-        assert by_name["front"].ipam.config[0].subnet not in ("10.0.0.0/20", "10.0.16.0/24")
+        assert by_name["ingress"].ipam.config[0].subnet == "10.255.240.0/20"
+        assert by_name["front"].ipam.config[0].subnet not in ("10.255.240.0/20", "10.0.16.0/24")
         assert by_name["front"].ipam.config[0].gateway.endswith(".1")
 
     with_store(body)
