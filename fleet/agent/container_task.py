@@ -228,7 +228,7 @@ def _labels(task: Task) -> dict[str, str]:
 def _networks(task: Task) -> tuple[NetworkMode, tuple[AttachmentSpec, ...]]:
     attachments = []
     for attachment in task.network_attachments:
-        address = attachment.addresses[0].partition("/")[0]
+        address = attachment.address
         attachments.append(AttachmentSpec(network_id=attachment.network_id, address=address, mac=mac_for(address)))
     if attachments:
         return NetworkMode.NETWORKS, tuple(attachments)

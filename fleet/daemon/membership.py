@@ -34,6 +34,14 @@ from fleet.daemon.addresses import CLUSTER_PORT, choose_address, host_addresses,
 from fleet.daemon.cluster_app import cluster_app
 from fleet.daemon.config import DaemonConfig
 from fleet.daemon.events import EventLog
+from fleet.daemon.joining import (
+    JOIN_TIMEOUT_S,
+    InitRequest,
+    JoinSwarmRequest,
+    ask_managers,
+    parse_availability,
+    request_to_join,
+)
 from fleet.daemon.listeners import Listener, tcp_socket
 from fleet.daemon.service_logs import ServiceLogs
 from fleet.daemon.swarm_state import SwarmState, SwarmStateFile
@@ -47,25 +55,23 @@ from fleet.identity.keys import (
     remove_identity,
     save_identity,
 )
-from fleet.identity.tls import client_context, insecure_context, pinned_context, present, server_context
+from fleet.identity.tls import client_context, present, server_context
 from fleet.identity.tokens import check_root, parse_token
 from fleet.images import ImageStore
 from fleet.logs import get_logger
-from fleet.manager.admission import JoinAnswer, JoinRequest, found_cluster
+from fleet.manager.admission import JoinRequest, found_cluster
 from fleet.manager.role import ManagerRole, new_id
-from fleet.model.cluster import DEFAULT_ADDRESS_POOL, DEFAULT_DATA_PATH_PORT, SwarmSpec
+from fleet.model.cluster import DEFAULT_ADDRESS_POOL, DEFAULT_DATA_PATH_PORT
 from fleet.model.ids import ClusterId
-from fleet.model.node import Availability, NodeDescription, NodeRole
+from fleet.model.node import NodeDescription, NodeRole
 from fleet.network.host import HostNetwork
 from fleet.store import Store
 from fleet.store.sealing import AesSealer, load_or_create_key
 
-__all__ = ["InitRequest", "JoinSwarmRequest", "Membership"]
+__all__ = ["Membership"]
 
 log = get_logger("membership")
 
-_JOIN_TIMEOUT_S: Final = 20.0
-_ROOT_MAX: Final = 64 * 1024
 NOT_A_MANAGER: Final = (
     "This node is not a swarm manager. "
     'Use "fleet swarm init" or "fleet swarm join" to connect this node to swarm and try again.'
@@ -74,32 +80,6 @@ WORKER_ONLY: Final = (
     "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. "
     "Please run this command on a manager node or promote the current node to a manager."
 )
-
-
-class InitRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``POST /swarm/init``, as Docker's clients send it."""
-
-    listen_addr: str = msgspec.field(default="", name="ListenAddr")
-    advertise_addr: str = msgspec.field(default="", name="AdvertiseAddr")
-    data_path_addr: str = msgspec.field(default="", name="DataPathAddr")
-    data_path_port: int = msgspec.field(default=0, name="DataPathPort")
-    default_addr_pool: tuple[str, ...] = msgspec.field(default=(), name="DefaultAddrPool")
-    subnet_size: int = msgspec.field(default=0, name="SubnetSize")
-    force_new_cluster: bool = msgspec.field(default=False, name="ForceNewCluster")
-    availability: str = msgspec.field(default="", name="Availability")
-    spec: SwarmSpec = msgspec.field(default=SwarmSpec(), name="Spec")
-
-
-class JoinSwarmRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``POST /swarm/join``. ``labels`` is fleet's own: node labels from the first moment on."""
-
-    listen_addr: str = msgspec.field(default="", name="ListenAddr")
-    advertise_addr: str = msgspec.field(default="", name="AdvertiseAddr")
-    data_path_addr: str = msgspec.field(default="", name="DataPathAddr")
-    remote_addrs: tuple[str, ...] = msgspec.field(default=(), name="RemoteAddrs")
-    join_token: str = msgspec.field(default="", name="JoinToken")
-    availability: str = msgspec.field(default="", name="Availability")
-    labels: dict[str, str] = msgspec.field(default_factory=dict, name="Labels")
 
 
 @dataclass(slots=True)
@@ -232,7 +212,7 @@ class Membership:
             data_path = self._data_path(request.data_path_addr, candidates)
             cluster_id = ClusterId(new_id())
             cluster_addr = f"{address}:{advertised_port}"
-            availability = _availability(request.availability)
+            availability = parse_availability(request.availability)
             port_ = request.data_path_port or DEFAULT_DATA_PATH_PORT
             if not 1024 <= port_ <= 49151:
                 raise errors.UserError(f"--data-path-port: {port_} is not between 1024 and 49151")
@@ -283,7 +263,7 @@ class Membership:
             if not request.remote_addrs:
                 raise errors.UserError("at least one RemoteAddr is required to join")
             token = parse_token(request.join_token)
-            availability = _availability(request.availability)
+            availability = parse_availability(request.availability)
             candidates = await asyncio.to_thread(host_addresses)
             listen, port = split_address(
                 request.listen_addr or "0.0.0.0", default_port=CLUSTER_PORT, what="--listen-addr"
@@ -305,9 +285,9 @@ class Membership:
                     availability=availability,
                     labels=request.labels,
                 )
-                answer = await _ask_managers(
+                answer = await ask_managers(
                     request.remote_addrs,
-                    lambda remote: _request_to_join(remote, wish, lambda pem: check_root(token, pem)),
+                    lambda remote: request_to_join(remote, wish, lambda pem: check_root(token, pem)),
                 )
             finally:
                 self.is_pending = False
@@ -329,7 +309,7 @@ class Membership:
         agent = self.agent
         if agent is not None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_JOIN_TIMEOUT_S):
+                async with asyncio.timeout(JOIN_TIMEOUT_S):
                     await agent.session.connected.wait()
                 return
             raise errors.UnavailableError(
@@ -549,54 +529,3 @@ def _store_key(folder: Path) -> bytes:
 
 def _listen_host(text: str) -> str:
     return text if text and text[0].isdigit() else "0.0.0.0"
-
-
-def _availability(text: str) -> Availability:
-    try:
-        return Availability(text or "active")
-    except ValueError as cause:
-        raise errors.UserError(f"invalid availability {text!r}, only active, pause and drain are supported") from cause
-
-
-async def _ask_managers(remotes: tuple[str, ...], ask: Callable[[str], Awaitable[JoinAnswer]]) -> JoinAnswer:
-    problems = []
-    for remote in remotes:
-        try:
-            return await ask(remote)
-        except (httpx.HTTPError, OSError) as cause:
-            problems.append(f"{remote}: {cause or type(cause).__name__}")
-    raise errors.UnavailableError(f"could not reach a manager to join: {'; '.join(problems)}")
-
-
-async def _request_to_join(remote: str, wish: JoinRequest, check: Callable[[str], None]) -> JoinAnswer:
-    """Fetch the root, prove it by the token's digest, and only then show the token, to a holder of that root."""
-    host, port = split_address(remote, default_port=CLUSTER_PORT, what="manager address")
-    base = f"https://{host}:{port}/cluster/v1"
-    async with httpx.AsyncClient(verify=insecure_context(), timeout=_JOIN_TIMEOUT_S, trust_env=False) as client:
-        answer = await client.get(f"{base}/root")
-        if answer.status_code != 200 or len(answer.content) > _ROOT_MAX:
-            raise errors.UnavailableError(f"{remote} is not a manager: {_message(answer)}")
-    check(answer.text)
-    async with httpx.AsyncClient(
-        verify=pinned_context(answer.text), timeout=_JOIN_TIMEOUT_S, trust_env=False
-    ) as client:
-        joined = await client.post(f"{base}/join", content=msgspec.json.encode(wish))
-    if joined.status_code >= 400:
-        kinds = {
-            400: errors.UserError,
-            401: errors.UnauthorizedError,
-            403: errors.ForbiddenError,
-            501: errors.UnsupportedError,
-        }
-        raise kinds.get(joined.status_code, errors.UnavailableError)(_message(joined))
-    try:
-        return msgspec.json.decode(joined.content, type=JoinAnswer)
-    except msgspec.DecodeError as cause:
-        raise errors.UnavailableError(f"{remote}: answer to the join request does not decode: {cause}") from cause
-
-
-def _message(answer: httpx.Response) -> str:
-    try:
-        return str(answer.json()["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP {answer.status_code}"

@@ -85,7 +85,7 @@ class Assembler:
             if network is None:
                 continue
             own = next((a for a in (node.attachments if node else ()) if a.network_id == network_id), None)
-            address = _bare(own.addresses[0]) if own and own.addresses else ""
+            address = own.address if own else ""
             items.append(NetworkItem(network=network, vxlan_port=self._vxlan_port, node_address=address))
             items.extend(network_items.get(network_id, ()))
         items.extend(
@@ -141,7 +141,7 @@ class Assembler:
                             network_id=network.id,
                             node_id=node.id,
                             underlay=node.status.addr,
-                            address=_bare(attachment.addresses[0]),
+                            address=attachment.address,
                         )
                     )
                     self._ingress = network
@@ -164,7 +164,7 @@ def _endpoint(task: Task, node: Node, attachment: Attachment) -> EndpointItem | 
         service_id=task.service_id,
         names=(task_name(task), slot_name(task)),
         aliases=attachment.aliases,
-        address=_bare(attachment.addresses[0]),
+        address=attachment.address,
         node_id=node.id,
         underlay=node.status.addr,
         ready=ready,

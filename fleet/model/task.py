@@ -121,6 +121,11 @@ class Attachment(Value, frozen=True, kw_only=True):
     addresses: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
 
+    @property
+    def address(self) -> str:
+        """The first address without its prefix length; empty while there is none."""
+        return self.addresses[0].partition("/")[0] if self.addresses else ""
+
 
 class Hold(Value, frozen=True, kw_only=True):
     """Why a task at desired *ready* is not yet released to *running*: a restart delay and/or the task it replaces."""

@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request, Response
 
 from fleet import errors
 from fleet.api.http import json_response, parse_bool, read_struct
-from fleet.daemon.membership import InitRequest, JoinSwarmRequest, Membership
+from fleet.daemon.joining import InitRequest, JoinSwarmRequest
+from fleet.daemon.membership import Membership
 
 __all__ = ["swarm_routes"]
 

@@ -1,0 +1,96 @@
+"""What init and join ask for, and a joining host's side of admission: prove the root, then show the token."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import httpx
+import msgspec
+
+from fleet import errors
+from fleet.daemon.addresses import CLUSTER_PORT, split_address
+from fleet.identity.tls import insecure_context, pinned_context
+from fleet.manager.admission import JoinAnswer, JoinRequest
+from fleet.model.cluster import SwarmSpec
+from fleet.model.node import Availability
+
+__all__ = ["JOIN_TIMEOUT_S", "InitRequest", "JoinSwarmRequest", "ask_managers", "parse_availability", "request_to_join"]
+
+JOIN_TIMEOUT_S: Final = 20.0
+_ROOT_MAX: Final = 64 * 1024
+
+
+class InitRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``POST /swarm/init``, as Docker's clients send it."""
+
+    listen_addr: str = msgspec.field(default="", name="ListenAddr")
+    advertise_addr: str = msgspec.field(default="", name="AdvertiseAddr")
+    data_path_addr: str = msgspec.field(default="", name="DataPathAddr")
+    data_path_port: int = msgspec.field(default=0, name="DataPathPort")
+    default_addr_pool: tuple[str, ...] = msgspec.field(default=(), name="DefaultAddrPool")
+    subnet_size: int = msgspec.field(default=0, name="SubnetSize")
+    force_new_cluster: bool = msgspec.field(default=False, name="ForceNewCluster")
+    availability: str = msgspec.field(default="", name="Availability")
+    spec: SwarmSpec = msgspec.field(default=SwarmSpec(), name="Spec")
+
+
+class JoinSwarmRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``POST /swarm/join``. ``labels`` is fleet's own: node labels from the first moment on."""
+
+    listen_addr: str = msgspec.field(default="", name="ListenAddr")
+    advertise_addr: str = msgspec.field(default="", name="AdvertiseAddr")
+    data_path_addr: str = msgspec.field(default="", name="DataPathAddr")
+    remote_addrs: tuple[str, ...] = msgspec.field(default=(), name="RemoteAddrs")
+    join_token: str = msgspec.field(default="", name="JoinToken")
+    availability: str = msgspec.field(default="", name="Availability")
+    labels: dict[str, str] = msgspec.field(default_factory=dict, name="Labels")
+
+
+def parse_availability(text: str) -> Availability:
+    try:
+        return Availability(text or "active")
+    except ValueError as cause:
+        raise errors.UserError(f"invalid availability {text!r}, only active, pause and drain are supported") from cause
+
+
+async def ask_managers(remotes: tuple[str, ...], ask: Callable[[str], Awaitable[JoinAnswer]]) -> JoinAnswer:
+    problems = []
+    for remote in remotes:
+        try:
+            return await ask(remote)
+        except (httpx.HTTPError, OSError) as cause:
+            problems.append(f"{remote}: {cause or type(cause).__name__}")
+    raise errors.UnavailableError(f"could not reach a manager to join: {'; '.join(problems)}")
+
+
+async def request_to_join(remote: str, wish: JoinRequest, check: Callable[[str], None]) -> JoinAnswer:
+    """Fetch the root, prove it by the token's digest, and only then show the token, to a holder of that root."""
+    host, port = split_address(remote, default_port=CLUSTER_PORT, what="manager address")
+    base = f"https://{host}:{port}/cluster/v1"
+    async with httpx.AsyncClient(verify=insecure_context(), timeout=JOIN_TIMEOUT_S, trust_env=False) as client:
+        answer = await client.get(f"{base}/root")
+        if answer.status_code != 200 or len(answer.content) > _ROOT_MAX:
+            raise errors.UnavailableError(f"{remote} is not a manager: {_message(answer)}")
+    check(answer.text)
+    async with httpx.AsyncClient(verify=pinned_context(answer.text), timeout=JOIN_TIMEOUT_S, trust_env=False) as client:
+        joined = await client.post(f"{base}/join", content=msgspec.json.encode(wish))
+    if joined.status_code >= 400:
+        kinds = {
+            400: errors.UserError,
+            401: errors.UnauthorizedError,
+            403: errors.ForbiddenError,
+            501: errors.UnsupportedError,
+        }
+        raise kinds.get(joined.status_code, errors.UnavailableError)(_message(joined))
+    try:
+        return msgspec.json.decode(joined.content, type=JoinAnswer)
+    except msgspec.DecodeError as cause:
+        raise errors.UnavailableError(f"{remote}: answer to the join request does not decode: {cause}") from cause
+
+
+def _message(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status_code}"
