@@ -36,7 +36,7 @@ class ImageLocator:
         self.managers: Callable[[], Sequence[str]] = tuple
         self.own_address: str = ""
 
-    async def sources_for(self, reference: str, *, credentials: Credentials | None = None) -> Sequence[Source]:
+    async def sources_for(self, reference: str, credentials: Credentials | None = None) -> Sequence[Source]:
         """Peers that hold ``reference``, then its registry. The caller closes them (``close_all``)."""
         sources: list[Source] = []
         if self.tls is not None:

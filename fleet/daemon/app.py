@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,7 +21,6 @@ from fleet.daemon.http.system import system_routes
 from fleet.daemon.membership import Membership
 from fleet.daemon.versions import VersionPrefix
 from fleet.images import ImageStore
-from fleet.images.sources import Source
 from fleet.manager.http import swarm_routes as swarm_object_routes
 from fleet.network.topology import NetworkSpec
 
@@ -43,15 +41,14 @@ def engine_app(
     """The application behind the unix socket and the TCP listener."""
     app = FastAPI(openapi_url="/fleet/v1/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False)
     install_error_handlers(app)
-    sources: Callable[[str], Awaitable[Sequence[Source]]] = locator.sources_for
     routers = [
         system_routes(config=config, membership=membership, engine=engine, images=images, events=events, clock=clock),
         swarm_routes(membership),
         log_routes(membership),
-        distribution_routes(images, sources),
+        distribution_routes(images, locator.sources_for),
         network_routes(membership, engine, bridge),
         swarm_object_routes(lambda: membership.manager().control),
-        *host_routes(engine, images, pull_sources=sources),
+        *host_routes(engine, images, pull_sources=locator.sources_for),
     ]
     for router in routers:
         app.include_router(router)

@@ -54,7 +54,7 @@ def make_app(host: RealHost) -> Any:
     return unversioned
 
 
-async def no_sources(_reference: str) -> list[Any]:
+async def no_sources(_reference: str, _credentials: object) -> list[Any]:
     return []
 
 

@@ -7,27 +7,25 @@ carry no version
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-
 from fastapi import APIRouter
 
 from fleet.agent.http.attach_routes import attach_routes
 from fleet.agent.http.container_routes import container_routes
 from fleet.agent.http.hijack import HijackMixin
-from fleet.agent.http.image_routes import image_routes
+from fleet.agent.http.image_routes import PullSources, image_routes
 from fleet.agent.http.networks import NetworkNames
 from fleet.agent.http.volume_routes import volume_routes
 from fleet.containers import ContainerEngine
-from fleet.images import ImageStore, Source
+from fleet.images import ImageStore
 
-__all__ = ["HijackMixin", "NetworkNames", "host_routes"]
+__all__ = ["HijackMixin", "NetworkNames", "PullSources", "host_routes"]
 
 
 def host_routes(
     engine: ContainerEngine,
     images: ImageStore,
     *,
-    pull_sources: Callable[[str], Awaitable[Sequence[Source]]],
+    pull_sources: PullSources,
     networks: NetworkNames | None = None,
 ) -> list[APIRouter]:
     """The routers to include. ``pull_sources`` gives the sources to ask for a reference; ``networks`` knows the networks

@@ -17,12 +17,23 @@ from fleet.agent.http.streams import json_lines, upload
 from fleet.api.http import Filters, json_response, parse_bool, parse_filters
 from fleet.containers import ContainerEngine
 from fleet.errors import FleetError, NotFoundError, UnsupportedError, UserError
-from fleet.images import Credentials, ImageStore, Progress, RegistrySource, Source, parse_reference, parse_registry_auth
+from fleet.images import (
+    Credentials,
+    ImageStore,
+    PeerSource,
+    Progress,
+    Source,
+    parse_reference,
+    parse_registry_auth,
+)
 from fleet.images.inspect import image_inspect, image_summary
 from fleet.images.progress import progress_message
 from fleet.images.store import Image
 
-__all__ = ["image_routes"]
+__all__ = ["PullSources", "image_routes"]
+
+PullSources = Callable[[str, Credentials | None], Awaitable[Sequence[Source]]]
+"""Where a reference can be had, asked with the login the client sent; the caller closes the sources."""
 
 _LIST_FILTERS: Final = frozenset({"before", "dangling", "label", "reference", "since", "until"})
 _PRUNE_FILTERS: Final = frozenset({"dangling", "until", "label", "label!"})
@@ -30,9 +41,7 @@ _SAVE_QUEUE: Final = 4
 """Pieces of 1 MiB that wait for a slow client."""
 
 
-def image_routes(
-    images: ImageStore, engine: ContainerEngine, pull_sources: Callable[[str], Awaitable[Sequence[Source]]]
-) -> APIRouter:
+def image_routes(images: ImageStore, engine: ContainerEngine, pull_sources: PullSources) -> APIRouter:
     """The router of everything below ``/images``."""
     router = APIRouter()
     _add_looking(router, images, engine)
@@ -67,9 +76,7 @@ def _add_looking(router: APIRouter, images: ImageStore, engine: ContainerEngine)
         return json_response(images.history(_get(images, name)))
 
 
-def _add_adding(
-    router: APIRouter, images: ImageStore, pull_sources: Callable[[str], Awaitable[Sequence[Source]]]
-) -> None:
+def _add_adding(router: APIRouter, images: ImageStore, pull_sources: PullSources) -> None:
     @router.post("/images/load")
     async def load(request: Request) -> Response:
         async def work(tell: Callable[[Any], None]) -> None:
@@ -150,7 +157,7 @@ async def _pull(
     images: ImageStore,
     reference: str,
     credentials: Credentials | None,
-    pull_sources: Callable[[str], Awaitable[Sequence[Source]]],
+    pull_sources: PullSources,
     tell: Callable[[Any], None],
 ) -> None:
     name = parse_reference(reference)
@@ -160,9 +167,9 @@ async def _pull(
         if step.stage != "done":
             tell(progress_message(step))
 
-    sources = list(await pull_sources(reference))
-    if credentials is not None:
-        sources.insert(0, RegistrySource(name, credentials=credentials))
+    # Who pulls by hand wants what the registry has now; peers come after it, where there is no way to it.
+    found = await pull_sources(reference, credentials)
+    sources = sorted(found, key=lambda source: isinstance(source, PeerSource))
     try:
         image = await images.fetch(reference, sources, progress=progress)
     finally:

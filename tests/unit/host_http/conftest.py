@@ -54,7 +54,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[
     """``api(story)`` runs a story with an ``Api``; image ``busybox`` is a tar with one file."""
     monkeypatch.setattr("fleet.containers.secretfs._is_memory", lambda _path: True)
 
-    async def no_sources(_reference: str) -> list[Any]:
+    async def no_sources(_reference: str, _credentials: object) -> list[Any]:
         return []
 
     async def main(story: Callable[[Api], Awaitable[None]]) -> None:
