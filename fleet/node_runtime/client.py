@@ -138,6 +138,8 @@ class RuntimeClient:
         answer, _ = await self._request({"op": "shutdown"})
         self._closed = True
         await _wait_gone(int(answer["pid"]))
+        if answer.get("keeper"):  # it holds the cgroup for a moment longer than the supervisor it reaps
+            await _wait_gone(int(answer["keeper"]))
         await asyncio.to_thread(self._cgroups.remove_parent)
         for name in ("supervisor.sock", "lock", "supervisor.log"):
             (self._run_dir / name).unlink(missing_ok=True)

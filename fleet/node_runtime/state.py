@@ -3,9 +3,10 @@
 
     spec      what was started: cgroup, log, terminal; written before anything is made, so no crash leaves something un-findable
     running   pid, its start time, the boot, when it started; written right after the clone
+    reaped    its wait status, written by a keeper while no supervisor lived (`keeper`)
     exit      how it ended; written and synced to disk before anybody is told
 
-``spec`` and ``running`` are not synced: they matter only while the kernel that ran the container is up, and its page
+``spec``, ``running`` and ``reaped`` are not synced: they matter only while the kernel that ran the container is up, and its page
 cache survives any process. ``exit`` is: it is one line ending in a newline, in a new file; a line cut short by a
 power failure has no newline and counts as not written, and as it was then not announced either, nothing is taken
 back. (fsync of a new file makes its name durable too on ext4, xfs and btrfs.)
@@ -66,6 +67,10 @@ class StateDir:
     def write_running(self, container: str, record: dict[str, Any]) -> None:
         """Write ``running``."""
         os.close(self._write(container, "running", record))
+
+    def write_reaped(self, container: str, record: dict[str, Any]) -> None:
+        """Write ``reaped``. Raises FileNotFoundError when the container was removed meanwhile."""
+        os.close(self._write(container, "reaped", record))
 
     def write_exit(self, container: str, record: dict[str, Any]) -> int:
         """Write ``exit``; the descriptor is the caller's to sync and close."""

@@ -16,7 +16,8 @@ An exit, in order: pidfd readable -> reap -> drain output -> read whether memory
 What a crash at each point leaves: before the clone a ``spec`` and maybe a cgroup (the successor removes both);
 between clone and exec a process that dies with us; after exec a running container with ``spec`` and ``running``
 (adopted). Between exit and its record: the status is asked of the kernel through a pidfd (PIDFD_GET_INFO, Linux
-6.15), the successor's own or a duplicate a client has kept; without either it is reported as lost, code 255.
+6.15), the successor's own or a duplicate a client has kept; on older kernels our keeper has written it down
+(`keeper`); without either it is reported as lost, code 255.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from _socket import (
 from _socket import socket as Socket  # noqa: N812
 from _socket import socketpair as _socketpair
 
-from fleet.node_runtime import device_filter, process, syscalls  # noqa: F401 - device_filter is loaded before it is needed
+from fleet.node_runtime import device_filter, keeper, process, syscalls  # noqa: F401 - device_filter is loaded before it is needed
 from fleet.node_runtime import users as _users  # noqa: F401 - likewise
 from fleet.node_runtime.cgroups import CgroupTree, detect_layout
 from fleet.node_runtime.state import StateDir, boot_id, start_ticks
@@ -95,8 +96,9 @@ class Connection:
 class Supervisor:
     """State and handlers; see the module."""
 
-    def __init__(self, *, state_dir: str, run_dir: str, cgroup_parent: str) -> None:
+    def __init__(self, *, state_dir: str, run_dir: str, cgroup_parent: str, keeper_pid: int = 0) -> None:
         self._run_dir = run_dir
+        self._keeper_pid = keeper_pid
         self._staging = f"{run_dir}/root"
         os.makedirs(self._staging, mode=0o700, exist_ok=True)
         self._state = StateDir(state_dir)
@@ -138,6 +140,8 @@ class Supervisor:
         """Cgroup parent, shelter, whatever a predecessor left, listening socket."""
         self._cgroups.prepare()
         self._cgroups.shelter(os.getpid())
+        if self._keeper_pid:
+            self._cgroups.shelter(self._keeper_pid)
         self._adopt_all()
         path = f"{self._run_dir}/supervisor.sock"
         with contextlib.suppress(FileNotFoundError):
@@ -469,7 +473,7 @@ class Supervisor:
         try:
             result = os.waitid(os.P_PIDFD, container.pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
-            status = syscalls.pidfd_exit_status(container.pidfd)
+            status = self._orphans_status(container)
             if status is None:
                 self._loop.drop(container.pidfd)
                 self._ask_again(container, time.monotonic() + _ORPHAN_WAIT_S)
@@ -478,11 +482,16 @@ class Supervisor:
             return None
         return result.si_status << 8 if result.si_code == os.CLD_EXITED else result.si_status & 0x7F
 
+    def _orphans_status(self, container: Container) -> int | None:
+        """The wait status of a predecessor's child, from the kernel or from the predecessor's keeper."""
+        status = syscalls.pidfd_exit_status(container.pidfd) if container.pidfd >= 0 else None
+        return keeper.reaped_status(self._state, container.id) if status is None else status
+
     def _ask_again(self, container: Container, deadline: float) -> None:
         """An adopted process has ended; its status appears once its parent has reaped it."""
         if container.status in ("exiting", "exited"):
             return
-        status = syscalls.pidfd_exit_status(container.pidfd)
+        status = self._orphans_status(container)
         if status is not None:
             self._ended(container, status)
         elif time.monotonic() > deadline:
@@ -629,7 +638,7 @@ class Supervisor:
     def _op_shutdown(self, _message: dict[str, Any], _fds: list[int], answer: Answer) -> None:
         if self._containers:
             raise RequestError("conflict", f"{len(self._containers)} containers are still here; remove them first")
-        answer({"pid": os.getpid()})
+        answer({"pid": os.getpid(), "keeper": self._keeper_pid})
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self._run_dir}/supervisor.sock")
         self.stop()
@@ -751,7 +760,7 @@ class Supervisor:
 
     def _give_up(self, container: Container) -> None:
         if container.status in _LIVING and container.pidfd < 0:
-            self._ended(container, None)
+            self._ended(container, keeper.reaped_status(self._state, container.id))
 
     def _op_hello(self, message: dict[str, Any], fds: list[int], answer: Answer) -> None:
         """A client that outlived our predecessor hands over what it kept: pidfds, statuses it reaped itself,
@@ -798,7 +807,11 @@ def main(arguments: list[str]) -> int:
     os.close(ready)
     os.setsid()
     os.chdir("/")
-    supervisor = Supervisor(state_dir=state_dir, run_dir=run_dir, cgroup_parent=cgroup_parent)
+    keeper_pid = 0
+    if not keeper.kernel_tells_exits():
+        keeper.stay_behind(state_dir)
+        keeper_pid = os.getppid()
+    supervisor = Supervisor(state_dir=state_dir, run_dir=run_dir, cgroup_parent=cgroup_parent, keeper_pid=keeper_pid)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.set_name(b"fleet-runtime")
     process.remember_permitted()
