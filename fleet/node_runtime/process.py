@@ -143,7 +143,9 @@ def _contain(
     for name in ("stdout", "stderr"):
         if getattr(streams, name) < 0:
             setattr(streams, name, files.open_null())
-    _adjust_oom_score(files.proc, process["oom_score_adj"])
+    resolve = sys_.RESOLVE_BENEATH | sys_.RESOLVE_NO_XDEV | sys_.RESOLVE_NO_SYMLINKS
+    score = sys_.openat2(files.proc, f"{os.getpid()}/oom_score_adj", os.O_WRONLY, resolve=resolve)
+    _set_oom_score(score, process["oom_score_adj"])
     files.restrict_paths()
     files.at = "prepare the process"
     _finish(process, files.root, working_directory, report, streams, own_init=plan["init"])
@@ -160,6 +162,7 @@ def become_exec(
         sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
         for fd in entrances:
             os.write(fd, b"0")
+        _set_oom_score(os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), process["oom_score_adj"])
         step = "join the container's namespaces"
         sys_.setns(target, _JOINED)
         os.setsid()
@@ -213,12 +216,11 @@ def _loopback_up() -> None:
     probe.close()
 
 
-def _adjust_oom_score(proc: int, value: int) -> None:
-    """Lowering needs CAP_SYS_RESOURCE, which the host may not have given us: then the score stays."""
-    if not value:
-        return
-    resolve = sys_.RESOLVE_BENEATH | sys_.RESOLVE_NO_XDEV | sys_.RESOLVE_NO_SYMLINKS
-    fd = sys_.openat2(proc, f"{os.getpid()}/oom_score_adj", os.O_WRONLY, resolve=resolve)
+def _set_oom_score(fd: int, value: int) -> None:
+    """Write and close. Zero is written too: inherited would be the daemon's own, which service managers lower so that
+    memory is taken from containers first. Lowering needs CAP_SYS_RESOURCE, which the host may not have given us: then
+    the score stays.
+    """
     try:
         os.write(fd, str(value).encode())
     except PermissionError:

@@ -131,6 +131,19 @@ async def test_exec_joins_with_the_same_restrictions(node: Node) -> None:
 
 
 @on_node
+async def test_the_supervisors_own_oom_score_is_not_inherited(node: Node) -> None:
+    # Service managers lower the daemon's; raised here, because raising needs no capability.
+    Path(f"/proc/{node.client.supervisor_pid}/oom_score_adj").write_text("300")
+    script = "cat /proc/self/oom_score_adj; exec sleep 60"
+    for wanted in (0, 17):
+        spec = node.spec("sh", "-c", script, oom_score_adj=wanted)
+        started = await node.client.start(spec)
+        assert Path(f"/proc/{started.pid}/oom_score_adj").read_text() == f"{wanted}\n"
+        own = ProcessSpec(args=("cat", "/proc/self/oom_score_adj"), oom_score_adj=wanted)
+        assert await node.client.exec_capture(spec.id, own, timeout_s=5) == (0, f"{wanted}\n".encode())
+
+
+@on_node
 async def test_exec_counts_in_the_containers_group(node: Node) -> None:
     spec = node.spec("sleep", "60")
     await node.client.start(spec)
