@@ -95,6 +95,7 @@ class Daemon:
             )
             for sentence in await network.open():
                 log.info("network taken up", what=sentence)
+            await runtime.shelter(network.dns_pid())
             stack.push_async_callback(network.close)
             await network.ensure_network(BRIDGE)
             engine = await ContainerEngine.open(

@@ -147,6 +147,12 @@ class RuntimeClient:
             (self._run_dir / "root").rmdir()
         await self.close()
 
+    async def shelter(self, pid: int) -> None:
+        """Move a process that is to outlive this one beside the supervisor, out of the group a service manager counts as
+        ours. Raises OSError when it has ended.
+        """
+        await asyncio.to_thread(self._cgroups.shelter, pid)
+
     @property
     def supervisor_pid(self) -> int:
         """Of the supervisor connected to now."""

@@ -304,6 +304,18 @@ def test_v2_controllers_are_handed_down_from_the_top(tmp_path: Path) -> None:
         assert (directory / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
 
 
+def test_the_sheltered_move_only_where_service_managers_look(tmp_path: Path) -> None:
+    unified, named, cpu = tmp_path / "unified", tmp_path / "named", tmp_path / "cpu"
+    for group in (unified / "fleet/supervisor", named / "fleet", cpu / "fleet"):
+        group.mkdir(parents=True)
+        (group / "cgroup.procs").touch()
+    CgroupTree(Layout({}, str(unified), frozenset({"memory"})), "/fleet").shelter(42)
+    assert (unified / "fleet/supervisor/cgroup.procs").read_text() == "42"
+    CgroupTree(Layout({"cpu": str(cpu), "name=systemd": str(named)}, "", frozenset()), "/fleet").shelter(43)
+    assert (named / "fleet/cgroup.procs").read_text() == "43"
+    assert (cpu / "fleet/cgroup.procs").read_text() == ""
+
+
 def test_v2_figures(tmp_path: Path) -> None:
     group = tmp_path / "fleet/c"
     group.mkdir(parents=True)
