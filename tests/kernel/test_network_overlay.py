@@ -248,8 +248,12 @@ def test_bridge_driver_allocates_addresses_and_resolves_container_names(tmp_path
 def test_destroy_leaves_nothing(tmp_path: Path) -> None:
     async def scenario(made: list[Host]) -> None:
         (one,) = made
+        forwarding = Path("/proc/sys/net/ipv4/ip_forward")
+        # A new namespace inherits the machine's setting, and the machine may be a router.
+        in_netns(one.netns, lambda: forwarding.write_text("0"))
         await open_all(made, state_of(endpoint(one, 1)))
         await start(one, 1)
+        assert in_netns(one.netns, lambda: forwarding.read_text().strip()) == "1"
         pid = one.network.dns_pid()
         await one.network.destroy()
         assert not Path(f"/proc/{pid}").exists()
@@ -260,7 +264,7 @@ def test_destroy_leaves_nothing(tmp_path: Path) -> None:
                 return [link.name for link in netlink.links()]
 
         assert sorted(in_netns(one.netns, links)) == ["eth0", "lo"]
-        assert in_netns(one.netns, lambda: Path("/proc/sys/net/ipv4/ip_forward").read_text().strip()) == "0"
+        assert in_netns(one.netns, lambda: forwarding.read_text().strip()) == "0"
 
     with hosts(tmp_path, 1) as made:
         run(scenario(made), made)
