@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _UNLIMITED = 0x7FFFFFFFFFFFF000  # v1's way of writing "none": LONG_MAX rounded down to a page
 _FREEZE_TIMEOUT_S = 2.0
+_KEEPERS_TIMEOUT_S = 2.0
 _USED = ("memory", "cpu", "cpuacct", "pids", "devices", "freezer", "blkio")
 _USED_V2 = ("cpu", "memory", "pids", "io", "cpuset")
 
@@ -269,9 +270,11 @@ class CgroupTree:
         pids_max = int(limits.get("pids_limit", 0))
         values.append(("pids.max", str(pids_max) if pids_max > 0 else "max", pids_max > 0))
         cpus = str(limits.get("cpuset_cpus", ""))
-        values.append(("cpuset.cpus", cpus or "\n", bool(cpus)))  # an empty write never reaches the kernel's handler
+        if not (cpus or fresh) and _is_pinned(directory):  # with processes in it, it must not be emptied (ENOSPC)
+            cpus = _read(f"{os.path.dirname(directory)}/cpuset.cpus.effective").strip()
+        values.append(("cpuset.cpus", cpus, bool(cpus)))
         for name, value, wanted in values:
-            if not wanted and (fresh or not os.path.exists(f"{directory}/{name}")):
+            if not wanted and (fresh or not value or not os.path.exists(f"{directory}/{name}")):
                 continue
             try:
                 _write(f"{directory}/{name}", value)
@@ -337,11 +340,14 @@ class CgroupTree:
         return gone
 
     def remove_parent(self) -> None:
-        """Remove the parent (and its own empty parents) where nothing is left in it."""
+        """Remove the parent (and its own empty parents) where nothing is left in it. A keeper that is just ending is
+        waited for, up to two seconds.
+        """
+        deadline = time.monotonic() + _KEEPERS_TIMEOUT_S
         for root in self._all_roots():
-            with contextlib.suppress(OSError):
-                os.rmdir(f"{root}{self.parent}/supervisor")
-            directory = self.parent
+            while not _remove_own(root + self.parent) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            directory = os.path.dirname(self.parent)
             while directory.strip("/"):
                 try:
                     os.rmdir(root + directory)
@@ -488,6 +494,13 @@ class CgroupTree:
         return directory
 
 
+def _is_pinned(directory: str) -> bool:
+    try:
+        return bool(_read(f"{directory}/cpuset.cpus").strip())
+    except FileNotFoundError:
+        return False
+
+
 def _memory_and_swap(memory: int, total: int) -> int:
     """Docker's rule: unset means twice the memory, -1 means no limit."""
     return total or 2 * memory
@@ -505,6 +518,18 @@ def _set_memory_v1(directory: str, memory: int, total: int) -> None:
         names.reverse()
     for name in names:
         _write(f"{directory}/{name}", values[name])
+
+
+def _remove_own(parent: str) -> bool:
+    """Remove a parent that holds no container; absence is success."""
+    for directory in (f"{parent}/supervisor", parent):
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+    return True
 
 
 def _remove_tree(directory: str) -> bool:

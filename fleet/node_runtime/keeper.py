@@ -67,6 +67,7 @@ def reaped_status(state: StateDir, container: str) -> int | None:
 
 def _keep(state: StateDir, supervisor: int) -> None:
     """Reap children until none is left."""
+    known: dict[tuple[int, int], str] | None = None
     while True:
         try:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
@@ -79,15 +80,19 @@ def _keep(state: StateDir, supervisor: int) -> None:
             with contextlib.suppress(
                 OSError
             ):  # the disk is full, or it was removed meanwhile: lost, as without a keeper
-                _note(state, ended.si_pid, status)
+                if known is None:  # the supervisor is dead, so no more records of its children are to come
+                    known = _first_processes(state)
+                container = known.get((ended.si_pid, start_ticks(ended.si_pid) or 0))
+                if container is not None:  # processes of an exec are in no record
+                    state.write_reaped(container, {"status": status})
         os.waitpid(ended.si_pid, 0)
 
 
-def _note(state: StateDir, pid: int, status: int) -> None:
-    """Write the status to the container whose first process this was; processes of an exec are in no record."""
-    ticks = start_ticks(pid)
+def _first_processes(state: StateDir) -> dict[tuple[int, int], str]:
+    """Pid and start time of each container's first process to the container."""
+    found = {}
     for container in state.list():
         running = state.read(container, "running")
-        if running is not None and (running["pid"], running["ticks"]) == (pid, ticks):
-            state.write_reaped(container, {"status": status})
-            return
+        if running is not None:
+            found[running["pid"], running["ticks"] or 0] = container
+    return found

@@ -285,11 +285,17 @@ def test_v2_limits_are_written_in_its_own_terms(tmp_path: Path) -> None:
     assert (written["pids.max"], written["cpuset.cpus"]) == ("9", "0-1")
     for name in V2_FILES:
         (tmp_path / "fleet/c" / name).write_text("")
+    (tmp_path / "fleet/cpuset.cpus.effective").write_text("0-7\n")
+    tree.apply_limits("c", {})
+    assert (tmp_path / "fleet/c/cpuset.cpus").read_text() == "", (
+        "what is not pinned is not pinned by a change of others"
+    )
+    (tmp_path / "fleet/c/cpuset.cpus").write_text("0-1\n")
     tree.apply_limits("c", {})
     assert (tmp_path / "fleet/c/memory.max").read_text() == "max"
     assert (tmp_path / "fleet/c/cpu.max").read_text() == "max 100000"
-    # Writing nothing at all would leave the old processors in force.
-    assert (tmp_path / "fleet/c/cpuset.cpus").read_text() == "\n"
+    # The kernel refuses an empty set while the group has processes, and a write of nothing changes nothing.
+    assert (tmp_path / "fleet/c/cpuset.cpus").read_text().startswith("0-7")
     fds = tree.open_entrances("c")
     assert len(fds) == 1
     os.close(fds[0])
