@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TestLab
+from support.lab import TestLab
 
 from fleet import errors
 from fleet.api.client import EngineError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import TestLab
+from support.lab import TestLab
 
 from fleet.clock import SystemClock
 from fleet.identity.authority import create_root

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import TestLab
+from support.lab import TestLab
 
 pytestmark = pytest.mark.e2e
 

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from conftest import TestLab
+from support.lab import TestLab
 
 from fleet import errors
 from fleet.api.client import EngineClient

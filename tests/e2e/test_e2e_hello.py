@@ -7,7 +7,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import TestLab
+from support.lab import TestLab
 
 pytestmark = [pytest.mark.e2e, pytest.mark.story]
 

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from conftest import TestLab
+from support.lab import TestLab
 
 pytestmark = pytest.mark.e2e
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import TestLab
+from support.lab import TestLab
 
 pytestmark = pytest.mark.e2e
 
