@@ -283,6 +283,8 @@ def knock(sock: socket.socket) -> str:
         return sock.recv(200).decode().split()[0]
     except ConnectionRefusedError:
         return "refused"
+    except TimeoutError:
+        return "nothing"  # UDP: the answer to a flow that was swept meanwhile finds no way back, the next one does
 
 
 def until(sock: socket.socket, answer: str) -> None:
