@@ -151,8 +151,13 @@ class Worker:
             limiter=self._limiter,
             report=self._report,
         )
+        driving = self._drive(controller)
+        try:
+            self._group.create_task(driving)
+        except RuntimeError:  # the group is being cancelled: the daemon stops or leaves, the next one takes the task up
+            driving.close()
+            return
         self._controllers[task.id] = controller
-        self._group.create_task(self._drive(controller))
 
     async def _drive(self, controller: Controller) -> None:
         await controller.run()

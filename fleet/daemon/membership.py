@@ -332,11 +332,11 @@ class Membership:
                     "You are attempting to leave the swarm on a node that is participating as a manager. "
                     "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
                 )
-            if active.role is None:
-                await self._say_farewell(active)
             networks = active.agent.worker.assigned_networks()
             await asyncio.to_thread(self._file.remove)
             await self._deactivate()
+            if active.role is None:  # after the agent has ended: it would open its session again, and the node be ready
+                await self._say_farewell(active)
             await self._remove_tasks()
             for network_id in networks:
                 await self._network.remove_network(network_id)
