@@ -64,12 +64,6 @@ class NetworkSync:
             if network_id not in self._applied:
                 await self._apply(state)
 
-    def forget_applied(self) -> None:
-        """The host's network was mended or reopened: compare everything anew."""
-        self._applied.clear()
-        self._published_applied = None
-        self._changed.set()
-
     async def run(self) -> None:
         """Until cancelled."""
         while True:

@@ -20,6 +20,7 @@ import msgspec
 from fleet import errors
 from fleet.clock import Clock
 from fleet.logs import get_logger
+from fleet.manager.control.service_refs import LOCAL_NETWORKS
 from fleet.model.cluster import Cluster
 from fleet.model.ids import NetworkId
 from fleet.model.network import Ipam, IpamConfig, Network
@@ -38,12 +39,9 @@ from fleet.model.task import Attachment, Task, TaskState, TaskStatus
 from fleet.network.ipam import SubnetPool, next_address
 from fleet.store import Kind, Store, Transaction
 
-__all__ = ["LOCAL_NETWORKS", "Allocator", "plan_allocation"]
+__all__ = ["Allocator", "plan_allocation"]
 
 log = get_logger("allocator")
-
-LOCAL_NETWORKS: Final = frozenset({"host", "none", "bridge"})
-"""Networks every host has by itself; nothing is allocated on them."""
 
 _DYNAMIC_PORTS: Final = range(30000, 32768)
 _INGRESS_PREFIX_LEN: Final = 20

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -133,10 +133,6 @@ class Dispatcher:
         """Live nodes whose agents said they have ``image`` (a reference or a digest)."""
         nodes = (self._store.nodes.get(node_id) for node_id, names in self._images.items() if image in names)
         return [node for node in nodes if node is not None and node.id in self._sessions]
-
-    def is_connected(self, node_id: NodeId) -> bool:
-        """Whether the node has a session here."""
-        return node_id in self._sessions
 
     # Loops ----------------------------------------------------------------------------------------------------
 
@@ -429,7 +425,3 @@ class Dispatcher:
         self._silent.pop(node_id, None)
         if session is not None:
             await session.channel.close(reason)
-
-    def sessions(self) -> Iterable[NodeId]:
-        """Nodes with a session."""
-        return self._sessions.keys()

@@ -125,5 +125,8 @@ def test_secrets_and_configs_reach_the_task_and_no_disk(lab: TestLab) -> None:
 def test_plain_containers_live_beside_services(lab: TestLab) -> None:
     lab.docker("run", "-d", "--name", "plain", "fleet/hello:1", "sleep", "60")
     assert "plain" in lab.docker("ps", "--format", "{{.Names}}").stdout.split()
+    usage = lab.get("/system/df")
+    assert "/plain" in [name for container in usage["Containers"] for name in container["Names"]]
+    assert [image["Containers"] for image in usage["Images"]] == [len(usage["Containers"])]
     lab.docker("rm", "-f", "plain")
     assert "plain" not in lab.docker("ps", "-a", "--format", "{{.Names}}").stdout.split()

@@ -13,6 +13,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from fleet import __version__, errors
+from fleet.agent.http import NetworkNames
+from fleet.agent.http.container_json import container_summary
+from fleet.agent.http.volume_routes import volume_usage
 from fleet.agent.node_facts import cpu_count, memory_total_bytes
 from fleet.api.http import json_response, parse_filters
 from fleet.api.render import swarm_json
@@ -25,6 +28,7 @@ from fleet.daemon.log_stream import parse_instant
 from fleet.daemon.membership import Membership
 from fleet.daemon.versions import API_VERSION_MAX, API_VERSION_MIN
 from fleet.images import ImageStore
+from fleet.images.inspect import image_summary
 from fleet.model.node import NodeRole
 
 __all__ = ["system_routes"]
@@ -120,21 +124,17 @@ def system_routes(
 
     @routes.get("/system/df")
     async def disk_usage() -> Response:
+        containers, now, names = engine.list(), clock.now(), NetworkNames()
+        users = [container.image_id for container in containers]
         return json_response(
             {
                 "LayersSize": sum(image.size_bytes for image in images.list()),
-                "Images": [
-                    {
-                        "Id": i.id,
-                        "RepoTags": list(i.references),
-                        "Size": i.size_bytes,
-                        "SharedSize": -1,
-                        "Containers": -1,
-                    }
-                    for i in images.list()
+                "Images": [image_summary(image, containers=users.count(image.id)) for image in images.list()],
+                "Containers": [
+                    container_summary(c, now=now, network_name=names.name, image_name=c.image_name or c.image_id)
+                    for c in containers
                 ],
-                "Containers": [],
-                "Volumes": [],
+                "Volumes": await volume_usage(engine),
                 "BuildCache": [],
             }
         )
