@@ -356,12 +356,14 @@ class Dispatcher:
         if status.state.rank < old.state.rank or old.state is TaskState.ORPHANED:
             return None
         now = self._clock.now()
-        new = msgspec.structs.replace(status, applied_by=old.applied_by, applied_at=old.applied_at)
+        new = msgspec.structs.replace(
+            status, applied_by=old.applied_by, applied_at=old.applied_at, running_since=old.running_since
+        )
         if new == old:
             return None
-        return msgspec.structs.replace(
-            task, status=msgspec.structs.replace(status, applied_by=node_id, applied_at=now), updated_at=now
-        )
+        running_since = old.running_since or (now if status.state is TaskState.RUNNING else None)
+        new = msgspec.structs.replace(new, applied_by=node_id, applied_at=now, running_since=running_since)
+        return msgspec.structs.replace(task, status=new, updated_at=now)
 
     # Leases ---------------------------------------------------------------------------------------------------
 

@@ -112,6 +112,8 @@ class TaskStatus(Value, frozen=True, kw_only=True):
     port_status: PortStatus | None = None
     applied_by: NodeId = NodeId("")
     applied_at: datetime | None = None
+    running_since: datetime | None = None
+    """When the manager first learned that it runs, by the manager's clock; stays once it has ended. Fleet's own."""
 
 
 class Attachment(Value, frozen=True, kw_only=True):

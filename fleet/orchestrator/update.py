@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from fleet.model.defaults import nanoseconds, restart_delay
+from fleet.model.defaults import nanoseconds
 from fleet.model.service import Service, UpdateConfig, UpdateStatus
 from fleet.model.task import Task, TaskState
 from fleet.orchestrator.plan import NewId, Plan, Waiting, WaitingFor, new_task
@@ -30,9 +30,6 @@ from fleet.orchestrator.restart import decide_replacement, hold_after
 from fleet.orchestrator.view import ServiceView, Slot, SlotKey, ended_by_itself, slot_key
 
 __all__ = ["UpdateState", "is_paused", "plan_update", "update_config"]
-
-PREPARATION: Final = timedelta(seconds=10)
-"""When a task began to run is not kept once it ended, so its age stands for it; this much of it is preparation."""
 
 
 class UpdateState:
@@ -121,7 +118,11 @@ def _progress(view: ServiceView, slots: Mapping[SlotKey, Slot], plan: Plan, *, s
         runnable = [task for task in slot.runnable if task.id not in leaving] + new
         stale = all(view.is_stale(task) for task in runnable or [slot.newest])
         fresh = tuple(task for task in (*slot.tasks, *new) if task.spec_version >= version)
-        reached = [_when(task) for task in fresh if task.status.state.rank >= TaskState.RUNNING.rank]
+        reached = [
+            task.status.running_since or _when(task)
+            for task in fresh
+            if task.status.state.rank >= TaskState.RUNNING.rank
+        ]
         found.append(
             _Progress(
                 slot=slot,
@@ -162,10 +163,11 @@ def _failures(progress: list[_Progress], config: UpdateConfig) -> list[Task]:
 
 
 def _failed_soon(task: Task, monitor: timedelta) -> bool:
+    """Ended by itself before it ran, or within the monitor period of having begun to."""
     if not ended_by_itself(task):
         return False
-    lived = _when(task) - task.created_at
-    return task.status.state is TaskState.REJECTED or lived < monitor + PREPARATION + restart_delay(task.spec)
+    since = task.status.running_since
+    return since is None or _when(task) - since < monitor
 
 
 def _begin_slot(

@@ -84,7 +84,8 @@ class Cluster:
         """The agent (or scheduler) reports; going back is refused, as the dispatcher does."""
         current = self.tasks[task.id]
         assert state.rank >= current.status.state.rank
-        status = msgspec.structs.replace(current.status, state=state, timestamp=self.now)
+        since = current.status.running_since or (self.now if state is S.RUNNING else None)
+        status = msgspec.structs.replace(current.status, state=state, timestamp=self.now, running_since=since)
         self.tasks[task.id] = msgspec.structs.replace(current, status=status)
 
     def assign(self, task: Task, node_id: str) -> None:

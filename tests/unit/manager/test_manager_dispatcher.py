@@ -184,6 +184,7 @@ def test_a_report_is_acknowledged_after_it_is_stored_and_states_only_grow() -> N
         await settle()
         assert scene.task().status.state is TaskState.RUNNING
         assert scene.task().status.applied_by == "node-w1"
+        assert scene.task().status.running_since == scene.task().status.applied_at is not None
         assert [m.number for m in wire.got if isinstance(m, dispatch.Reported)] == [1, 2]
 
     on_scene(body)

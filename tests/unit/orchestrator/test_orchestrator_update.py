@@ -164,6 +164,31 @@ def test_failure_pauses_the_update_and_says_which_task() -> None:
     assert state(cluster) == "paused"
 
 
+def test_a_task_that_ran_past_the_monitor_is_no_failure_of_the_update() -> None:
+    cluster = running_cluster(UpdateConfig(parallelism=1, delay_ns=30 * SECOND_NS, monitor_ns=5 * SECOND_NS))
+    update_one(cluster)
+    cluster.advance(7)
+    fail_new(cluster)
+    cluster.settle()
+    assert state(cluster) == "updating"
+
+
+def test_long_preparation_does_not_excuse_a_task_that_ends_soon_after_it_began_to_run() -> None:
+    cluster = running_cluster(UpdateConfig(parallelism=1, monitor_ns=5 * SECOND_NS))
+    cluster.update(NEW)
+    cluster.settle()
+    cluster.advance(3600)  # an image of many gigabytes
+    for _ in range(50):
+        if "app:2" in images(cluster):
+            break
+        cluster.run_agents()
+        cluster.plan()
+    cluster.advance(2)
+    fail_new(cluster)
+    cluster.settle()
+    assert state(cluster) == "paused"
+
+
 def test_paused_update_touches_no_further_slot_and_replaces_like_with_like() -> None:
     cluster = running_cluster(UpdateConfig(monitor_ns=60 * SECOND_NS))
     update_one(cluster)
