@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from fleet import __version__, errors
+from fleet.agent.engine_facts import EngineFacts, backing_filesystem, read_engine_facts
 from fleet.agent.http import NetworkNames
 from fleet.agent.http.container_json import container_summary
 from fleet.agent.http.volume_routes import volume_usage
@@ -158,6 +159,7 @@ def _info(
     running = _count(engine, Status.RUNNING, Status.RESTARTING)
     total = len(engine.list())
     now: datetime = clock.now()
+    facts = read_engine_facts()
     return {
         "ID": membership.state.node_id if membership.state else config.hostname,
         "Name": config.hostname,
@@ -167,28 +169,31 @@ def _info(
         "ContainersStopped": total - running - paused,
         "Images": len(images.list()),
         "Driver": "overlay2",
-        "DriverStatus": [["Backing Filesystem", "extfs"]],
+        "DriverStatus": [["Backing Filesystem", backing_filesystem(config.data_root)]],
         "Plugins": {
             "Volume": ["local"],
             "Network": ["bridge", "host", "null", "overlay"],
             "Authorization": None,
             "Log": ["json-file"],
         },
-        "MemoryLimit": True,
-        "SwapLimit": True,
-        "CpuCfsPeriod": True,
-        "CpuCfsQuota": True,
-        "CPUShares": True,
-        "CPUSet": True,
-        "PidsLimit": True,
-        "IPv4Forwarding": True,
+        "MemoryLimit": facts.memory_limit,
+        "SwapLimit": facts.swap_limit,
+        "CpuCfsPeriod": facts.cpu_cfs_period,
+        "CpuCfsQuota": facts.cpu_cfs_quota,
+        "CPUShares": facts.cpu_shares,
+        "CPUSet": facts.cpu_set,
+        "PidsLimit": facts.pids_limit,
+        "IPv4Forwarding": facts.ipv4_forwarding,
+        "BridgeNfIptables": facts.bridge_nf_iptables,
+        "BridgeNfIp6tables": facts.bridge_nf_ip6tables,
         "Debug": config.log_level == "debug",
         "NFd": 0,
-        "OomKillDisable": False,
+        "OomKillDisable": facts.oom_kill_disable,
         "NGoroutines": 0,
         "SystemTime": now.isoformat().replace("+00:00", "Z"),
         "LoggingDriver": "json-file",
         "CgroupDriver": "cgroupfs",
+        "CgroupVersion": facts.cgroup_version,
         "KernelVersion": uname.release,
         "OperatingSystem": _os_name(),
         "OSVersion": "",
@@ -215,9 +220,14 @@ def _info(
         "LiveRestoreEnabled": True,
         "Isolation": "",
         "InitBinary": "fleet-runtime",
-        "SecurityOptions": ["name=seccomp,profile=builtin", "name=no-new-privileges"],
-        "Warnings": None,
+        "SecurityOptions": _security(facts),
+        "Warnings": facts.warnings() or None,
     }
+
+
+def _security(facts: EngineFacts) -> list[str]:
+    kernel = (("name=apparmor", facts.apparmor), ("name=seccomp,profile=builtin", facts.seccomp))
+    return [*(name for name, there in kernel if there), "name=cgroupns", "name=no-new-privileges"]
 
 
 def _os_name() -> str:
