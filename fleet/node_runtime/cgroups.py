@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 
 __all__ = ["DEFAULT_DEVICE_RULES", "CgroupTree", "Layout", "detect_layout"]
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _UNLIMITED = 0x7FFFFFFFFFFFF000  # v1's way of writing "none": LONG_MAX rounded down to a page
 _FREEZE_TIMEOUT_S = 2.0
+_KILL_ROUNDS = 64
 _KEEPERS_TIMEOUT_S = 2.0
 _USED = ("memory", "cpu", "cpuacct", "pids", "devices", "freezer", "blkio")
 _USED_V2 = ("cpu", "memory", "pids", "io", "cpuset")
@@ -216,10 +218,13 @@ class CgroupTree:
 
     def _limits_v1(self, path: str, limits: Mapping[str, Any], fresh: bool) -> None:
         cpu, memory = self._v1("cpu", path), self._v1("memory", path)
-        nano_cpus, shares = int(limits.get("nano_cpus", 0)), int(limits.get("cpu_shares", 0))
-        if cpu and (nano_cpus or not fresh):
-            _write(f"{cpu}/cpu.cfs_period_us", "100000")
-            _write(f"{cpu}/cpu.cfs_quota_us", str(max(nano_cpus // 10_000, 1000)) if nano_cpus else "-1")
+        shares = int(limits.get("cpu_shares", 0))
+        period, quota = _period_and_quota(limits)
+        if cpu and (quota > 0 or period or not fresh):
+            if quota > 0:  # a shorter period first may be refused: quota over period must not exceed the parent's
+                _write(f"{cpu}/cpu.cfs_quota_us", "-1")
+            _write(f"{cpu}/cpu.cfs_period_us", str(period or _CPU_PERIOD_US))
+            _write(f"{cpu}/cpu.cfs_quota_us", str(quota) if quota > 0 else "-1")
         if cpu and (shares or not fresh):
             _write(f"{cpu}/cpu.shares", str(max(2, min(shares, 262144))) if shares else "1024")
         bytes_max = int(limits.get("memory_bytes", 0))
@@ -232,12 +237,35 @@ class CgroupTree:
         if pids and (pids_max > 0 or not fresh):
             _write(f"{pids}/pids.max", str(pids_max) if pids_max > 0 else "max")
         cpus = str(limits.get("cpuset_cpus", ""))
-        if cpus:
-            self._pin_v1(path, cpus)
+        mems = str(limits.get("cpuset_mems", ""))
+        swappiness = int(limits.get("memory_swappiness", -1))
+        if memory and swappiness >= 0:
+            _write(f"{memory}/memory.swappiness", str(swappiness))
+        if memory and (limits.get("oom_kill_disable") or not fresh):
+            _write(f"{memory}/memory.oom_control", "1" if limits.get("oom_kill_disable") else "0")
+        self._limit_io_v1(path, limits)
+        if cpus or mems:
+            self._pin_v1(path, cpus, mems)
         elif not fresh and (directory := self._v1("cpuset", path)) and os.path.isdir(directory):
             _write(f"{directory}/cpuset.cpus", _read(f"{os.path.dirname(directory)}/cpuset.cpus").strip())
 
-    def _pin_v1(self, path: str, cpus: str) -> None:
+    def _limit_io_v1(self, path: str, limits: Mapping[str, Any]) -> None:
+        blkio = self._v1("blkio", path)
+        weight, weights = int(limits.get("blkio_weight", 0)), limits.get("blkio_weight_devices") or ()
+        for name, device, value in (
+            *([("weight", "", weight)] if weight else []),
+            *(("weight_device", device, value) for device, value in weights),
+            *((file, device, rate) for key, file in _THROTTLES_V1 for device, rate in limits.get(key) or ()),
+        ):
+            if blkio is None:
+                raise OSError(95, "blkio controller is not mounted on this host", "blkio")
+            files = [f"{blkio}/blkio.{name}", f"{blkio}/blkio.bfq.{name}"]
+            found = next((file for file in files if os.path.exists(file)), "")
+            if not found:
+                raise OSError(95, "this kernel has no I/O scheduler with weights (bfq)", files[0])
+            _write(found, f"{device} {value}".strip())
+
+    def _pin_v1(self, path: str, cpus: str, mems: str) -> None:
         root = self.layout.v1.get("cpuset")
         if root is None:
             raise OSError(95, "cpuset controller is not mounted on this host", "cpuset")
@@ -248,15 +276,18 @@ class CgroupTree:
             for name in ("cpuset.mems", "cpuset.cpus"):
                 if not _read(f"{directory}/{name}").strip():
                     _write(f"{directory}/{name}", _read(f"{above}/{name}").strip())
-        _write(f"{directory}/cpuset.cpus", cpus)
+        if mems:
+            _write(f"{directory}/cpuset.mems", mems)
+        if cpus:
+            _write(f"{directory}/cpuset.cpus", cpus)
 
     def _limits_v2(self, path: str, limits: Mapping[str, Any], fresh: bool) -> None:
         directory = f"{self.layout.unified}{self.parent}/{path}"
         values: list[tuple[str, str, bool]] = []
-        nano_cpus, shares = int(limits.get("nano_cpus", 0)), int(limits.get("cpu_shares", 0))
-        values.append(
-            ("cpu.max", f"{max(nano_cpus // 10_000, 1000)} 100000" if nano_cpus else "max 100000", bool(nano_cpus))
-        )
+        shares = int(limits.get("cpu_shares", 0))
+        period, quota = _period_and_quota(limits)
+        limited = str(quota) if quota > 0 else "max"
+        values.append(("cpu.max", f"{limited} {period or _CPU_PERIOD_US}", quota > 0 or bool(period)))
         weight = 1 + ((max(2, min(shares, 262144)) - 2) * 9999) // 262142 if shares else 100
         values.append(("cpu.weight", str(weight), bool(shares)))
         bytes_max = int(limits.get("memory_bytes", 0))
@@ -273,6 +304,10 @@ class CgroupTree:
         if not (cpus or fresh) and _is_pinned(directory):  # with processes in it, it must not be emptied (ENOSPC)
             cpus = _read(f"{os.path.dirname(directory)}/cpuset.cpus.effective").strip()
         values.append(("cpuset.cpus", cpus, bool(cpus)))
+        values.append(("cpuset.mems", str(limits.get("cpuset_mems", "")), bool(limits.get("cpuset_mems"))))
+        if int(limits.get("memory_swappiness", -1)) >= 0 or limits.get("oom_kill_disable"):
+            raise OSError(95, "cgroup v2 has neither swappiness nor a switch for the OOM killer", directory)
+        values += [(name, value, True) for name, value in _io_v2(limits)]
         for name, value, wanted in values:
             if not wanted and (fresh or not value or not os.path.exists(f"{directory}/{name}")):
                 continue
@@ -331,6 +366,18 @@ class CgroupTree:
             return [int(pid) for pid in _read(f"{root}{self.parent}/{path}/cgroup.procs").split()]
         except OSError:
             return []
+
+    def kill(self, path: str) -> None:
+        """SIGKILL every process of the group; several rounds, for some may be forking. Those of groups below are the
+        removal's.
+        """
+        for _ in range(_KILL_ROUNDS):
+            pids = self.pids(path)
+            if not pids:
+                return
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def remove(self, path: str) -> bool:
         """Remove the group everywhere, with groups made below it; False if some are still busy. Absence is success."""
@@ -499,6 +546,50 @@ def _is_pinned(directory: str) -> bool:
         return bool(_read(f"{directory}/cpuset.cpus").strip())
     except FileNotFoundError:
         return False
+
+
+_CPU_PERIOD_US = 100_000
+_THROTTLES_V1 = (
+    ("device_read_bps", "throttle.read_bps_device"),
+    ("device_write_bps", "throttle.write_bps_device"),
+    ("device_read_iops", "throttle.read_iops_device"),
+    ("device_write_iops", "throttle.write_iops_device"),
+)
+_THROTTLES_V2 = (
+    ("device_read_bps", "rbps"),
+    ("device_write_bps", "wbps"),
+    ("device_read_iops", "riops"),
+    ("device_write_iops", "wiops"),
+)
+
+
+def _period_and_quota(limits: Mapping[str, Any]) -> tuple[int, int]:
+    """(period, quota) in microseconds; 0 is the kernel's own period and no limit."""
+    nano_cpus = int(limits.get("nano_cpus", 0))
+    if nano_cpus:
+        return _CPU_PERIOD_US, max(nano_cpus // 10_000, 1000)
+    return int(limits.get("cpu_period_us", 0)), int(limits.get("cpu_quota_us", 0))
+
+
+def _io_v2(limits: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lines for io.max and io.weight; v1's weight of 10..1000 becomes v2's 1..10000 as runc converts it."""
+    lines = []
+    weight = int(limits.get("blkio_weight", 0))
+    if weight:
+        lines.append(("io.weight", str(_io_weight(weight))))
+    lines += [
+        ("io.weight", f"{device} {_io_weight(value)}") for device, value in limits.get("blkio_weight_devices") or ()
+    ]
+    lines += [
+        ("io.max", f"{device} {word}={rate or 'max'}")
+        for key, word in _THROTTLES_V2
+        for device, rate in limits.get(key) or ()
+    ]
+    return lines
+
+
+def _io_weight(weight: int) -> int:
+    return 1 + (weight - 10) * 9999 // 990
 
 
 def _memory_and_swap(memory: int, total: int) -> int:

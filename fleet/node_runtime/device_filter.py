@@ -23,7 +23,7 @@ __all__ = ["assemble", "attach"]
 _PROG_LOAD, _PROG_ATTACH = 5, 8
 _TYPE_CGROUP_DEVICE, _ATTACH_CGROUP_DEVICE = 15, 6
 _ACCESS = {"m": 1, "r": 2, "w": 4}
-_KIND = {"b": 1, "c": 2}
+_KIND = {"b": 1, "c": 2, "a": 0}
 
 
 def _op(code: int, destination: int = 0, source: int = 0, offset: int = 0, value: int = 0) -> bytes:
@@ -42,7 +42,7 @@ def assemble(rules: Sequence[tuple[str, int, int, str]]) -> bytes:
     ]
     for kind, major, minor, access in rules:
         allowed = sum(_ACCESS[letter] for letter in set(access))
-        checks: list[tuple[int, int, int]] = [(0x55, 2, _KIND[kind])]  # jne
+        checks: list[tuple[int, int, int]] = [(0x55, 2, _KIND[kind])] if kind != "a" else []  # jne
         if major >= 0:
             checks.append((0x55, 4, major))
         if minor >= 0:

@@ -23,7 +23,15 @@ from fleet.errors import RejectedFault, UserError
 from fleet.node_runtime import seccomp, seccomp_profile
 from fleet.node_runtime.capabilities import ALL_CAPABILITIES, capability_mask, normalize_capability
 from fleet.node_runtime.cgroups import DEFAULT_DEVICE_RULES
-from fleet.node_runtime.spec import ContainerSpec, DeviceSpec, MountSpec, ProcessSpec, ResourceLimits, RootFs
+from fleet.node_runtime.spec import (
+    ContainerSpec,
+    DeviceRate,
+    DeviceSpec,
+    MountSpec,
+    ProcessSpec,
+    ResourceLimits,
+    RootFs,
+)
 
 __all__ = [
     "HostFacts",
@@ -104,6 +112,7 @@ def plan_container(spec: ContainerSpec, *, host: HostFacts) -> dict[str, Any]:
     host does not have.
     """
     container_id = check_container_id(spec.id)
+    _check_namespaces(spec)
     devices = _host_devices() if spec.privileged else tuple(_device(entry) for entry in spec.devices)
     rules = [list(rule) for rule in DEFAULT_DEVICE_RULES]
     rules += [
@@ -111,6 +120,7 @@ def plan_container(spec: ContainerSpec, *, host: HostFacts) -> dict[str, Any]:
         for device, entry in zip(devices, spec.devices, strict=False)
         if not spec.privileged
     ]
+    rules += [_device_rule(text) for text in spec.device_cgroup_rules]
     masked = () if spec.privileged else (*spec.masked_paths, *host.thermal_throttle)
     return {
         "id": container_id,
@@ -119,7 +129,11 @@ def plan_container(spec: ContainerSpec, *, host: HostFacts) -> dict[str, Any]:
         "root": _plan_root(spec.root),
         "mounts": _plan_mounts(spec.mounts),
         "process": plan_process(spec.process, seccomp_choice=spec.seccomp, privileged=spec.privileged, host=host),
-        "network": _one_of(spec.network, ("none", "host", "fd"), "network"),
+        "network": spec.network,
+        "pid": spec.pid,
+        "ipc": spec.ipc,
+        "uts": spec.uts,
+        "cgroup_namespace": spec.cgroup_namespace,
         "cgroup": _cgroup_path(spec.cgroup_path or container_id),
         "limits": plan_limits(spec.resources),
         "device_rules": None if spec.privileged else rules,
@@ -139,6 +153,38 @@ def plan_container(spec: ContainerSpec, *, host: HostFacts) -> dict[str, Any]:
     }
 
 
+def _check_namespaces(spec: ContainerSpec) -> None:
+    for what, mode, plain in (
+        ("network", spec.network, ("none", "host", "fd")),
+        ("pid", spec.pid, ("private", "host")),
+        ("ipc", spec.ipc, ("private", "host", "none")),
+    ):
+        kind, colon, other = mode.partition(":")
+        if colon and kind == "container":
+            if check_container_id(other) == spec.id:
+                raise UserError(f"{what} namespace: a container cannot join itself")
+        else:
+            _one_of(mode, plain, what)
+    _one_of(spec.uts, ("private", "host"), "uts")
+    _one_of(spec.cgroup_namespace, ("private", "host"), "cgroup namespace")
+    if spec.uts == "host" and (spec.hostname or spec.domainname):
+        raise UserError("a host name cannot be set in the host's UTS namespace")
+
+
+_DEVICE_RULE = re.compile(r"([abc]) (\d{1,10}|\*):(\d{1,10}|\*) ([rwm]{1,3})")
+
+
+def _device_rule(text: str) -> list[Any]:
+    found = _DEVICE_RULE.fullmatch(text)
+    if not found:
+        raise UserError(f"invalid device cgroup format '{text}': expected something like 'c 1:3 rwm'")
+    kind, major, minor, access = found.groups()
+    numbers = [-1 if number == "*" else int(number) for number in (major, minor)]
+    if max(numbers) >= 1 << 31:
+        raise UserError(f"invalid device cgroup format '{text}': a number is too large")
+    return [kind, *numbers, "".join(sorted(set(access), key="rwm".index))]
+
+
 def plan_limits(limits: ResourceLimits) -> dict[str, Any]:
     """Limits as the supervisor takes them. Raises `UserError` for one that makes no sense."""
     if min(limits.nano_cpus, limits.memory_bytes, limits.cpu_shares, limits.memory_reservation_bytes) < 0:
@@ -151,9 +197,42 @@ def plan_limits(limits: ResourceLimits) -> dict[str, Any]:
         raise UserError("memory and swap limit without a memory limit")
     if 0 < limits.memory_swap_bytes < limits.memory_bytes:
         raise UserError("the memory and swap limit is the sum of both and cannot be below the memory limit")
-    if limits.cpuset_cpus and not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", limits.cpuset_cpus):
-        raise UserError(f"cpuset {limits.cpuset_cpus!r} is not a list like 0-2,4")
-    return asdict(limits)
+    for text in (limits.cpuset_cpus, limits.cpuset_mems):
+        if text and not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+            raise UserError(f"cpuset {text!r} is not a list like 0-2,4")
+    if limits.nano_cpus and (limits.cpu_quota_us > 0 or limits.cpu_period_us):
+        raise UserError("CPUs are limited either by nano_cpus or by period and quota")
+    if limits.cpu_period_us and not 1000 <= limits.cpu_period_us <= 1_000_000:
+        raise UserError("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+    if 0 < limits.cpu_quota_us < 1000:
+        raise UserError("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+    if not -1 <= limits.memory_swappiness <= 100:
+        raise UserError(f"invalid value: {limits.memory_swappiness}, valid memory swappiness range is 0-100")
+    if limits.blkio_weight and not 10 <= limits.blkio_weight <= 1000:
+        raise UserError("range of blkio weight is from 10 to 1000")
+    planned = asdict(limits)
+    for name in _DEVICE_RATES:
+        planned[name] = [_device_rate(entry) for entry in getattr(limits, name)]
+    return planned
+
+
+_DEVICE_RATES = (
+    "blkio_weight_devices",
+    "device_read_bps",
+    "device_write_bps",
+    "device_read_iops",
+    "device_write_iops",
+)
+
+
+def _device_rate(entry: DeviceRate) -> list[Any]:
+    """``["major:minor", rate]`` of a block device of the host."""
+    if entry.rate < 0:
+        raise UserError(f"device {entry.path}: a rate cannot be negative")
+    device = _device(DeviceSpec(source=entry.path))
+    if device.kind != "b":
+        raise RejectedFault(f"device {entry.path}: not a block device")
+    return [f"{device.major}:{device.minor}", entry.rate]
 
 
 def plan_process(
@@ -208,6 +287,8 @@ def _seccomp_program(choice: str, capabilities: tuple[str, ...], machine: str) -
         return b""
     if choice == "default":
         return _default_program(capabilities, machine)
+    if choice.lstrip().startswith("{"):
+        return _profile_program(choice, capabilities, machine)
     try:
         text = Path(choice).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -293,9 +374,9 @@ def _plan_sysctls(spec: ContainerSpec) -> list[list[str]]:
     planned = []
     for name, value in sorted(spec.sysctls.items()):
         own = (
-            name in _SYSCTL_ALONE
-            or name.startswith("fs.mqueue.")
-            or (name.startswith("net.") and spec.network != "host")
+            (name in _SYSCTL_ALONE and spec.ipc in ("private", "none"))
+            or (name.startswith("fs.mqueue.") and spec.ipc in ("private", "none"))
+            or (name.startswith("net.") and spec.network in ("none", "fd"))
         )
         if not own or not re.fullmatch(r"[a-z0-9_./-]+", name) or ".." in name or "//" in name:
             raise UserError(f"sysctl {name}: not in a namespace of the container")

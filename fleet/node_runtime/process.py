@@ -80,12 +80,21 @@ def _report(report: Socket, kind: str, code: int, text: str) -> None:
 
 
 def become_container(
-    plan: dict[str, Any], *, report: Socket, entrances: list[int], netns: int, streams: Streams, staging: str
+    plan: dict[str, Any],
+    *,
+    report: Socket,
+    entrances: list[int],
+    netns: int,
+    joins: dict[str, int],
+    streams: Streams,
+    staging: str,
 ) -> NoReturn:
-    """Turn this freshly cloned process into the container's first; never returns."""
+    """Turn this freshly cloned process into the container's first; never returns. ``joins``: pidfds of the containers
+    whose ``network`` and ``ipc`` namespaces it shares.
+    """
     files = rootfs.FileSystem(plan, staging)
     try:
-        _contain(plan, files, report, entrances=entrances, netns=netns, streams=streams)
+        _contain(plan, files, report, entrances=entrances, netns=netns, joins=joins, streams=streams)
     except _CommandError as error:
         _report(report, "command", error.code, str(error))
     except (rootfs.RefusedError, UnknownUserError) as error:
@@ -105,6 +114,7 @@ def _contain(
     *,
     entrances: list[int],
     netns: int,
+    joins: dict[str, int],
     streams: Streams,
 ) -> None:
     sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -112,15 +122,22 @@ def _contain(
     files.at = "enter cgroups"
     for fd in entrances:
         os.write(fd, b"0")
-    sys_.unshare(sys_.CLONE_NEWCGROUP)
+    if plan["cgroup_namespace"] == "private":
+        sys_.unshare(sys_.CLONE_NEWCGROUP)
     files.at = "set up the network namespace"
     if netns >= 0:
         sys_.setns(netns, sys_.CLONE_NEWNET)
+    elif "network" in joins:
+        sys_.setns(joins["network"], sys_.CLONE_NEWNET)
     elif plan["network"] == "none":
         _loopback_up()
     os.setsid()
     os.umask(0)
     files.take_sources()
+    if "ipc" in joins:
+        files.at = "join the other container's IPC namespace"
+        sys_.setns(joins["ipc"], sys_.CLONE_NEWIPC)
+        files.take_shared_memory(joins["ipc"])
     files.enter_root()
     files.mount_proc()
     files.mount_dev()
@@ -133,7 +150,8 @@ def _contain(
     files.mount_all()
     files.write_sysctls()
     files.at = "set the host name"
-    sys_.sethostname(plan["hostname"].encode())
+    if plan["uts"] == "private":
+        sys_.sethostname(plan["hostname"].encode())
     if plan["domainname"]:
         sys_.setdomainname(plan["domainname"].encode())
     files.at = "prepare the process"

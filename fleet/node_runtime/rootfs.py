@@ -136,6 +136,7 @@ class FileSystem:
         """
         self._null = -1
         self._dev = -1
+        self._shm = -1
 
     def take_sources(self) -> None:
         """Clone every bind's source, as seen from the host."""
@@ -149,6 +150,31 @@ class FileSystem:
                 self._sources.append(sys_.open_tree(sys_.AT_FDCWD, mount["source"], flags))
             except FileNotFoundError as error:
                 raise RefusedError(f"bind source path does not exist: {mount['source']}") from error
+
+        if self._plan["ipc"] == "host":
+            self.at = "bind the host's /dev/shm"
+            self._shm = sys_.open_tree(sys_.AT_FDCWD, "/dev/shm", sys_.OPEN_TREE_CLONE)  # noqa: S108 - the host's own
+
+    def take_shared_memory(self, donor: int) -> None:
+        """Clone /dev/shm of the container whose first process ``donor`` (a pidfd) is. A mount can be cloned only inside
+        its own mount namespace, so this process goes there and comes back.
+        """
+        self.at = "share the other container's /dev/shm"
+        home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        sys_.setns(donor, sys_.CLONE_NEWNS)
+        root = os.open("/", _PATH | os.O_DIRECTORY)
+        resolve = sys_.RESOLVE_IN_ROOT | sys_.RESOLVE_NO_MAGICLINKS | sys_.RESOLVE_NO_SYMLINKS
+        try:
+            found = sys_.openat2(root, "dev/shm", _PATH | os.O_DIRECTORY, resolve=resolve)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RefusedError("the other container has no /dev/shm to share") from error
+        if os.fstat(found).st_dev == os.stat("dev", dir_fd=root, follow_symlinks=False).st_dev:
+            raise RefusedError("the other container has no /dev/shm to share")
+        self._shm = sys_.open_tree(found, "", sys_.OPEN_TREE_CLONE | sys_.AT_EMPTY_PATH)
+        os.close(found)
+        os.close(root)
+        sys_.setns(home, sys_.CLONE_NEWNS)
+        os.close(home)
 
     def enter_root(self) -> None:
         """Mount the root and make it ``/``; the host's mounts are gone afterwards."""
@@ -242,10 +268,12 @@ class FileSystem:
             ("shm", "tmpfs", (("mode", "1777"), ("size", str(self._plan["shm_size"])))),
             ("mqueue", "mqueue", ()),
         ):
+            if name == "shm" and self._plan["ipc"] == "none":
+                continue
             self.at = f"mount /dev/{name}"
             os.mkdir(name, 0o755, dir_fd=dev)
             attributes = _NSE if kind == "devpts" else _NSDE
-            mount = _new_mount(kind, attributes, *options)
+            mount = self._shm if name == "shm" and self._shm >= 0 else _new_mount(kind, attributes, *options)
             target = os.open(name, _PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dev)
             sys_.move_mount(mount, target)
             os.close(mount)

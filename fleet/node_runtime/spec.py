@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT_PATH",
     "DEFAULT_READ_ONLY_PATHS",
     "ContainerSpec",
+    "DeviceRate",
     "DeviceSpec",
     "LogSpec",
     "MountSpec",
@@ -93,6 +94,16 @@ class MountSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRate:
+    """A limit (bytes or operations a second) or, for ``ResourceLimits.blkio_weight_devices``, a weight of one block
+    device.
+    """
+
+    path: str
+    rate: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceLimits:
     """Limits of the container as a whole; 0 and '' mean unlimited. ``memory_swap_bytes`` is memory plus swap, -1
     unlimited swap.
@@ -105,6 +116,21 @@ class ResourceLimits:
     pids_limit: int = 0
     cpu_shares: int = 0
     cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    cpu_period_us: int = 0
+    """With ``cpu_quota_us`` the same limit as ``nano_cpus``, in the kernel's words; not both."""
+    cpu_quota_us: int = 0
+    memory_swappiness: int = -1
+    """0..100; -1 leaves the host's. cgroup v1 only: v2 has nothing like it."""
+    oom_kill_disable: bool = False
+    """cgroup v1 only."""
+    blkio_weight: int = 0
+    """10..1000; needs an I/O scheduler with weights (bfq) or v2's io.weight."""
+    blkio_weight_devices: tuple[DeviceRate, ...] = ()
+    device_read_bps: tuple[DeviceRate, ...] = ()
+    device_write_bps: tuple[DeviceRate, ...] = ()
+    device_read_iops: tuple[DeviceRate, ...] = ()
+    device_write_iops: tuple[DeviceRate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +184,10 @@ class DeviceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
-    """A whole container. ``network='fd'`` means a network namespace handed to `RuntimeClient.start`."""
+    """A whole container. ``network='fd'`` means a network namespace handed to `RuntimeClient.start`.
+
+    ``container:ID`` in ``network``, ``pid`` and ``ipc`` joins the namespace of a container that this supervisor runs.
+    """
 
     id: str
     root: RootFs
@@ -167,16 +196,27 @@ class ContainerSpec:
     domainname: str = ""
     mounts: tuple[MountSpec, ...] = ()
     resources: ResourceLimits = field(default_factory=ResourceLimits)
-    network: Literal["none", "host", "fd"] = "none"
+    network: str = "none"
+    """``none``, ``host``, ``fd`` or ``container:ID``."""
+    pid: str = "private"
+    """``private``, ``host`` or ``container:ID``. Not private: when the first process ends, the others of the container's
+    cgroup are killed, as the kernel does for a namespace of its own.
+    """
+    ipc: str = "private"
+    """``private``, ``host``, ``container:ID`` (with its /dev/shm) or ``none`` (private, without /dev/shm)."""
+    uts: Literal["private", "host"] = "private"
+    cgroup_namespace: Literal["private", "host"] = "private"
     cgroup_path: str = ""
     """Below the client's cgroup parent; the id when empty."""
     log: LogSpec | None = None
     """None throws output away (after giving it to whoever is attached)."""
     seccomp: str = "default"
-    """``default``, ``unconfined`` or the path of a profile in Docker's JSON form."""
+    """``default``, ``unconfined``, a profile in Docker's JSON form, or the path of one."""
     masked_paths: tuple[str, ...] = DEFAULT_MASKED_PATHS
     read_only_paths: tuple[str, ...] = DEFAULT_READ_ONLY_PATHS
     devices: tuple[DeviceSpec, ...] = ()
+    device_cgroup_rules: tuple[str, ...] = ()
+    """``c 1:3 rwm``: what may be opened beside ``devices``; ``*`` for a number is any."""
     sysctls: dict[str, str] = field(default_factory=dict)
     init: bool = False
     privileged: bool = False

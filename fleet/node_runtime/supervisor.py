@@ -73,7 +73,6 @@ _ORPHAN_WAIT_S = 3.0
 _OOM_CHECKS, _OOM_CHECK_S = 20, 0.05
 _REMOVE_RETRY_S = 0.01
 _REMOVE_TIMEOUT_S = 30.0
-_NEW_NAMESPACES = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC
 
 
 class RequestError(Exception):
@@ -269,16 +268,35 @@ class Supervisor:
             "log": plan["log"],
             "tty": plan["process"]["tty"],
             "watch_oom": bool(plan["limits"].get("memory_bytes")),
+            "shares_pid": plan["pid"] != "private",
         }
+        joins = {what: pidfd for what in ("network", "pid", "ipc") if (pidfd := self._joined(plan[what], what)) >= 0}
         self._state.create(container_id, record)
         container = self._containers[container_id] = Container(container_id, record)
         try:
-            self._launch(container, plan, given, answer)
+            self._launch(container, plan, given, joins, answer)
         except BaseException:
             self._forget(container)
             raise
 
-    def _launch(self, container: Container, plan: dict[str, Any], given: dict[str, int], answer: Answer) -> None:
+    def _joined(self, mode: str, what: str) -> int:
+        """The pidfd of the container that ``container:ID`` names, -1 for other modes."""
+        kind, _, other = mode.partition(":")
+        if kind != "container":
+            return -1
+        container = self._containers.get(other)
+        if container is None or container.status not in _LIVING:
+            raise RequestError("conflict", f"cannot join the {what} namespace of a non running container: {other}")
+        return container.pidfd
+
+    def _launch(
+        self,
+        container: Container,
+        plan: dict[str, Any],
+        given: dict[str, int],
+        joins: dict[str, int],
+        answer: Answer,
+    ) -> None:
         opened: list[int] = []
         ours, theirs = _socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
         try:
@@ -294,17 +312,23 @@ class Supervisor:
             if container.log is not None:
                 container.log.open()
             plan["cgroup2"] = self._cgroups.is_v2
-            flags = _NEW_NAMESPACES | (syscalls.CLONE_NEWNET if plan["network"] == "none" else 0)
-            pid, pidfd = syscalls.clone3(flags)
-            if not pid:
-                process.become_container(
-                    plan,
-                    report=theirs,
-                    entrances=entrances,
-                    netns=given.get("netns", -1),
-                    streams=streams,
-                    staging=self._staging,
-                )
+            try:
+                if "pid" in joins:  # children are born there as long as this is set
+                    syscalls.setns(joins["pid"], syscalls.CLONE_NEWPID)
+                pid, pidfd = syscalls.clone3(_new_namespaces(plan))
+                if not pid:
+                    process.become_container(
+                        plan,
+                        report=theirs,
+                        entrances=entrances,
+                        netns=given.get("netns", -1),
+                        joins=joins,
+                        streams=streams,
+                        staging=self._staging,
+                    )
+            finally:
+                if "pid" in joins:
+                    syscalls.setns(self._own_pid_namespace, syscalls.CLONE_NEWPID)
             container.pid, container.pidfd = pid, pidfd
             container.started_at_ns = time.time_ns()
             self._write_running(container)
@@ -507,6 +531,8 @@ class Supervisor:
             container.exit_code = LOST_EXIT_CODE
         else:
             container.exit_code = 128 + (status & 0x7F) if status & 0x7F else status >> 8 & 0xFF
+        if container.spec.get("shares_pid"):
+            self._cgroups.kill(container.spec["cgroup"])
         container.finish_output()
         if container.spec["watch_oom"] and self._cgroups.oom_kills(container.spec["cgroup"]):
             container.oom_killed = True
@@ -782,6 +808,19 @@ class Supervisor:
                 container.master = os.dup(fd)
                 container.pumps.append(Pump(self._loop, os.dup(fd), "stdout", container))
         answer({"pid": os.getpid()})
+
+
+def _new_namespaces(plan: dict[str, Any]) -> int:
+    flags = syscalls.CLONE_NEWNS
+    if plan["network"] == "none":
+        flags |= syscalls.CLONE_NEWNET
+    if plan["pid"] == "private":
+        flags |= syscalls.CLONE_NEWPID
+    if plan["ipc"] in ("private", "none"):
+        flags |= syscalls.CLONE_NEWIPC
+    if plan["uts"] == "private":
+        flags |= syscalls.CLONE_NEWUTS
+    return flags
 
 
 def main(arguments: list[str]) -> int:

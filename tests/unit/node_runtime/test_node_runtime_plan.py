@@ -46,7 +46,7 @@ def test_a_spec_survives_json() -> None:
     [
         {"unknown": 1},
         {"id": 7},
-        {"network": "bridge"},
+        {"uts": "bridge"},
         {"mounts": "x"},
         {"sysctls": {"a": 1}},
         {"init": 1},
