@@ -14,6 +14,7 @@ import msgspec
 from fleet import errors
 from fleet.agent.controller import Exit
 from fleet.agent.image_sources import ImageLocator, close_all
+from fleet.agent.payload_files import Payloads, payload_files
 from fleet.agent.templates import expand, placeholders
 from fleet.containers import (
     Container,
@@ -29,7 +30,7 @@ from fleet.images import ImageStore
 from fleet.logs import get_logger
 from fleet.model.defaults import stop_grace
 from fleet.model.node import NodeDescription
-from fleet.model.service import ContainerSpec, FileTarget, Mount, PublishMode, TaskSpec
+from fleet.model.service import Mount, PublishMode, TaskSpec
 from fleet.model.task import ContainerStatus, Task, task_name
 from fleet.model.units import parse_bytes
 from fleet.network.ipam import mac_for
@@ -41,15 +42,12 @@ __all__ = ["ContainerTasks", "TaskSupplies", "container_config"]
 log = get_logger("container-task")
 
 _FETCH_RETRY_S: Final = 0.5
-_SECRETS_FOLDER: Final = "/run/secrets/"
 _LABEL: Final = "com.docker.swarm."
 
 
-class TaskSupplies(Protocol):
+class TaskSupplies(Payloads, Protocol):
     """What the worker holds for tasks."""
 
-    def secret(self, secret_id: str) -> bytes: ...
-    def config(self, config_id: str) -> bytes: ...
     async def ensure_network(self, network_id: str) -> None: ...
 
 
@@ -120,9 +118,14 @@ class ContainerTasks:
         if container.state.status is Status.CREATED:
             for attachment in task.network_attachments:
                 await self._supplies.ensure_network(attachment.network_id)
-            await self._engine.start(container.id, files=_files(task.spec.container_spec, self._supplies))
+            await self._engine.start(container.id, files=self._files(task))
             container = self._engine.get(container.id)
         return ContainerStatus(container_id=container.id, pid=container.state.pid)
+
+    def _files(self, task: Task) -> tuple[FileMount, ...]:
+        description = self._description()
+        values = placeholders(task, hostname=description.hostname, description=description)
+        return payload_files(task.spec.container_spec, self._supplies, values)
 
     async def wait_healthy(self, task: Task) -> bool:
         container = self._find(task)
@@ -184,7 +187,7 @@ def container_config(task: Task, supplies: TaskSupplies, description: NodeDescri
         groups=spec.groups,
         hostname=expand(spec.hostname, values),
         mounts=tuple(_mount(mount, values) for mount in spec.mounts),
-        files=_files(spec, supplies),
+        files=payload_files(spec, supplies, values),
         network_mode=mode,
         networks=attachments,
         network_names=(task_name(task), f"{task.service_name}.{task.slot or task.node_id}"),
@@ -242,26 +245,6 @@ def _networks(task: Task) -> tuple[NetworkMode, tuple[AttachmentSpec, ...]]:
 
 def _mount(mount: Mount, values: Mapping[str, str]) -> Mount:
     return msgspec.structs.replace(mount, source=expand(mount.source, values))
-
-
-def _files(spec: ContainerSpec, supplies: TaskSupplies) -> tuple[FileMount, ...]:
-    files = []
-    for secret in spec.secrets:
-        target = secret.file.name if secret.file and secret.file.name else secret.secret_name
-        path = target if target.startswith("/") else _SECRETS_FOLDER + target
-        files.append(_file(path, secret.file, supplies.secret(secret.secret_id)))
-    for config in spec.configs:
-        target = config.file.name if config.file and config.file.name else config.config_name
-        path = target if target.startswith("/") else "/" + target
-        files.append(_file(path, config.file, supplies.config(config.config_id)))
-    return tuple(files)
-
-
-def _file(path: str, target: FileTarget | None, data: bytes) -> FileMount:
-    wanted = target or FileTarget()
-    if not (wanted.uid.isdigit() and wanted.gid.isdigit()):
-        raise errors.RejectedFault(f"file {path}: owner {wanted.uid}:{wanted.gid} must be numbers")
-    return FileMount(target=path, data=data, uid=int(wanted.uid), gid=int(wanted.gid), mode=wanted.mode)
 
 
 def _extra_hosts(hosts: tuple[str, ...]) -> list[str]:

@@ -1,9 +1,11 @@
-"""``{{.Task.Slot}}`` and its like in a task's hostname, environment and mounts, as Docker Swarm expands them (TPL-01..03)."""
+"""``{{.Task.Slot}}`` and its like in a task's hostname, environment, mounts and templated files, as Docker Swarm expands them
+(TPL-01..04).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from fleet import errors
@@ -12,7 +14,11 @@ from fleet.model.task import Task, task_name
 
 __all__ = ["expand", "placeholders"]
 
-_PLACE: Final = re.compile(r"\{\{-?\s*(?:index\s+)?(\.[A-Za-z.]+)(?:\s+\"([^\"]*)\"|\.([\w.-]+))?\s*-?\}\}")
+_PLACE: Final = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_FIELD: Final = re.compile(r"(?:index\s+)?(\.[A-Za-z.]+)(?:\s+\"([^\"]*)\"|\.([\w.-]+))?")
+_CALL: Final = re.compile(r"([a-z]+)\s+(?:\"([^\"]*)\"|`([^`]*)`)")
+_SHOWN: Final = 60
+"""Characters of a placeholder that an error may show: never the text around it, which may be secret."""
 
 
 def placeholders(task: Task, *, hostname: str, description: NodeDescription) -> dict[str, str]:
@@ -32,23 +38,42 @@ def placeholders(task: Task, *, hostname: str, description: NodeDescription) -> 
     return values
 
 
-def expand(text: str, values: Mapping[str, str]) -> str:
-    """``text`` with its placeholders replaced. Raises ``RejectedFault`` naming one that means nothing."""
+def expand(
+    text: str,
+    values: Mapping[str, str],
+    *,
+    functions: Mapping[str, Callable[[str], str | None]] | None = None,
+) -> str:
+    """``text`` with its placeholders replaced, in one pass: what they bring in is not looked through again.
+
+    ``functions`` are those of one quoted argument; None from one means that there is no such thing. Raises ``RejectedFault``
+    naming a placeholder that means nothing.
+    """
     if "{{" not in text:
         return text
+    calls = functions or {}
 
     def replaced(match: re.Match[str]) -> str:
-        key = match[2] or match[3]
-        name = f"{match[1]}.{key}" if key else match[1]
-        if name not in values:
-            raise errors.RejectedFault(
-                f"template {match[0]}: {name} is not known; known are {', '.join(sorted(values))}"
-            )
-        return values[name]
-
-    result = _PLACE.sub(replaced, text)
-    if "{{" in result:
+        inner = match[1].strip("-").strip()
+        shown = f"{{{{{match[1][:_SHOWN]}}}}}"
+        if call := _CALL.fullmatch(inner):
+            name, argument = call[1], call[2] if call[2] is not None else call[3]
+            if name in calls:
+                found = calls[name](argument)
+                if found is None:
+                    raise errors.RejectedFault(f"template {shown}: this task has no {name} {argument!r}")
+                return found
+        elif field := _FIELD.fullmatch(inner):
+            key = field[2] or field[3]
+            name = f"{field[1]}.{key}" if key else field[1]
+            if name in values:
+                return values[name]
+            raise errors.RejectedFault(f"template {shown}: {name} is not known; known are {', '.join(sorted(values))}")
+        also = "".join(f', {{{{ {name} "NAME" }}}}' for name in calls)
         raise errors.RejectedFault(
-            f"template {text!r}: only plain placeholders such as {{{{.Task.Slot}}}} are understood"
+            f"template {shown}: only plain placeholders are understood, such as {{{{.Task.Slot}}}}{also}"
         )
-    return result
+
+    if "{{" in _PLACE.sub("", text):
+        raise errors.RejectedFault("template: a placeholder begins with {{ and has no }}")
+    return _PLACE.sub(replaced, text)

@@ -62,19 +62,19 @@ class Worker:
 
     # What tasks need ------------------------------------------------------------------------------------------
 
-    def secret(self, secret_id: str) -> bytes:
-        """The secret's data. Raises ``UnavailableError`` while it has not come."""
+    def secret(self, secret_id: str) -> dispatch.SecretItem:
+        """The secret. Raises ``UnavailableError`` while it has not come."""
         item = self._items.get(f"secret/{secret_id}")
         if not isinstance(item, dispatch.SecretItem):
             raise errors.UnavailableError(f"secret {SecretId(secret_id)} is not here yet")
-        return item.data
+        return item
 
-    def config(self, config_id: str) -> bytes:
-        """The config's data. Raises ``UnavailableError`` while it has not come."""
+    def config(self, config_id: str) -> dispatch.ConfigItem:
+        """The config. Raises ``UnavailableError`` while it has not come."""
         item = self._items.get(f"config/{config_id}")
         if not isinstance(item, dispatch.ConfigItem):
             raise errors.UnavailableError(f"config {ConfigId(config_id)} is not here yet")
-        return item.data
+        return item
 
     async def ensure_network(self, network_id: str) -> None:
         """The network is there with its present state. Raises ``UnavailableError`` while it has not come."""

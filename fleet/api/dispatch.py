@@ -129,6 +129,8 @@ class SecretItem(_Message, frozen=True, kw_only=True):
 
     secret_id: SecretId
     data: bytes
+    templated: bool = False
+    """The data has placeholders to be filled in for each task."""
 
     def __repr__(self) -> str:
         return f"SecretItem({self.secret_id}, <{len(self.data)} bytes>)"
@@ -139,6 +141,7 @@ class ConfigItem(_Message, frozen=True, kw_only=True):
 
     config_id: ConfigId
     data: bytes
+    templated: bool = False
 
 
 Item = TaskItem | NetworkItem | NodeItem | EndpointItem | ServiceItem | PublishedItem | SecretItem | ConfigItem

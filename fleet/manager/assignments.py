@@ -25,9 +25,11 @@ from fleet.api.dispatch import (
     TaskItem,
     key_of,
 )
+from fleet.model.common import Driver
 from fleet.model.ids import NetworkId, NodeId
 from fleet.model.network import Network
 from fleet.model.node import Node, NodeState
+from fleet.model.secret import TEMPLATE_DRIVER
 from fleet.model.service import EndpointMode, PublishMode, Service
 from fleet.model.task import Attachment, Task, TaskState, task_name
 from fleet.store import Store
@@ -89,12 +91,12 @@ class Assembler:
             items.append(NetworkItem(network=network, vxlan_port=self._vxlan_port, node_address=address))
             items.extend(network_items.get(network_id, ()))
         items.extend(
-            SecretItem(secret_id=secret.id, data=secret.spec.data)
+            SecretItem(secret_id=secret.id, data=secret.spec.data, templated=_is_template(secret.spec.templating))
             for secret_id in sorted(secrets)
             if (secret := self._store.secrets.get(secret_id)) is not None
         )
         items.extend(
-            ConfigItem(config_id=config.id, data=config.spec.data)
+            ConfigItem(config_id=config.id, data=config.spec.data, templated=_is_template(config.spec.templating))
             for config_id in sorted(configs)
             if (config := self._store.configs.get(config_id)) is not None
         )
@@ -148,6 +150,10 @@ class Assembler:
         self._network_items = by_network
         self._published = published
         return by_network
+
+
+def _is_template(driver: Driver | None) -> bool:
+    return driver is not None and driver.name == TEMPLATE_DRIVER
 
 
 def _endpoint(task: Task, node: Node, attachment: Attachment) -> EndpointItem | None:

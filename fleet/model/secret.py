@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 from fleet.model.common import Driver, Version
 from fleet.model.ids import ConfigId, SecretId
 from fleet.model.wire import Value
 
-__all__ = ["Config", "ConfigSpec", "Secret", "SecretSpec"]
+__all__ = ["TEMPLATE_DRIVER", "Config", "ConfigSpec", "Secret", "SecretSpec"]
+
+TEMPLATE_DRIVER: Final = "golang"
+"""The one ``templating`` there is: the agent fills in placeholders for each task (SCF-06)."""
 
 
 class SecretSpec(Value, frozen=True, kw_only=True):

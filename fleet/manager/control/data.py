@@ -14,7 +14,7 @@ from fleet.manager.control.context import Context, required_version
 from fleet.manager.control.filters import any_prefix, has_labels, one_of
 from fleet.manager.control.service_spec import check_labels
 from fleet.model.ids import ConfigId, SecretId
-from fleet.model.secret import Config, ConfigSpec, Secret, SecretSpec
+from fleet.model.secret import TEMPLATE_DRIVER, Config, ConfigSpec, Secret, SecretSpec
 from fleet.model.service import Service
 from fleet.store import Table, Transaction
 
@@ -80,15 +80,19 @@ class _DataControl(Generic[T]):
     def _references(self, service: Service) -> Iterator[str]:
         raise NotImplementedError
 
-    def _check(self, name: str, labels: dict[str, str], data: bytes) -> None:
-        if len(name) > _NAME_LENGTH_MAX or not _NAME.fullmatch(name):
+    def _check(self, spec: SecretSpec | ConfigSpec) -> None:
+        if len(spec.name) > _NAME_LENGTH_MAX or not _NAME.fullmatch(spec.name):
             raise errors.UserError(
                 f"invalid name, only {_NAME_LENGTH_MAX} [a-zA-Z0-9-_.] characters allowed,"
                 " and the start and end character must be [a-zA-Z0-9]"
             )
-        check_labels(labels, what=self._word)
-        if not 0 < len(data) < self._bytes_max:
+        check_labels(spec.labels, what=self._word)
+        if not 0 < len(spec.data) < self._bytes_max:
             raise errors.UserError(f"{self._word} data must be larger than 0 and less than {self._bytes_max} bytes")
+        if spec.templating is not None and spec.templating.name not in ("", TEMPLATE_DRIVER):
+            raise errors.UserError(
+                f"{self._word} {spec.name}: template driver {spec.templating.name!r} is not known, only {TEMPLATE_DRIVER}"
+            )
 
     async def _update(self, text: str, labels: dict[str, str], *, name: str, data: bytes, version: int | None) -> T:
         """New labels; name and data may be repeated but not changed."""
@@ -111,10 +115,9 @@ class SecretControl(_DataControl[Secret]):
 
     async def create(self, spec: SecretSpec) -> Secret:
         """Raises ``UserError``, ``UnsupportedError`` (drivers), ``ConflictError`` (name taken)."""
-        for word, driver in (("Driver", spec.driver), ("Templating", spec.templating)):
-            if driver is not None and driver.name:
-                raise errors.UnsupportedError(f"secret {spec.name}: {word} {driver.name!r} is not supported")
-        self._check(spec.name, spec.labels, spec.data)
+        if spec.driver is not None and spec.driver.name:
+            raise errors.UnsupportedError(f"secret {spec.name}: Driver {spec.driver.name!r} is not supported")
+        self._check(spec)
         now = self._context.now()
         secret = Secret(id=SecretId(self._context.new_id()), created_at=now, updated_at=now, spec=spec)
         await self._context.store.commit(Transaction().create(secret))
@@ -135,10 +138,8 @@ class ConfigControl(_DataControl[Config]):
         super().__init__(context, context.store.configs, bytes_max=CONFIG_BYTES_MAX)
 
     async def create(self, spec: ConfigSpec) -> Config:
-        """Raises ``UserError``, ``UnsupportedError`` (templating), ``ConflictError`` (name taken)."""
-        if spec.templating is not None and spec.templating.name:
-            raise errors.UnsupportedError(f"config {spec.name}: Templating {spec.templating.name!r} is not supported")
-        self._check(spec.name, spec.labels, spec.data)
+        """Raises ``UserError``, ``ConflictError`` (name taken)."""
+        self._check(spec)
         now = self._context.now()
         config = Config(id=ConfigId(self._context.new_id()), created_at=now, updated_at=now, spec=spec)
         await self._context.store.commit(Transaction().create(config))

@@ -251,17 +251,20 @@ def test_data_has_a_size(run) -> None:
     run(body)
 
 
-def test_drivers_and_templates_of_data_are_refused(run) -> None:
+def test_secret_drivers_and_unknown_template_drivers_are_refused(run) -> None:
     async def body(world) -> None:
-        golang = Driver(name="golang")
-        for spec in (
-            SecretSpec(name="s", data=b"x", driver=golang),
-            SecretSpec(name="s", data=b"x", templating=golang),
-        ):
-            with pytest.raises(errors.UnsupportedError):
-                await world.api.secrets.create(spec)
+        golang, jinja = Driver(name="golang"), Driver(name="jinja")
         with pytest.raises(errors.UnsupportedError):
-            await world.api.configs.create(ConfigSpec(name="c", data=b"x", templating=golang))
+            await world.api.secrets.create(SecretSpec(name="s", data=b"x", driver=golang))
+        with pytest.raises(errors.UserError, match="template driver 'jinja'"):
+            await world.api.secrets.create(SecretSpec(name="s", data=b"x", templating=jinja))
+        with pytest.raises(errors.UserError, match="template driver 'jinja'"):
+            await world.api.configs.create(ConfigSpec(name="c", data=b"x", templating=jinja))
+        config = await world.api.configs.create(ConfigSpec(name="c", data=b"{{.Task.Slot}}", templating=golang))
+        assert config.spec.templating == golang
+        assert (
+            await world.api.secrets.create(SecretSpec(name="s", data=b"x", templating=golang))
+        ).spec.templating == golang
 
     run(body)
 
