@@ -193,10 +193,15 @@ def planned_mounts(requests: Sequence[MountRequest], volume_targets: Sequence[st
 
 
 def plan_spec(
-    container: Container, *, layer_dirs: Sequence[Path], directory: Path, file_sources: Sequence[tuple[str, Path]]
+    container: Container,
+    *,
+    layer_dirs: Sequence[Path],
+    directory: Path,
+    file_sources: Sequence[tuple[str, Path]],
+    etc_directory: Path | None = None,
 ) -> rt.ContainerSpec:
     """What the supervisor is told. ``directory`` is the container's own; ``file_sources`` are (target, host path) of
-    secrets and configs.
+    secrets and configs; ``etc_directory`` holds hosts, hostname and resolv.conf when they are another container's.
     """
     config = container.config
     return rt.ContainerSpec(
@@ -208,11 +213,16 @@ def plan_spec(
             read_only=config.read_only,
         ),
         process=plan_process(container),
-        hostname="" if config.network_mode is NetworkMode.HOST and not config.hostname else container.hostname,
+        hostname=_hostname(container),
         domainname=config.domainname,
-        mounts=_plan_mounts(container, directory, file_sources),
+        mounts=_plan_mounts(container, etc_directory or directory, file_sources),
         resources=config.resources,
-        network=_network(config.network_mode),
+        network=_network(config),
+        pid=config.pid_mode or "private",
+        ipc="private" if config.ipc_mode in ("", "shareable") else config.ipc_mode,
+        uts="host" if config.uts_mode == "host" else "private",
+        cgroup_namespace="host" if config.cgroupns_mode == "host" else "private",
+        cgroup_path=f"{config.cgroup_parent.strip('/')}/{container.id}" if config.cgroup_parent.strip("/") else "",
         log=None
         if config.log.driver == "none"
         else rt.LogSpec(
@@ -222,6 +232,7 @@ def plan_spec(
         masked_paths=() if config.privileged else rt.DEFAULT_MASKED_PATHS,
         read_only_paths=() if config.privileged else rt.DEFAULT_READ_ONLY_PATHS,
         devices=config.devices,
+        device_cgroup_rules=config.device_cgroup_rules,
         sysctls=config.sysctls,
         init=config.init,
         privileged=config.privileged,
@@ -260,8 +271,17 @@ def log_path(directory: Path) -> Path:
     return directory / "log" / "json.log"
 
 
-def _network(mode: NetworkMode) -> Any:
-    return {NetworkMode.NONE: "none", NetworkMode.HOST: "host"}.get(mode, "fd")
+def _network(config: ContainerConfig) -> str:
+    if config.network_mode is NetworkMode.CONTAINER:
+        return f"container:{config.network_container}"
+    return {NetworkMode.NONE: "none", NetworkMode.HOST: "host"}.get(config.network_mode, "fd")
+
+
+def _hostname(container: Container) -> str:
+    config = container.config
+    if config.uts_mode == "host" or (config.network_mode is NetworkMode.HOST and not config.hostname):
+        return ""
+    return container.hostname
 
 
 def _plan_mounts(

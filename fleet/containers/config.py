@@ -55,6 +55,13 @@ class NetworkMode(enum.StrEnum):
     """One interface on the host-local default network."""
     NETWORKS = "networks"
     """One interface per entry of ``ContainerConfig.networks``."""
+    CONTAINER = "container"
+    """That of ``ContainerConfig.network_container``, with its host name and name service."""
+
+    @property
+    def has_sandbox(self) -> bool:
+        """Whether the network room makes a namespace for it."""
+        return self in (NetworkMode.BRIDGE, NetworkMode.NETWORKS)
 
 
 class RestartName(enum.StrEnum):
@@ -116,6 +123,8 @@ class ContainerConfig(Value, frozen=True, kw_only=True):
     files: tuple[FileMount, ...] = ()
     network_mode: NetworkMode = NetworkMode.BRIDGE
     networks: tuple[AttachmentSpec, ...] = ()
+    network_container: str = ""
+    """Whose network is shared: a name when asked for, the full id once the container is made."""
     network_names: tuple[str, ...] = ()
     """Further names under which the container's DNS knows itself, such as ``web.1``."""
     host_ports: tuple[HostPort, ...] = ()
@@ -132,6 +141,17 @@ class ContainerConfig(Value, frozen=True, kw_only=True):
     privileged: bool = False
     seccomp: str = "default"
     devices: tuple[DeviceSpec, ...] = ()
+    device_cgroup_rules: tuple[str, ...] = ()
+    cgroup_parent: str = ""
+    """A path below fleet's own cgroup."""
+    pid_mode: str = ""
+    """'' and ``private`` are its own; ``host``; ``container:ID``."""
+    ipc_mode: str = ""
+    """'' is ``private``; ``shareable`` may be joined; ``host``; ``none``; ``container:ID``."""
+    uts_mode: str = ""
+    cgroupns_mode: str = ""
+    volumes_from: tuple[str, ...] = ()
+    """``container[:ro|rw]``: its volumes and binds are mounted here as well."""
     read_only: bool = False
     init: bool = False
     tty: bool = False
@@ -184,8 +204,39 @@ def check_config(config: ContainerConfig) -> None:
         raise UserError(f"log driver {config.log.driver!r} is not supported here: use json-file or none")
     if config.stop_grace_s is not None and config.stop_grace_s < 0:
         raise UserError("stop grace period cannot be negative")
+    _check_modes(config)
     if config.network_mode is not NetworkMode.NETWORKS and config.networks:
         raise UserError(f"network mode {config.network_mode} cannot be combined with networks")
+
+
+def _check_modes(config: ContainerConfig) -> None:
+    """Docker's rules and words (moby ``runconfig``, ``api/types/container/hostconfig.go``)."""
+    for what, mode, plain in (
+        ("PID", config.pid_mode, ("", "private", "host")),
+        ("IPC", config.ipc_mode, ("", "private", "shareable", "host", "none")),
+        ("UTS", config.uts_mode, ("", "private", "host")),
+        ("cgroup namespace", config.cgroupns_mode, ("", "private", "host")),
+    ):
+        joins = what in ("PID", "IPC") and mode.startswith("container:") and mode != "container:"
+        if mode not in plain and not joins:
+            raise UserError(f"invalid {what} mode: {mode}")
+    if config.uts_mode == "host" and (config.hostname or config.domainname):
+        raise UserError("conflicting options: hostname and the UTS mode")
+    if any(part in (".", "..") for part in config.cgroup_parent.split("/")):
+        raise UserError(f"invalid cgroup parent {config.cgroup_parent!r}: it must be a path of plain names")
+    if config.network_mode is not NetworkMode.CONTAINER:
+        return
+    if not config.network_container:
+        raise UserError("invalid network mode: container: needs a name or an id")
+    for what, given in (
+        ("hostname and the network mode", config.hostname),
+        ("dns and the network mode", config.dns_servers or config.dns_search or config.dns_options),
+        ("custom host-to-IP mapping and the network mode", config.extra_hosts),
+        ("port publishing and the container type network mode", config.host_ports),
+        ("port exposing and the container type network mode", config.exposed_ports),
+    ):
+        if given:
+            raise UserError(f"conflicting options: {what}")
 
 
 def is_name(text: str) -> bool:

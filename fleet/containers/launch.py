@@ -15,7 +15,7 @@ from fleet.containers.config import NetworkMode
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
 from fleet.containers.record import Container, HealthState, NetworkAddress, Status
-from fleet.errors import NotFoundError, RejectedFault
+from fleet.errors import ConflictError, NotFoundError, RejectedFault
 from fleet.network.topology import AttachmentSpec, Sandbox, SandboxSpec
 
 __all__ = ["Launcher"]
@@ -38,11 +38,18 @@ class Launcher:
         except NotFoundError as cause:
             raise RejectedFault(f"no such image: {record.config.image}") from cause
         directory = core.records.directory(record.id)
+        etc_directory = self._joined(record)
         netns_fd, sandbox = await self._enter_network(record)
         stdin_fd, attach_fd = self._attachments.prepare(entry)
         try:
             sources = await core.in_thread(self._lay_files, record, directory, sandbox)
-            spec = assemble.plan_spec(record, layer_dirs=image.layer_dirs, directory=directory, file_sources=sources)
+            spec = assemble.plan_spec(
+                record,
+                layer_dirs=image.layer_dirs,
+                directory=directory,
+                file_sources=sources,
+                etc_directory=etc_directory,
+            )
             await saved
             started = await core.runtime.start(spec, netns_fd=netns_fd, stdin_fd=stdin_fd, attach_fd=attach_fd)
         finally:
@@ -62,9 +69,32 @@ class Launcher:
             health=HealthState() if record.healthcheck else None,
         )
 
+    def _joined(self, record: Container) -> Path | None:
+        """Check that the containers whose namespaces are shared run; the directory of the one that shares its network.
+
+        Raises ``ConflictError`` in Docker's words.
+        """
+        config = record.config
+        for what, mode in (("PID", config.pid_mode), ("IPC", config.ipc_mode)):
+            kind, _, other = mode.partition(":")
+            if kind == "container":
+                self._running(other, f"cannot join {what} namespace of a non running container")
+        if config.network_mode is not NetworkMode.CONTAINER:
+            return None
+        donor = self._running(config.network_container, "cannot join network of a non running container")
+        return self._core.records.directory(donor.config.network_container or donor.id)
+
+    def _running(self, container_id: str, sentence: str) -> Container:
+        entry = self._core.entries.get(container_id)
+        if entry is None:
+            raise NotFoundError(f"No such container: {container_id}")
+        if not entry.record.is_up:
+            raise ConflictError(f"{sentence}: {container_id}")
+        return entry.record
+
     async def _enter_network(self, record: Container) -> tuple[int | None, Sandbox | None]:
         config = record.config
-        if config.network_mode in (NetworkMode.NONE, NetworkMode.HOST):
+        if not config.network_mode.has_sandbox:
             return None, None
         attachments = config.networks
         if config.network_mode is NetworkMode.BRIDGE:

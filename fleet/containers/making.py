@@ -12,17 +12,19 @@ import contextlib
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from fleet.containers import assemble, mounts
-from fleet.containers.config import ContainerConfig, check_config
+from fleet.containers.config import ContainerConfig, NetworkMode, check_config, normal_target
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
 from fleet.containers.events import Action
 from fleet.containers.names import new_container_id, pick_name
 from fleet.containers.ports import ImageView
-from fleet.containers.record import Container, ExitStatus, Status
+from fleet.containers.record import Container, ExitStatus, MountPoint, Status
 from fleet.containers.runs import Runs
 from fleet.containers.volumes import VolumeStore
-from fleet.errors import ConflictError, FleetError, NotFoundError, RejectedFault, RuntimeFault
+from fleet.errors import ConflictError, FleetError, NotFoundError, RejectedFault, RuntimeFault, UserError
 
 __all__ = ["Making"]
 
@@ -49,6 +51,7 @@ class Making:
         """
         check_config(config)
         core = self._core
+        config = self._resolved(config)
         try:
             image = core.images.get(config.image)
         except NotFoundError as cause:
@@ -76,13 +79,66 @@ class Making:
         core.emit(Action.CREATE, record)
         return record
 
+    def _resolved(self, config: ContainerConfig) -> ContainerConfig:
+        """Names of containers whose namespaces are shared, as ids; so a later renaming changes nothing. Raises
+        ``NotFoundError``, ``UserError``.
+        """
+        changes: dict[str, str] = {}
+        if config.network_mode is NetworkMode.CONTAINER:
+            donor = self._core.find(config.network_container).record
+            if donor.config.network_mode is NetworkMode.CONTAINER:
+                # Its own donor has the files in /etc, and is the one whose end matters.
+                donor = self._core.find(donor.config.network_container).record
+            changes |= {
+                "network_container": donor.id,
+                "hostname": donor.hostname,
+                "domainname": donor.config.domainname,
+            }
+            if config.uts_mode == "host":
+                del changes["hostname"], changes["domainname"]
+        for field in ("pid_mode", "ipc_mode"):
+            kind, _, other = getattr(config, field).partition(":")
+            if kind != "container":
+                continue
+            donor = self._core.find(other).record
+            if field == "ipc_mode" and donor.config.ipc_mode != "shareable":
+                raise UserError(
+                    f"can't join IPC of container {donor.id}: non-shareable IPC "
+                    "(hint: use IpcMode:shareable for the donor container)"
+                )
+            changes[field] = f"container:{donor.id}"
+        return msgspec.structs.replace(config, **changes) if changes else config
+
+    async def _volumes_from(self, config: ContainerConfig) -> tuple[MountPoint, ...]:
+        """What the containers named by ``volumes_from`` have mounted, but for targets the config names itself; of two
+        the first wins. Their anonymous volumes are kept from now on: they are no longer one container's.
+        """
+        taken = {normal_target(target) for target in (*(m.target for m in config.mounts), *config.volume_targets)}
+        points: list[MountPoint] = []
+        for text in config.volumes_from:
+            name, colon, mode = text.partition(":")
+            if colon and mode not in ("ro", "rw", "z", "Z"):
+                raise UserError(f"invalid mode for volumes-from: {mode}")
+            for point in self._core.find(name).record.mounts:
+                if point.kind == "tmpfs" or point.target in taken:
+                    continue
+                taken.add(point.target)
+                if point.anonymous:
+                    await self._volumes.keep(point.name)
+                read_only = point.read_only or mode == "ro"
+                points.append(msgspec.structs.replace(point, read_only=read_only, anonymous=False))
+        return tuple(points)
+
     async def _build(
         self, container_id: str, name: str, config: ContainerConfig, image: ImageView, made: list[str]
     ) -> Container:
         merged = assemble.merge(config, image.config)
         assemble.plan_capabilities(add=config.capabilities_add, drop=config.capabilities_drop)
-        points = await mounts.resolve_mounts(
-            assemble.planned_mounts(config.mounts, merged.volume_targets),
+        borrowed = await self._volumes_from(config)
+        covered = {point.target for point in borrowed}
+        targets = tuple(target for target in merged.volume_targets if normal_target(target) not in covered)
+        points = borrowed + await mounts.resolve_mounts(
+            assemble.planned_mounts(config.mounts, targets),
             volumes=self._volumes,
             layer_dirs=image.layer_dirs,
             owner=container_id,

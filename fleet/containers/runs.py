@@ -25,7 +25,7 @@ from typing import Final
 
 from fleet.containers import assemble
 from fleet.containers.attach import Attachments
-from fleet.containers.config import DEFAULT_STOP_GRACE_S, NetworkMode
+from fleet.containers.config import DEFAULT_STOP_GRACE_S
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
 from fleet.containers.events import Action
@@ -229,7 +229,7 @@ class Runs:
         core = self._core
         await core.save(entry)
         await self.forget(entry.id)
-        if entry.record.config.network_mode not in (NetworkMode.NONE, NetworkMode.HOST):
+        if entry.record.config.network_mode.has_sandbox:
             await core.network.remove_sandbox(entry.id)
         entry.needs_release = False
 

@@ -384,6 +384,13 @@ class CgroupTree:
         gone = True
         for root in self._all_roots():
             gone &= _remove_tree(f"{root}{self.parent}/{path}")
+            inner = os.path.dirname(path)
+            while inner:  # made for it by `create`; others may live there
+                try:
+                    os.rmdir(f"{root}{self.parent}/{inner}")
+                except OSError:
+                    break
+                inner = os.path.dirname(inner)
         return gone
 
     def remove_parent(self) -> None:

@@ -20,11 +20,13 @@ from fleet.model.service import BindOptions, HealthConfig, Mount, TmpfsOptions, 
 from fleet.model.units import parse_bytes
 from fleet.model.wire import Value
 from fleet.network.topology import AttachmentSpec, HostPort
-from fleet.node_runtime.spec import DeviceSpec, ResourceLimits
+from fleet.node_runtime.capabilities import DEFAULT_CAPABILITIES
+from fleet.node_runtime.plan import plan_limits, read_host
+from fleet.node_runtime.seccomp_profile import parse_profile
+from fleet.node_runtime.spec import DeviceRate, DeviceSpec, ResourceLimits
 
 __all__ = ["CreateBody", "HostSettings", "UpdateBody", "config_of", "limits_of", "restart_of", "words_of"]
 
-_PERIOD_DEFAULT_US: Final = 100_000
 _PREDEFINED: Final = {"": NetworkMode.BRIDGE, "default": NetworkMode.BRIDGE, "bridge": NetworkMode.BRIDGE}
 _PREDEFINED_OTHERS: Final = {"host": NetworkMode.HOST, "none": NetworkMode.NONE}
 _BIND_WORDS: Final = frozenset({"ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated", "exec"})
@@ -55,6 +57,16 @@ class DeviceChoice(Value, frozen=True, kw_only=True):
     cgroup_permissions: str = "rwm"
 
 
+class BlockWeight(Value, frozen=True, kw_only=True):
+    path: str
+    weight: int = 0
+
+
+class BlockRate(Value, frozen=True, kw_only=True):
+    path: str
+    rate: int = 0
+
+
 class UpdateBody(Value, frozen=True, kw_only=True):
     """Resources, as in ``HostConfig`` and in ``POST /containers/{id}/update``; 0 = unlimited or unchanged."""
 
@@ -66,6 +78,15 @@ class UpdateBody(Value, frozen=True, kw_only=True):
     cpu_quota: int = 0
     cpu_period: int = 0
     cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    memory_swappiness: int | None = None
+    oom_kill_disable: bool | None = None
+    blkio_weight: int = 0
+    blkio_weight_device: tuple[BlockWeight, ...] = ()
+    blkio_device_read_bps: tuple[BlockRate, ...] = ()
+    blkio_device_write_bps: tuple[BlockRate, ...] = ()
+    blkio_device_read_iops: tuple[BlockRate, ...] = msgspec.field(default=(), name="BlkioDeviceReadIOps")
+    blkio_device_write_iops: tuple[BlockRate, ...] = msgspec.field(default=(), name="BlkioDeviceWriteIOps")
     pids_limit: int = 0
     restart_policy: RestartChoice | None = None
 
@@ -97,11 +118,13 @@ class HostSettings(UpdateBody, frozen=True, kw_only=True):
     group_add: tuple[str, ...] = ()
     security_opt: tuple[str, ...] = ()
     devices: tuple[DeviceChoice, ...] = ()
+    device_cgroup_rules: tuple[str, ...] = ()
     device_requests: tuple[dict[str, object], ...] = ()
     pid_mode: str = ""
     ipc_mode: str = ""
     uts_mode: str = msgspec.field(default="", name="UTSMode")
     userns_mode: str = ""
+    cgroupns_mode: str = ""
     cgroup_parent: str = ""
     runtime: str = ""
     volumes_from: tuple[str, ...] = ()
@@ -185,6 +208,14 @@ async def config_of(
         no_new_privileges=no_new_privileges,
         privileged=settings.privileged,
         seccomp=seccomp,
+        network_container=settings.network_mode.partition(":")[2] if mode is NetworkMode.CONTAINER else "",
+        device_cgroup_rules=settings.device_cgroup_rules,
+        cgroup_parent=settings.cgroup_parent,
+        pid_mode=settings.pid_mode,
+        ipc_mode=settings.ipc_mode,
+        uts_mode=settings.uts_mode,
+        cgroupns_mode=settings.cgroupns_mode,
+        volumes_from=settings.volumes_from,
         devices=tuple(
             DeviceSpec(source=d.path_on_host, target=d.path_in_container, permissions=d.cgroup_permissions or "rwm")
             for d in settings.devices
@@ -213,13 +244,30 @@ def limits_of(body: UpdateBody, *, base: ResourceLimits | None = None) -> Resour
         raise UserError("Minimum memory limit allowed is 6MB")
     if body.memory and 0 < body.memory_swap < body.memory:
         raise UserError("Minimum memoryswap limit should be larger than memory limit, see usage")
-    nano_cpus = body.nano_cpus
-    if body.cpu_quota > 0:
-        if nano_cpus:
-            raise UserError("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
-        nano_cpus = body.cpu_quota * 1_000_000_000 // (body.cpu_period or _PERIOD_DEFAULT_US)
+    if body.nano_cpus and body.cpu_quota > 0:
+        raise UserError("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
+    if body.nano_cpus and body.cpu_period > 0:
+        raise UserError("Conflicting options: Nano CPUs and CPU Period cannot both be set")
+    base = base or ResourceLimits()
+    if body.nano_cpus:
+        base = replace(base, cpu_period_us=0, cpu_quota_us=0)
+    elif body.cpu_period or body.cpu_quota:
+        base = replace(base, nano_cpus=0)
+    if body.memory_swappiness is not None and body.memory_swappiness >= 0:
+        base = replace(base, memory_swappiness=body.memory_swappiness)
+    if body.oom_kill_disable is not None:
+        base = replace(base, oom_kill_disable=body.oom_kill_disable)
     wanted = {
-        "nano_cpus": nano_cpus,
+        "nano_cpus": body.nano_cpus,
+        "cpu_period_us": max(0, body.cpu_period),
+        "cpu_quota_us": body.cpu_quota,
+        "cpuset_mems": body.cpuset_mems,
+        "blkio_weight": body.blkio_weight,
+        "blkio_weight_devices": tuple(DeviceRate(path=e.path, rate=e.weight) for e in body.blkio_weight_device),
+        "device_read_bps": _rates(body.blkio_device_read_bps),
+        "device_write_bps": _rates(body.blkio_device_write_bps),
+        "device_read_iops": _rates(body.blkio_device_read_iops),
+        "device_write_iops": _rates(body.blkio_device_write_iops),
         "memory_bytes": body.memory,
         "memory_swap_bytes": body.memory_swap,
         "memory_reservation_bytes": body.memory_reservation,
@@ -227,7 +275,13 @@ def limits_of(body: UpdateBody, *, base: ResourceLimits | None = None) -> Resour
         "cpu_shares": body.cpu_shares,
         "cpuset_cpus": body.cpuset_cpus,
     }
-    return replace(base or ResourceLimits(), **{key: value for key, value in wanted.items() if value})  # type: ignore[arg-type]
+    limits = replace(base, **{key: value for key, value in wanted.items() if value})  # type: ignore[arg-type]
+    plan_limits(limits)  # so that what cannot be is refused now, not at the start
+    return limits
+
+
+def _rates(entries: tuple[BlockRate, ...]) -> tuple[DeviceRate, ...]:
+    return tuple(DeviceRate(path=entry.path, rate=entry.rate) for entry in entries)
 
 
 def restart_of(choice: RestartChoice | None, *, auto_remove: bool = False) -> RestartRule:
@@ -248,18 +302,12 @@ def restart_of(choice: RestartChoice | None, *, auto_remove: bool = False) -> Re
 def _refuse(settings: HostSettings) -> None:
     """What cannot be had, one sentence each."""
     for what, text, allowed in (
-        ("PidMode", settings.pid_mode, ("", "private")),
-        ("IpcMode", settings.ipc_mode, ("", "private", "shareable")),
-        ("UTSMode", settings.uts_mode, ("", "private")),
-        ("UsernsMode", settings.userns_mode, ("",)),
-        ("CgroupParent", settings.cgroup_parent, ("",)),
+        ("UsernsMode", settings.userns_mode, ("", "host")),
         ("Runtime", settings.runtime, ("", "runc", "io.containerd.runc.v2", "fleet")),
         ("VolumeDriver", settings.volume_driver, ("", "local")),
     ):
         if text not in allowed:
             raise UnsupportedError(f"{what}={text} is not supported by fleet")
-    if settings.volumes_from:
-        raise UnsupportedError("--volumes-from is not supported: name the volumes and mount them in both containers")
     if settings.links:
         raise UnsupportedError("--link is not supported: containers find each other by name on a shared network")
     if settings.device_requests:
@@ -281,7 +329,7 @@ def _entrypoint(words: Words | None) -> tuple[str, ...] | None:
 async def _networks(body: CreateBody, networks: NetworkNames) -> tuple[NetworkMode, tuple[AttachmentSpec, ...]]:
     mode = body.host_config.network_mode
     if mode.startswith("container:"):
-        raise UnsupportedError("sharing another container's network is not supported: put both on one network")
+        return NetworkMode.CONTAINER, ()
     endpoints = dict(body.networking_config.endpoints_config)
     if mode in _PREDEFINED_OTHERS:
         return _PREDEFINED_OTHERS[mode], ()
@@ -315,7 +363,14 @@ def _security(options: tuple[str, ...]) -> tuple[bool, str]:
         elif key == "seccomp" and value in ("unconfined", "builtin"):
             seccomp = "unconfined" if value == "unconfined" else "default"
         elif key == "seccomp":
-            raise UnsupportedError("a seccomp profile of your own is not supported yet: use unconfined or leave it out")
+            if not value.lstrip().startswith("{"):  # the client reads the file and sends what is in it
+                raise UserError("Decoding seccomp profile failed: expected a JSON object")
+            parse_profile(value, DEFAULT_CAPABILITIES, machine=read_host().machine)
+            seccomp = value
+        elif key == "apparmor" and value != "unconfined":
+            raise UnsupportedError(
+                f"AppArmor profile {value!r}: fleet does not apply AppArmor profiles; use unconfined"
+            )
         elif (key, value) not in (("apparmor", "unconfined"), ("label", "disable")):
             raise UnsupportedError(f"security option {option!r} is not supported by fleet")
     return no_new_privileges, seccomp

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from fleet.containers import Container, MountPoint, NetworkMode, Status
 from fleet.containers.config import ContainerConfig
+from fleet.node_runtime.spec import DeviceRate
 
 __all__ = ["container_inspect", "container_summary", "human_duration", "status_text", "time_text"]
 
@@ -215,24 +216,24 @@ def _host_config(container: Container, network_name: Callable[[str], str]) -> di
         "RestartPolicy": {"Name": str(config.restart.name), "MaximumRetryCount": config.restart.retries_max},
         "AutoRemove": config.auto_remove,
         "VolumeDriver": "",
-        "VolumesFrom": None,
+        "VolumesFrom": list(config.volumes_from) or None,
         "CapAdd": list(config.capabilities_add) or None,
         "CapDrop": list(config.capabilities_drop) or None,
-        "CgroupnsMode": "private",
+        "CgroupnsMode": config.cgroupns_mode or "private",
         "Dns": list(config.dns_servers),
         "DnsOptions": list(config.dns_options),
         "DnsSearch": list(config.dns_search),
         "ExtraHosts": list(config.extra_hosts) or None,
         "GroupAdd": list(config.groups) or None,
-        "IpcMode": "private",
+        "IpcMode": config.ipc_mode or "private",
         "OomScoreAdj": config.oom_score_adj,
-        "PidMode": "",
+        "PidMode": config.pid_mode,
         "Privileged": config.privileged,
         "PublishAllPorts": False,
         "ReadonlyRootfs": config.read_only,
-        "SecurityOpt": None if config.no_new_privileges else ["no-new-privileges=false"],
+        "SecurityOpt": _security_options(config) or None,
         "Tmpfs": {p.target: ",".join(p.options) for p in container.mounts if p.kind == "tmpfs"} or None,
-        "UTSMode": "",
+        "UTSMode": config.uts_mode,
         "UsernsMode": "",
         "ShmSize": config.shm_size_bytes,
         "Sysctls": config.sysctls or None,
@@ -241,11 +242,20 @@ def _host_config(container: Container, network_name: Callable[[str], str]) -> di
         "CpuShares": limits.cpu_shares,
         "Memory": limits.memory_bytes,
         "NanoCpus": limits.nano_cpus,
-        "CgroupParent": "",
-        "CpuPeriod": 0,
-        "CpuQuota": 0,
+        "CgroupParent": config.cgroup_parent,
+        "CpuPeriod": limits.cpu_period_us,
+        "CpuQuota": limits.cpu_quota_us,
         "CpusetCpus": limits.cpuset_cpus,
-        "CpusetMems": "",
+        "CpusetMems": limits.cpuset_mems,
+        "MemorySwappiness": None if limits.memory_swappiness < 0 else limits.memory_swappiness,
+        "OomKillDisable": limits.oom_kill_disable,
+        "BlkioWeight": limits.blkio_weight,
+        "BlkioWeightDevice": [{"Path": d.path, "Weight": d.rate} for d in limits.blkio_weight_devices],
+        "BlkioDeviceReadBps": _rates(limits.device_read_bps),
+        "BlkioDeviceWriteBps": _rates(limits.device_write_bps),
+        "BlkioDeviceReadIOps": _rates(limits.device_read_iops),
+        "BlkioDeviceWriteIOps": _rates(limits.device_write_iops),
+        "DeviceCgroupRules": list(config.device_cgroup_rules) or None,
         "Devices": [
             {"PathOnHost": d.source, "PathInContainer": d.target or d.source, "CgroupPermissions": d.permissions}
             for d in config.devices
@@ -265,7 +275,18 @@ def _bind_text(point: MountPoint) -> str:
     return f"{point.name or point.source}:{point.target}:{'ro' if point.read_only else 'rw'}"
 
 
+def _security_options(config: ContainerConfig) -> list[str]:
+    options = [] if config.no_new_privileges else ["no-new-privileges=false"]
+    return options if config.seccomp == "default" else [*options, f"seccomp={config.seccomp}"]
+
+
+def _rates(entries: tuple[DeviceRate, ...]) -> list[dict[str, Any]]:
+    return [{"Path": entry.path, "Rate": entry.rate} for entry in entries]
+
+
 def _network_mode(config: ContainerConfig, network_name: Callable[[str], str]) -> str:
+    if config.network_mode is NetworkMode.CONTAINER:
+        return f"container:{config.network_container}"
     if config.network_mode is not NetworkMode.NETWORKS:
         return str(config.network_mode)
     return network_name(config.networks[0].network_id) if config.networks else "none"
@@ -310,6 +331,8 @@ def _network_settings(container: Container, network_name: Callable[[str], str]) 
 
 def _networks(container: Container, network_name: Callable[[str], str]) -> dict[str, Any]:
     config = container.config
+    if config.network_mode is NetworkMode.CONTAINER:
+        return {}
     if config.network_mode in (NetworkMode.HOST, NetworkMode.NONE):
         return {str(config.network_mode): _endpoint("", aliases=())}
     known = {address.network_id: address for address in container.networks}

@@ -85,7 +85,7 @@ def test_every_setting_docker_run_sends_arrives(api: Any) -> None:
         spec = host.runtime.specs[0]
         assert spec.process.args == ("/bin/x", "y") and spec.process.tty and spec.init and spec.root.read_only
         assert spec.process.capabilities == ("NET_ADMIN",) and not spec.process.no_new_privileges
-        assert (spec.resources.memory_bytes, spec.resources.nano_cpus) == (16 << 20, 500_000_000)
+        assert (spec.resources.memory_bytes, spec.resources.cpu_quota_us) == (16 << 20, 50_000)
         targets = {m.target: m for m in spec.mounts}
         assert targets["/host"].read_only and targets["/host"].source == "/etc"
         assert targets["/t"].size_bytes == 4096 and (targets["/t2"].size_bytes, targets["/t2"].mode) == (1 << 20, 0o700)
@@ -101,12 +101,66 @@ def test_every_setting_docker_run_sends_arrives(api: Any) -> None:
     api(story)
 
 
+def test_shared_namespaces_and_fine_limits_reach_the_runtime_and_are_shown_again(api: Any) -> None:
+    async def story(host: Any) -> None:
+        settings = {
+            "PidMode": "host",
+            "IpcMode": "shareable",
+            "UTSMode": "host",
+            "CgroupnsMode": "host",
+            "CgroupParent": "/shop",
+            "CpuPeriod": 50000,
+            "CpuQuota": 20000,
+            "CpusetMems": "0",
+            "MemorySwappiness": 0,
+            "OomKillDisable": True,
+            "BlkioWeight": 300,
+            "DeviceCgroupRules": ["c 10:* rwm"],
+            "GroupAdd": ["9"],
+            "SecurityOpt": ['seccomp={"defaultAction":"SCMP_ACT_ERRNO"}'],
+        }
+        key = (await host.post("/containers/create", {"Image": "busybox", "Cmd": ["x"], "HostConfig": settings}, 201))[
+            "Id"
+        ]
+        await host.post(f"/containers/{key}/start", status=204)
+        spec = host.runtime.specs[0]
+        assert (spec.pid, spec.ipc, spec.uts, spec.cgroup_namespace) == ("host", "private", "host", "host")
+        assert (spec.hostname, spec.cgroup_path) == ("", f"shop/{key}")
+        assert spec.device_cgroup_rules == ("c 10:* rwm",) and spec.process.additional_groups == ("9",)
+        limits = spec.resources
+        assert (limits.cpu_period_us, limits.cpu_quota_us, limits.cpuset_mems) == (50_000, 20_000, "0")
+        assert (limits.memory_swappiness, limits.oom_kill_disable, limits.blkio_weight) == (0, True, 300)
+        assert spec.seccomp == '{"defaultAction":"SCMP_ACT_ERRNO"}'
+        found = (await host.get(f"/containers/{key}/json"))["HostConfig"]
+        assert {name: found[name] for name in settings} == settings
+        guest = {"Image": "busybox", "Cmd": ["x"], "HostConfig": {"NetworkMode": f"container:{key[:12]}"}}
+        other = (await host.post("/containers/create", guest, 201))["Id"]
+        found = await host.get(f"/containers/{other}/json")
+        assert found["HostConfig"]["NetworkMode"] == f"container:{key}"
+        assert found["NetworkSettings"]["Networks"] == {}
+
+    api(story)
+
+
 @pytest.mark.parametrize(
     ("settings", "status", "text"),
     [
-        ({"PidMode": "host"}, 501, "PidMode=host is not supported"),
+        ({"PidMode": "odd"}, 400, "invalid PID mode: odd"),
+        ({"IpcMode": "container:nobody"}, 404, "No such container: nobody"),
+        ({"UTSMode": "guest"}, 400, "invalid UTS mode: guest"),
+        ({"CgroupnsMode": "odd"}, 400, "invalid cgroup namespace mode: odd"),
+        ({"UsernsMode": "private"}, 501, "UsernsMode=private is not supported"),
+        ({"VolumesFrom": ["nobody"]}, 404, "No such container: nobody"),
+        ({"CgroupParent": "/a/../../b"}, 400, "invalid cgroup parent"),
+        ({"NanoCpus": 10**9, "CpuQuota": 5000}, 400, "Nano CPUs and CPU Quota cannot both be set"),
+        ({"MemorySwappiness": 200}, 400, "valid memory swappiness range is 0-100"),
+        ({"BlkioWeight": 5}, 400, "range of blkio weight is from 10 to 1000"),
+        ({"SecurityOpt": ["seccomp=/a/path"]}, 400, "Decoding seccomp profile failed"),
+        ({"SecurityOpt": ["apparmor=docker-default"]}, 501, "AppArmor profile 'docker-default'"),
+        ({"NetworkMode": "container:x", "Dns": ["1.1.1.1"]}, 400, "conflicting options: dns and the network mode"),
+        ({"DeviceRequests": [{"Capabilities": [["gpu"]]}]}, 501, "device requests (--gpus)"),
         ({"Links": ["a:b"]}, 501, "--link is not supported"),
-        ({"NetworkMode": "container:x"}, 501, "another container's network"),
+        ({"NetworkMode": "container:x"}, 404, "No such container: x"),
         ({"NetworkMode": "other"}, 501, "network other"),
         ({"Memory": 1024}, 400, "Minimum memory limit allowed is 6MB"),
         ({"Binds": ["a:b:c:d"]}, 400, "invalid volume specification"),
