@@ -122,6 +122,26 @@ def test_secrets_and_configs_reach_the_task_and_no_disk(lab: TestLab) -> None:
     lab.docker("config", "rm", "motd")
 
 
+def test_a_templated_config_is_filled_in_for_each_task(lab: TestLab) -> None:
+    lab.docker("secret", "create", "pw", "-", stdin="s3same")
+    template = 'slot={{.Task.Slot}} of {{.Service.Name}} host={{ env "DB" }} password={{ secret "pw" }}'
+    lab.docker("config", "create", "--template-driver", "golang", "app.conf", "-", stdin=template)
+    lab.docker(
+        "service", "create", "--name", "filled", "--replicas", "2", "--secret", "pw", "--config", "app.conf", "--env", "DB=db1",
+        "fleet/hello:1", "sh", "-c", "cat /app.conf; echo; while :; do sleep 1; done",
+    )  # fmt: skip
+
+    def lines() -> set[str]:
+        shown = lab.docker("service", "logs", "--raw", "filled").stdout
+        return {line for line in shown.splitlines() if line}
+
+    expected = {f"slot={slot} of filled host=db1 password=s3same" for slot in (1, 2)}
+    lab.wait_until(lambda: lines() == expected, 20, what="both tasks show their configuration")
+    lab.docker("service", "rm", "filled")
+    lab.wait_until(lambda: lab.docker("config", "rm", "app.conf", check=False).returncode == 0, 20, what="it is free")
+    lab.docker("secret", "rm", "pw")
+
+
 def test_plain_containers_live_beside_services(lab: TestLab) -> None:
     lab.docker("run", "-d", "--name", "plain", "fleet/hello:1", "sleep", "60")
     assert "plain" in lab.docker("ps", "--format", "{{.Names}}").stdout.split()
