@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from fleet.containers.cdi import Edits
 from fleet.containers.config import ContainerConfig, NetworkMode, normal_target
 from fleet.containers.record import Container, MountPoint
 from fleet.errors import RejectedFault, UserError
@@ -237,6 +238,18 @@ def plan_spec(
         init=config.init,
         privileged=config.privileged,
         shm_size_bytes=config.shm_size_bytes,
+    )
+
+
+def with_devices(spec: rt.ContainerSpec, edits: Edits) -> rt.ContainerSpec:
+    """The same with what CDI devices add; what the user mounts or sets himself wins."""
+    targets = {mount.target for mount in spec.mounts}
+    devices = {device.target or device.source for device in spec.devices}
+    return replace(
+        spec,
+        process=replace(spec.process, env=merge_env(edits.env, spec.process.env)),
+        mounts=(*spec.mounts, *(mount for mount in edits.mounts if mount.target not in targets)),
+        devices=(*spec.devices, *(device for device in edits.devices if device.target not in devices)),
     )
 
 

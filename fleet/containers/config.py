@@ -141,6 +141,8 @@ class ContainerConfig(Value, frozen=True, kw_only=True):
     privileged: bool = False
     seccomp: str = "default"
     devices: tuple[DeviceSpec, ...] = ()
+    cdi_devices: tuple[str, ...] = ()
+    """``vendor.com/class=name``, see ``fleet.containers.cdi``."""
     device_cgroup_rules: tuple[str, ...] = ()
     cgroup_parent: str = ""
     """A path below fleet's own cgroup."""

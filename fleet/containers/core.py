@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 from fleet.clock import Clock
+from fleet.containers import cdi
 from fleet.containers.entry import Entry
 from fleet.containers.events import Action, ContainerEvent, EventHub
 from fleet.containers.ports import Images, Networks, Runtime
@@ -53,6 +54,7 @@ class Core:
         self.records = RecordStore(data_root)
         self.files = SecretFiles(exec_root)
         self.hub = EventHub()
+        self.cdi_directories = cdi.DIRECTORIES
         self.entries: dict[str, Entry] = {}
         self.names: dict[str, str] = {}
         """name -> id; also holds names of containers being made."""

@@ -9,7 +9,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from fleet.containers import assemble, hostfiles, mounts
+from fleet.containers import assemble, cdi, hostfiles, mounts
 from fleet.containers.attach import Attachments
 from fleet.containers.config import NetworkMode
 from fleet.containers.core import Core
@@ -50,6 +50,9 @@ class Launcher:
                 file_sources=sources,
                 etc_directory=etc_directory,
             )
+            if record.config.cdi_devices:
+                kinds = await core.in_thread(cdi.read_kinds, core.cdi_directories)
+                spec = assemble.with_devices(spec, cdi.resolve(record.config.cdi_devices, kinds))
             await saved
             started = await core.runtime.start(spec, netns_fd=netns_fd, stdin_fd=stdin_fd, attach_fd=attach_fd)
         finally:

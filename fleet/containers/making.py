@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from fleet.containers import assemble, mounts
+from fleet.containers import assemble, cdi, mounts
 from fleet.containers.config import ContainerConfig, NetworkMode, check_config, normal_target
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
@@ -134,6 +134,8 @@ class Making:
     ) -> Container:
         merged = assemble.merge(config, image.config)
         assemble.plan_capabilities(add=config.capabilities_add, drop=config.capabilities_drop)
+        if config.cdi_devices:  # asked again at each start; here for an early answer
+            cdi.resolve(config.cdi_devices, await self._core.in_thread(cdi.read_kinds, self._core.cdi_directories))
         borrowed = await self._volumes_from(config)
         covered = {point.target for point in borrowed}
         targets = tuple(target for target in merged.volume_targets if normal_target(target) not in covered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from containers_host import RealHost, on_real_host
 
 from fleet.containers import Container, ContainerConfig, NetworkMode
-from fleet.errors import ConflictError, NotFoundError, UserError
+from fleet.errors import ConflictError, NotFoundError, RejectedFault, UnsupportedError, UserError
 from fleet.model.service import Mount
 from fleet.node_runtime.cgroups import detect_layout
 
@@ -116,5 +117,33 @@ def test_a_cgroup_parent_is_below_fleets_own_and_goes_with_its_last_container(un
         assert str(made.state.pid) in group.joinpath("cgroup.procs").read_text().split()
         await host.engine.remove(made.id, force=True)
         assert not group.parent.parent.exists()
+
+    on_real_host(story, unique=unique)
+
+
+def test_a_device_by_its_cdi_name(unique: str) -> None:
+    async def story(host: RealHost) -> None:
+        directory = host.root / "cdi"
+        directory.mkdir()
+        (host.root / "driver").write_text("library\n")
+        edits = {
+            "env": ["DEVICE=tunnel"],
+            "deviceNodes": [{"path": "/dev/widget0", "hostPath": "/dev/zero", "permissions": "rw"}],
+            "mounts": [
+                {"hostPath": str(host.root / "driver"), "containerPath": "/opt/driver", "options": ["ro", "bind"]}
+            ],
+        }
+        spec = {"cdiVersion": "0.6.0", "kind": "acme.org/widget", "devices": [{"name": "0", "containerEdits": edits}]}
+        spec["devices"].append({"name": "hooked", "containerEdits": {"hooks": [{"hookName": "createContainer"}]}})  # type: ignore[attr-defined]
+        (directory / "acme.json").write_text(json.dumps(spec))
+        host.engine._core.cdi_directories = (directory,)
+        script = "echo $DEVICE; cat /opt/driver; head -c 3 /dev/widget0 | wc -c; touch /opt/driver || echo ro"
+        _, status, output = await host.run("sh", "-c", script, cdi_devices=("acme.org/widget=0",))
+        assert status.code == 0
+        assert [line for line in output.splitlines() if "touch" not in line] == ["tunnel", "library", "3", "ro"]
+        with pytest.raises(RejectedFault, match=r"unresolvable CDI devices acme\.org/widget=7"):
+            await host.run("true", cdi_devices=("acme.org/widget=7",))
+        with pytest.raises(UnsupportedError, match="needs hooks"):
+            await host.run("true", cdi_devices=("acme.org/widget=hooked",))
 
     on_real_host(story, unique=unique)

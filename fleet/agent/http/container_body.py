@@ -27,6 +27,7 @@ from fleet.node_runtime.spec import DeviceRate, DeviceSpec, ResourceLimits
 
 __all__ = ["CreateBody", "HostSettings", "UpdateBody", "config_of", "limits_of", "restart_of", "words_of"]
 
+_GPUS_MAX: Final = 64
 _PREDEFINED: Final = {"": NetworkMode.BRIDGE, "default": NetworkMode.BRIDGE, "bridge": NetworkMode.BRIDGE}
 _PREDEFINED_OTHERS: Final = {"host": NetworkMode.HOST, "none": NetworkMode.NONE}
 _BIND_WORDS: Final = frozenset({"ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated", "exec"})
@@ -65,6 +66,13 @@ class BlockWeight(Value, frozen=True, kw_only=True):
 class BlockRate(Value, frozen=True, kw_only=True):
     path: str
     rate: int = 0
+
+
+class DeviceRequest(Value, frozen=True, kw_only=True):
+    driver: str = ""
+    count: int = 0
+    device_ids: tuple[str, ...] = msgspec.field(default=(), name="DeviceIDs")
+    capabilities: tuple[tuple[str, ...], ...] = ()
 
 
 class UpdateBody(Value, frozen=True, kw_only=True):
@@ -119,7 +127,7 @@ class HostSettings(UpdateBody, frozen=True, kw_only=True):
     security_opt: tuple[str, ...] = ()
     devices: tuple[DeviceChoice, ...] = ()
     device_cgroup_rules: tuple[str, ...] = ()
-    device_requests: tuple[dict[str, object], ...] = ()
+    device_requests: tuple[DeviceRequest, ...] = ()
     pid_mode: str = ""
     ipc_mode: str = ""
     uts_mode: str = msgspec.field(default="", name="UTSMode")
@@ -209,6 +217,7 @@ async def config_of(
         privileged=settings.privileged,
         seccomp=seccomp,
         network_container=settings.network_mode.partition(":")[2] if mode is NetworkMode.CONTAINER else "",
+        cdi_devices=tuple(name for request in settings.device_requests for name in _cdi_names(request)),
         device_cgroup_rules=settings.device_cgroup_rules,
         cgroup_parent=settings.cgroup_parent,
         pid_mode=settings.pid_mode,
@@ -310,8 +319,23 @@ def _refuse(settings: HostSettings) -> None:
             raise UnsupportedError(f"{what}={text} is not supported by fleet")
     if settings.links:
         raise UnsupportedError("--link is not supported: containers find each other by name on a shared network")
-    if settings.device_requests:
-        raise UnsupportedError("device requests (--gpus) are not supported: pass the device files with --device")
+
+
+def _cdi_names(request: DeviceRequest) -> tuple[str, ...]:
+    """``--device vendor.com/class=name`` as it is; ``--gpus`` as devices of the kind nvidia.com/gpu, as Docker maps it
+    where that kind is specified.
+    """
+    if request.driver == "cdi":
+        return request.device_ids
+    if request.driver not in ("", "nvidia") or not any("gpu" in words for words in request.capabilities):
+        wanted = " ".join(f"[{' '.join(words)}]" for words in request.capabilities)
+        raise UserError(f'could not select device driver "{request.driver}" with capabilities: [{wanted}]')
+    if request.device_ids:
+        return tuple(f"nvidia.com/gpu={device}" for device in request.device_ids)
+    if request.count > _GPUS_MAX:
+        raise UserError(f"{request.count} GPUs are more than the limit of {_GPUS_MAX}")
+    names = ["all"] if request.count < 0 else list(map(str, range(request.count)))
+    return tuple(f"nvidia.com/gpu={name}" for name in names)
 
 
 def words_of(words: Words | None) -> tuple[str, ...]:

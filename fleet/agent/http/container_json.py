@@ -260,7 +260,17 @@ def _host_config(container: Container, network_name: Callable[[str], str]) -> di
             {"PathOnHost": d.source, "PathInContainer": d.target or d.source, "CgroupPermissions": d.permissions}
             for d in config.devices
         ],
-        "DeviceRequests": None,
+        "DeviceRequests": [
+            {
+                "Driver": "cdi",
+                "Count": 0,
+                "DeviceIDs": list(config.cdi_devices),
+                "Capabilities": None,
+                "Options": None,
+            }
+        ]
+        if config.cdi_devices
+        else None,
         "MemoryReservation": limits.memory_reservation_bytes,
         "MemorySwap": limits.memory_swap_bytes,
         "PidsLimit": limits.pids_limit or None,
