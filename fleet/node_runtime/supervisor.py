@@ -239,7 +239,7 @@ class Supervisor:
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             answer(RequestError("fault", f"{message.get('op')}: {error.strerror}{where}", error.errno or 0))
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             answer(RequestError("user", f"{message.get('op')}: malformed request: {type(error).__name__} {error}"))
         finally:
             for fd in fds:  # whoever wanted to keep one has duplicated it
@@ -317,15 +317,18 @@ class Supervisor:
                     syscalls.setns(joins["pid"], syscalls.CLONE_NEWPID)
                 pid, pidfd = syscalls.clone3(_new_namespaces(plan))
                 if not pid:
-                    process.become_container(
-                        plan,
-                        report=theirs,
-                        entrances=entrances,
-                        netns=given.get("netns", -1),
-                        joins=joins,
-                        streams=streams,
-                        staging=self._staging,
-                    )
+                    try:
+                        process.become_container(
+                            plan,
+                            report=theirs,
+                            entrances=entrances,
+                            netns=given.get("netns", -1),
+                            joins=joins,
+                            streams=streams,
+                            staging=self._staging,
+                        )
+                    finally:  # whatever happens, the child must not return into the supervisor's loop
+                        os._exit(70)
             finally:
                 if "pid" in joins:
                     syscalls.setns(self._own_pid_namespace, syscalls.CLONE_NEWPID)
@@ -686,9 +689,12 @@ class Supervisor:
             try:
                 pid, pidfd = syscalls.clone3(0)
                 if not pid:
-                    process.become_exec(
-                        wanted, report=theirs, entrances=entrances, target=container.pidfd, streams=streams
-                    )
+                    try:
+                        process.become_exec(
+                            wanted, report=theirs, entrances=entrances, target=container.pidfd, streams=streams
+                        )
+                    finally:
+                        os._exit(70)
             finally:
                 syscalls.setns(self._own_pid_namespace, syscalls.CLONE_NEWPID)
         except BaseException:

@@ -77,7 +77,7 @@ class Channel:
                 break
         while (message := self._take()) is not None:
             count = message.get("fds", 0)
-            if not isinstance(count, int) or count > len(self._descriptors):
+            if not isinstance(count, int) or not 0 <= count <= len(self._descriptors):
                 raise ClosedError("a message without the descriptors it announces")
             messages.append((message, [self._descriptors.popleft() for _ in range(count)]))
         if ended and not messages:
@@ -96,7 +96,7 @@ class Channel:
         del self._incoming[: 4 + size]
         try:
             message = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ClosedError("a message that is not JSON") from error
         if not isinstance(message, dict):
             raise ClosedError("a message that is not an object")
