@@ -175,7 +175,7 @@ def test_no_frame_harms_the_supervisor() -> None:
 def test_requests_with_a_damaged_plan_are_refused_and_leave_nothing() -> None:
     def story(town: Town) -> None:
         before = town.descriptors()
-        plan = {
+        plan: dict[str, Any] = {
             "id": "fuzz", "cgroup": "fuzz", "log": None, "process": {"tty": False}, "limits": {}, "pid": "private",
             "network": "none", "ipc": "private", "uts": "private", "device_rules": [], "cgroup_namespace": "private",
             "mounts": [], "root": {}, "init": False,
