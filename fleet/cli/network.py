@@ -144,3 +144,37 @@ def prune(app: App, *, force: bool) -> None:
     deleted = (app.client.post("/networks/prune") or {}).get("NetworksDeleted") or ()
     for name in deleted:
         echo(name)
+
+
+@network.command()
+@click.option("--alias", "aliases", multiple=True, metavar="NAME", help="Name on the network.")
+@click.option("--driver-opt", "options", multiple=True, metavar="NAME=VALUE", help="Option of the driver.")
+@click.option("--gw-priority", type=int, default=0, metavar="N", help="The highest gives the default route.")
+@click.option("--ip", default="", metavar="ADDRESS", help="IPv4 address.")
+@click.option("--ip6", default="", metavar="ADDRESS", help="IPv6 address.")
+@click.option("--link", "links", multiple=True, metavar="CONTAINER[:ALIAS]", help="Link to a container.")
+@click.option("--link-local-ip", "local", multiple=True, metavar="ADDRESS", help="Link-local address.")
+@click.argument("name", metavar="NETWORK")
+@click.argument("container", metavar="CONTAINER")
+@pass_app
+def connect(app: App, *, name: str, container: str, **flags: Any) -> None:
+    """Connect a container to a network."""
+    addresses = {"IPv4Address": flags["ip"], "IPv6Address": flags["ip6"], "LinkLocalIPs": list(flags["local"])}
+    endpoint: Json = {
+        "IPAMConfig": {key: value for key, value in addresses.items() if value},
+        "Links": list(flags["links"]) or None,
+        "Aliases": list(flags["aliases"]) or None,
+        "DriverOpts": dict(text.partition("=")[::2] for text in flags["options"]) or None,
+        "GwPriority": flags["gw_priority"],
+    }
+    app.client.post(f"/networks/{part(name)}/connect", {"Container": container, "EndpointConfig": endpoint})
+
+
+@network.command()
+@click.option("-f", "--force", is_flag=True, help="Even if the container is not reachable.")
+@click.argument("name", metavar="NETWORK")
+@click.argument("container", metavar="CONTAINER")
+@pass_app
+def disconnect(app: App, *, name: str, container: str, force: bool) -> None:
+    """Disconnect a container from a network."""
+    app.client.post(f"/networks/{part(name)}/disconnect", {"Container": container, "Force": force})
