@@ -137,6 +137,8 @@ def plan_container(spec: ContainerSpec, *, host: HostFacts) -> dict[str, Any]:
         "cgroup": _cgroup_path(spec.cgroup_path or container_id),
         "limits": plan_limits(spec.resources),
         "device_rules": None if spec.privileged else rules,
+        "user_namespace": _plan_users(spec),
+        "device_sources": [device.path for device in devices],
         "device_nodes": [
             [_absolute(target, "device target"), d.kind, d.major, d.minor, d.mode, d.uid, d.gid]
             for d, target in zip(devices, _device_targets(spec, devices), strict=True)
@@ -169,6 +171,21 @@ def _check_namespaces(spec: ContainerSpec) -> None:
     _one_of(spec.cgroup_namespace, ("private", "host"), "cgroup namespace")
     if spec.uts == "host" and (spec.hostname or spec.domainname):
         raise UserError("a host name cannot be set in the host's UTS namespace")
+
+
+def _plan_users(spec: ContainerSpec) -> list[int] | None:
+    """Docker's rules of userns-remap: what shares the host cannot have ids of its own."""
+    wanted = spec.user_namespace
+    if wanted is None:
+        return None
+    if wanted.first_id < 1 or wanted.count < 1 or wanted.first_id + wanted.count > (1 << 32) - 1:
+        raise UserError(f"user namespace of {wanted.count} ids from {wanted.first_id}: not a range of ids above 0")
+    if spec.privileged:
+        raise UserError("privileged mode is incompatible with user namespaces: run it in the host's user namespace")
+    shared = (spec.pid, spec.ipc, spec.uts, spec.cgroup_namespace)
+    if spec.network not in ("none", "fd") or any(mode not in ("private", "none") for mode in shared):
+        raise UserError("cannot share a namespace with the host or another container when user namespaces are enabled")
+    return [wanted.first_id, wanted.count]
 
 
 _DEVICE_RULE = re.compile(r"([abc]) (\d{1,10}|\*):(\d{1,10}|\*) ([rwm]{1,3})")

@@ -18,11 +18,13 @@ After the clone only system calls and code loaded before: an import now might re
 from __future__ import annotations
 
 import binascii
+import contextlib
 import errno
 import fcntl
 import os
 import resource
 import signal
+import stat
 import struct
 from _socket import AF_INET, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812 - the C class itself: the module around it costs memory in every child
@@ -35,13 +37,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-__all__ = ["MASTER", "Streams", "become_container", "become_exec", "parse_report"]
+__all__ = ["MASTER", "Streams", "become_container", "become_exec", "become_preparer", "parse_report"]
 
 MASTER = b"M"
 """Message that carries a terminal's master descriptor."""
 
 _JOINED = sys_.CLONE_NEWNS | sys_.CLONE_NEWUTS | sys_.CLONE_NEWIPC | sys_.CLONE_NEWNET | sys_.CLONE_NEWCGROUP
 _TIOCSCTTY = 0x540E
+_FDS_AT_ONCE = 200  # the kernel takes 253 in a message
 _CAP_LAST = 63
 _ALL_SIGNALS = signal.valid_signals()
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -88,13 +91,14 @@ def become_container(
     joins: dict[str, int],
     streams: Streams,
     staging: str,
+    link: Socket | None = None,
 ) -> NoReturn:
     """Turn this freshly cloned process into the container's first; never returns. ``joins``: pidfds of the containers
-    whose ``network`` and ``ipc`` namespaces it shares.
+    whose ``network`` and ``ipc`` namespaces it shares; ``link`` brings the mounts of `become_preparer`.
     """
     files = rootfs.FileSystem(plan, staging)
     try:
-        _contain(plan, files, report, entrances=entrances, netns=netns, joins=joins, streams=streams)
+        _contain(plan, files, report, entrances=entrances, netns=netns, joins=joins, streams=streams, link=link)
     except _CommandError as error:
         _report(report, "command", error.code, str(error))
     except (rootfs.RefusedError, UnknownUserError) as error:
@@ -116,12 +120,16 @@ def _contain(
     netns: int,
     joins: dict[str, int],
     streams: Streams,
+    link: Socket | None,
 ) -> None:
     sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
     process = plan["process"]
     files.at = "enter cgroups"
-    for fd in entrances:
-        os.write(fd, b"0")
+    if link is not None:
+        mounts = _receive(link)  # by then the maps are written, and the cgroups entered
+    else:
+        for fd in entrances:
+            os.write(fd, b"0")
     if plan["cgroup_namespace"] == "private":
         sys_.unshare(sys_.CLONE_NEWCGROUP)
     files.at = "set up the network namespace"
@@ -133,12 +141,17 @@ def _contain(
         _loopback_up()
     os.setsid()
     os.umask(0)
-    files.take_sources()
+    if link is not None:
+        files.adopt(mounts)
+    else:
+        files.take_sources()
     if "ipc" in joins:
         files.at = "join the other container's IPC namespace"
         sys_.setns(joins["ipc"], sys_.CLONE_NEWIPC)
         files.take_shared_memory(joins["ipc"])
     files.enter_root()
+    if link is not None:
+        _become_root()
     files.mount_proc()
     files.mount_dev()
     files.mount_sys()
@@ -162,15 +175,95 @@ def _contain(
         if getattr(streams, name) < 0:
             setattr(streams, name, files.open_null())
     resolve = sys_.RESOLVE_BENEATH | sys_.RESOLVE_NO_XDEV | sys_.RESOLVE_NO_SYMLINKS
-    score = sys_.openat2(files.proc, f"{os.getpid()}/oom_score_adj", os.O_WRONLY, resolve=resolve)
-    _set_oom_score(score, process["oom_score_adj"])
+    if link is None:
+        score = sys_.openat2(files.proc, f"{os.getpid()}/oom_score_adj", os.O_WRONLY, resolve=resolve)
+        _set_oom_score(score, process["oom_score_adj"])
     files.restrict_paths()
     files.at = "prepare the process"
     _finish(process, files.root, working_directory, report, streams, own_init=plan["init"])
 
 
+def become_preparer(
+    plan: dict[str, Any], *, report: Socket, entrances: list[int], target: int, link: Socket
+) -> NoReturn:
+    """Do for the process ``target``, which waits in its new user namespace, what only the host's root may: id maps,
+    cgroups, mounts with mapped owners. Then end.
+    """
+    files = rootfs.FileSystem(plan, "")
+    try:
+        sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
+        first_id, count = plan["user_namespace"]
+        files.at = "write the id maps"
+        for name in ("uid_map", "gid_map"):
+            _put(f"/proc/{target}/{name}", f"0 {first_id} {count}")
+        files.at = "enter cgroups"
+        for fd in entrances:
+            os.write(fd, str(target).encode())
+        _set_oom_score(
+            os.open(f"/proc/{target}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), plan["process"]["oom_score_adj"]
+        )
+        users = os.open(f"/proc/{target}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        files.at = "enter the container's network namespace"
+        sys_.setns(os.open(f"/proc/{target}/ns/net", os.O_RDONLY | os.O_CLOEXEC), sys_.CLONE_NEWNET)
+        if plan["network"] == "fd":  # not the user namespace's own, so its root has no say over ports there
+            _put("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
+            _put("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
+        for name, value in plan["sysctls"]:
+            if name.startswith("net."):
+                files.at = f"sysctl {name}={value}"
+                _put("/proc/sys/" + name.replace(".", "/"), value)
+        mounts = files.prepare_for(users, first_id)
+        files.at = "hand over the mounts"
+        for start in range(0, len(mounts), _FDS_AT_ONCE):
+            batch = mounts[start : start + _FDS_AT_ONCE]
+            link.sendmsg([str(len(mounts)).encode()], [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(batch)}i", *batch))])
+        os._exit(0)
+    except rootfs.RefusedError as error:
+        _report(report, "rejected", 0, str(error))
+    except OSError as error:
+        where = "" if not error.filename else f" ({error.filename})"
+        _report(report, "fault", error.errno or 0, f"{files.at}: {error.strerror}{where}")
+    except BaseException as error:  # noqa: BLE001 - the last word of a process without a parent frame
+        _report(report, "fault", 0, f"{files.at}: {type(error).__name__}: {error}")
+    os._exit(70)
+
+
+def _put(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, text.encode())
+    os.close(fd)
+
+
+def _receive(link: Socket) -> list[int]:
+    """The mounts of `become_preparer`. When it has failed it has said why, and this process ends without a word."""
+    mounts: list[int] = []
+    while True:
+        data, ancillary, _, _ = link.recvmsg(32, 4096, 0x40000000)  # MSG_CMSG_CLOEXEC
+        for _, _, payload in ancillary:
+            mounts += struct.unpack(f"{len(payload) // 4}i", payload)
+        if not data:
+            os._exit(70)
+        if len(mounts) == int(data):
+            link.close()
+            return mounts
+
+
+def _become_root() -> None:
+    """Root of the user namespace this process is in; the id it came with has no name there."""
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of identity has cleared it
+
+
 def become_exec(
-    process: dict[str, Any], *, report: Socket, entrances: list[int], target: int, streams: Streams
+    process: dict[str, Any],
+    *,
+    report: Socket,
+    entrances: list[int],
+    target: int,
+    streams: Streams,
+    first_id: int = 0,
 ) -> NoReturn:
     """Turn this process, cloned into the container's pid namespace, into a member of the container; ``target`` is the
     first process's pidfd.
@@ -182,7 +275,14 @@ def become_exec(
             os.write(fd, b"0")
         _set_oom_score(os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), process["oom_score_adj"])
         step = "join the container's namespaces"
-        sys_.setns(target, _JOINED)
+        if first_id:
+            for fd in (streams.stdin, streams.stdout, streams.stderr):
+                if fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode):
+                    os.fchown(fd, first_id, first_id)
+            sys_.setns(target, _JOINED | sys_.CLONE_NEWUSER)
+            _become_root()
+        else:
+            sys_.setns(target, _JOINED)
         os.setsid()
         step = "prepare the process"
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -266,7 +366,8 @@ def _finish(
         for fd in (0, 1, 2):
             # As runc does: else a program of this user could not reopen /dev/stdout. Not the null device, which all share.
             if not os.fstat(fd).st_rdev or process["tty"]:
-                os.fchown(fd, identity.uid, -1)
+                with contextlib.suppress(PermissionError):  # in a user namespace, a file that is not of its ids
+                    os.fchown(fd, identity.uid, -1)
     try:
         sys_.join_new_session_keyring()
     except OSError as error:

@@ -136,6 +136,8 @@ class FileSystem:
         """
         self._null = -1
         self._dev = -1
+        self._prepared: list[int] = []
+        """In a user namespace: root, sysfs and device nodes, mounted outside by `prepare_for`."""
         self._shm = -1
 
     def take_sources(self) -> None:
@@ -154,6 +156,71 @@ class FileSystem:
         if self._plan["ipc"] == "host":
             self.at = "bind the host's /dev/shm"
             self._shm = sys_.open_tree(sys_.AT_FDCWD, "/dev/shm", sys_.OPEN_TREE_CLONE)  # noqa: S108 - the host's own
+
+    def prepare_for(self, users: int, first_id: int) -> list[int]:
+        """What a process in the user namespace ``users`` may not mount itself, as detached mounts: root, sysfs, device
+        nodes, binds. Called outside of it, in the container's network namespace; `adopt` takes them on the other side.
+        """
+        root = self._plan["root"]
+        if root["plain"]:
+            self.at = f"bind root {root['plain']}"
+            mounts = [sys_.open_tree(sys_.AT_FDCWD, root["plain"], sys_.OPEN_TREE_CLONE | sys_.AT_RECURSIVE)]
+            sys_.idmap_mount(mounts[0], users, recursive=True)
+        else:
+            self.at = f"mount overlay of {len(root['lower'])} layers"
+            mounts = [self._mapped_overlay(users, first_id)]
+        self.at = "mount /sys"
+        mounts.append(_new_mount("sysfs", _NSDE | (sys_.MOUNT_ATTR_RDONLY if self._plan["sys_read_only"] else 0)))
+        for source in (*(f"/dev/{name}" for name, _, _ in _NODES), *self._plan["device_sources"]):
+            self.at = f"bind device {source}"
+            mounts.append(sys_.open_tree(sys_.AT_FDCWD, source, sys_.OPEN_TREE_CLONE))
+        self.take_sources()
+        for mount, source in zip(self._plan["mounts"], self._sources, strict=True):
+            if source < 0:
+                continue
+            self.at = f"bind {mount['source']}"
+            try:
+                sys_.idmap_mount(source, users, recursive=mount["recursive"])
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EPERM):  # this file system cannot: owners are the host's
+                    raise
+            if mount["set"]:
+                sys_.mount_setattr(source, set_=mount["set"], recursive=mount["recursive"])
+            mounts.append(source)
+        return mounts
+
+    def _mapped_overlay(self, users: int, first_id: int) -> int:
+        """Layers keep their owners on disk and are mapped; the writable layer holds shifted ones, for an overlay cannot
+        write through a mapped mount.
+        """
+        root = self._plan["root"]
+        for path in (root["upper"], root["work"]):
+            if path and os.stat(path).st_uid != first_id:
+                os.chown(path, first_id, first_id)
+        fd = sys_.fsopen("overlay")
+        try:
+            for path in root["lower"]:
+                layer = sys_.open_tree(sys_.AT_FDCWD, path, sys_.OPEN_TREE_CLONE)
+                sys_.idmap_mount(layer, users)
+                sys_.fsconfig_fd(fd, "lowerdir+", layer)  # stays open: closing dissolves a detached mount
+            if root["upper"]:
+                sys_.fsconfig_string(fd, "upperdir", root["upper"])
+                sys_.fsconfig_string(fd, "workdir", root["work"])
+            sys_.fsconfig_create(fd)
+            return sys_.fsmount(fd, 0)
+        finally:
+            os.close(fd)
+
+    def adopt(self, mounts: list[int]) -> None:
+        """Take what `prepare_for` made, and make the procfs while the host's can still be seen: the kernel wants that
+        of a user namespace.
+        """
+        count = 2 + len(_NODES) + len(self._plan["device_sources"])
+        self._prepared = mounts[:count]
+        binds = iter(mounts[count:])
+        self._sources = [next(binds) if mount["kind"] == "bind" else -1 for mount in self._plan["mounts"]]
+        self.at = "mount /proc"
+        self.proc = _new_mount("proc", _NSDE)
 
     def take_shared_memory(self, donor: int) -> None:
         """Clone /dev/shm of the container whose first process ``donor`` (a pidfd) is. A mount can be cloned only inside
@@ -181,7 +248,9 @@ class FileSystem:
         root = self._plan["root"]
         self.at = "make mounts private"
         sys_.mount("", "/", "", sys_.MS_REC | sys_.MS_PRIVATE)
-        if root["plain"]:
+        if self._prepared:
+            sys_.move_mount(self._prepared[0], os.open(self._staging, _PATH))
+        elif root["plain"]:
             self.at = f"bind root {root['plain']}"
             sys_.mount(root["plain"], self._staging, "", sys_.MS_BIND | sys_.MS_REC)
             sys_.mount("", self._staging, "", sys_.MS_REC | sys_.MS_PRIVATE)
@@ -249,7 +318,8 @@ class FileSystem:
     def mount_proc(self) -> None:
         """A procfs of the container's pid namespace."""
         self.at = "mount /proc"
-        self.proc = _new_mount("proc", _NSDE)
+        if self.proc < 0:
+            self.proc = _new_mount("proc", _NSDE)
         sys_.move_mount(self.proc, self._own_directory("proc"))
 
     def mount_dev(self) -> None:
@@ -259,7 +329,10 @@ class FileSystem:
             "tmpfs", sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_STRICTATIME, ("mode", "755"), ("size", "65536k")
         )
         sys_.move_mount(dev, self._own_directory("dev"))
-        for name, major, minor in _NODES:
+        for index, (name, major, minor) in enumerate(_NODES):
+            if self._prepared:
+                self._bind_device(self._prepared[2 + index], dev, name)
+                continue
             os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=dev)
         for name, destination in _LINKS:
             os.symlink(destination, name, dir_fd=dev)
@@ -278,10 +351,14 @@ class FileSystem:
             sys_.move_mount(mount, target)
             os.close(mount)
             os.close(target)
-        for path, kind, major, minor, mode, uid, gid in self._plan["device_nodes"]:
+        for index, (path, kind, major, minor, mode, uid, gid) in enumerate(self._plan["device_nodes"]):
             self.at = f"make device {path}"
             parent, _, name = path.rpartition("/")
             directory = ensure_target(self.root, parent or "/", directory=True)
+            if self._prepared:
+                self._bind_device(self._prepared[2 + len(_NODES) + index], directory, name)
+                os.close(directory)
+                continue
             try:
                 os.mknod(
                     name,
@@ -297,6 +374,15 @@ class FileSystem:
         self._null = os.open("null", _PATH | os.O_NOFOLLOW, dir_fd=dev)
         if os.fstat(self._null).st_rdev != os.makedev(1, 3):
             raise RefusedError("/dev/null of the container is not the null device")
+
+    def _bind_device(self, node: int, directory: int, name: str) -> None:
+        """In a user namespace no device can be made, but the host's be mounted."""
+        try:
+            target = os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        except FileExistsError as error:
+            raise RefusedError(f"device {name}: the container has a file of that name") from error
+        sys_.move_mount(node, target)
+        os.close(target)
 
     def open_null(self) -> int:
         """The container's own null device, for standard input."""
@@ -325,7 +411,7 @@ class FileSystem:
         """
         self.at = "mount /sys"
         read_only = sys_.MOUNT_ATTR_RDONLY if self._plan["sys_read_only"] else 0
-        mount = _new_mount("sysfs", _NSDE | read_only)
+        mount = self._prepared[1] if self._prepared else _new_mount("sysfs", _NSDE | read_only)
         sys_.move_mount(mount, self._own_directory("sys"))
         if self._plan["cgroup2"]:
             target = open_inside(mount, "fs/cgroup")
@@ -343,7 +429,7 @@ class FileSystem:
                 directory = True
             else:
                 directory = stat.S_ISDIR(os.fstat(source).st_mode)
-                if mount["set"]:
+                if mount["set"] and not self._prepared:
                     sys_.mount_setattr(source, set_=mount["set"], recursive=mount["recursive"])
             target = ensure_target(self.root, mount["target"], directory=directory)
             found = os.fstat(target)
@@ -364,6 +450,8 @@ class FileSystem:
         """Through our own procfs, where no symlink and no mount can lead elsewhere."""
         resolve = sys_.RESOLVE_BENEATH | sys_.RESOLVE_NO_SYMLINKS | sys_.RESOLVE_NO_XDEV
         for name, value in self._plan["sysctls"]:
+            if self._prepared and name.startswith("net."):
+                continue  # written by who prepared the mounts
             self.at = f"sysctl {name}"
             try:
                 fd = sys_.openat2(self.proc, "sys/" + name.replace(".", "/"), os.O_WRONLY, resolve=resolve)

@@ -26,6 +26,7 @@ __all__ = [
     "ProcessSpec",
     "ResourceLimits",
     "Rlimit",
+    "UserNamespace",
     "RootFs",
     "from_json",
     "to_json",
@@ -183,6 +184,14 @@ class DeviceSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UserNamespace:
+    """The container's ids 0..count-1 are the host's ``first_id``..``first_id + count - 1``, users and groups alike."""
+
+    first_id: int
+    count: int = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
     """A whole container. ``network='fd'`` means a network namespace handed to `RuntimeClient.start`.
 
@@ -206,6 +215,8 @@ class ContainerSpec:
     """``private``, ``host``, ``container:ID`` (with its /dev/shm) or ``none`` (private, without /dev/shm)."""
     uts: Literal["private", "host"] = "private"
     cgroup_namespace: Literal["private", "host"] = "private"
+    user_namespace: UserNamespace | None = None
+    """None: the host's ids. Needs Linux 6.13, and every other namespace private (the network may be ``fd``)."""
     cgroup_path: str = ""
     """Below the client's cgroup parent; the id when empty."""
     log: LogSpec | None = None

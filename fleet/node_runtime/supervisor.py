@@ -108,6 +108,7 @@ class Supervisor:
         self._sync_tag = 0
         self._boot = boot_id()
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._own_network_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._containers: dict[str, Container] = {}
         self._execs: dict[str, Exec] = {}
         self._exec_number = 0
@@ -269,6 +270,7 @@ class Supervisor:
             "tty": plan["process"]["tty"],
             "watch_oom": bool(plan["limits"].get("memory_bytes")),
             "shares_pid": plan["pid"] != "private",
+            "first_id": plan["user_namespace"][0] if plan["user_namespace"] else 0,
         }
         joins = {what: pidfd for what in ("network", "pid", "ipc") if (pidfd := self._joined(plan[what], what)) >= 0}
         self._state.create(container_id, record)
@@ -312,26 +314,38 @@ class Supervisor:
             if container.log is not None:
                 container.log.open()
             plan["cgroup2"] = self._cgroups.is_v2
+            link = self._open_link(plan, given, streams)
             try:
+                if (
+                    link is not None and "netns" in given
+                ):  # entering it takes rights over it, which its ids will not have
+                    syscalls.setns(given["netns"], syscalls.CLONE_NEWNET)
                 if "pid" in joins:  # children are born there as long as this is set
                     syscalls.setns(joins["pid"], syscalls.CLONE_NEWPID)
                 pid, pidfd = syscalls.clone3(_new_namespaces(plan))
                 if not pid:
                     try:
+                        if link is not None:
+                            link[0].close()
                         process.become_container(
                             plan,
                             report=theirs,
                             entrances=entrances,
-                            netns=given.get("netns", -1),
+                            netns=given.get("netns", -1) if link is None else -1,
                             joins=joins,
                             streams=streams,
                             staging=self._staging,
+                            link=None if link is None else link[1],
                         )
                     finally:  # whatever happens, the child must not return into the supervisor's loop
                         os._exit(70)
             finally:
                 if "pid" in joins:
                     syscalls.setns(self._own_pid_namespace, syscalls.CLONE_NEWPID)
+                if link is not None and "netns" in given:
+                    syscalls.setns(self._own_network_namespace, syscalls.CLONE_NEWNET)
+            if link is not None:
+                self._prepare_outside(plan, theirs, entrances, pid, link)
             container.pid, container.pidfd = pid, pidfd
             container.started_at_ns = time.time_ns()
             self._write_running(container)
@@ -346,6 +360,38 @@ class Supervisor:
             self._watch_oom(container)
         self._loop.add(pidfd, select.EPOLLIN, lambda _events: self._process_ended(container))
         self._watch_report(ours, container, lambda master, failure: self._launched(container, master, failure, answer))
+
+    def _open_link(
+        self, plan: dict[str, Any], given: dict[str, int], streams: process.Streams
+    ) -> tuple[Socket, Socket] | None:
+        """For a user namespace: the way from the preparing process to the container's; its streams become its own."""
+        if not plan["user_namespace"]:
+            return None
+        first_id = plan["user_namespace"][0]
+        for fd in (streams.stdin, streams.stdout, streams.stderr):
+            if fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode):
+                os.fchown(fd, first_id, first_id)
+        return _socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
+
+    def _prepare_outside(
+        self, plan: dict[str, Any], report: Socket, entrances: list[int], target: int, link: tuple[Socket, Socket]
+    ) -> None:
+        pid, pidfd = syscalls.clone3(0)
+        if not pid:
+            try:
+                link[1].close()
+                process.become_preparer(plan, report=report, entrances=entrances, target=target, link=link[0])
+            finally:
+                os._exit(70)
+        for end in link:
+            end.close()
+
+        def ended(_events: int) -> None:
+            self._loop.drop(pidfd)
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
+
+        self._loop.add(pidfd, select.EPOLLIN, ended)
 
     def _write_running(self, container: Container) -> None:
         self._state.write_running(
@@ -691,7 +737,12 @@ class Supervisor:
                 if not pid:
                     try:
                         process.become_exec(
-                            wanted, report=theirs, entrances=entrances, target=container.pidfd, streams=streams
+                            wanted,
+                            report=theirs,
+                            entrances=entrances,
+                            target=container.pidfd,
+                            streams=streams,
+                            first_id=container.spec.get("first_id", 0),
                         )
                     finally:
                         os._exit(70)
@@ -818,6 +869,8 @@ class Supervisor:
 
 def _new_namespaces(plan: dict[str, Any]) -> int:
     flags = syscalls.CLONE_NEWNS
+    if plan["user_namespace"]:
+        flags |= syscalls.CLONE_NEWUSER
     if plan["network"] == "none":
         flags |= syscalls.CLONE_NEWNET
     if plan["pid"] == "private":

@@ -48,6 +48,7 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CLONE_PIDFD = 0x00001000
@@ -227,6 +228,14 @@ def fsmount(fd: int, attributes: int) -> int:
 def mount_setattr(fd: int, *, set_: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False) -> None:
     """mount_setattr(2) (Linux 5.12) on the mount ``fd`` refers to."""
     attributes = struct.pack("=QQQQ", set_, clear, propagation, 0)
+    _call("mount_setattr", fd, b"\0", AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0), attributes, 32)
+
+
+def idmap_mount(fd: int, users: int, *, recursive: bool = False) -> None:
+    """mount_setattr(2) with MOUNT_ATTR_IDMAP: owners on the detached mount ``fd`` are read and written as the user
+    namespace ``users`` maps them. EINVAL: the file system cannot (tmpfs before Linux 6.3).
+    """
+    attributes = struct.pack("=QQQQ", 0x100000, 0, 0, users)
     _call("mount_setattr", fd, b"\0", AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0), attributes, 32)
 
 
