@@ -219,6 +219,9 @@ def plan_spec(
         mounts=_plan_mounts(container, etc_directory or directory, file_sources),
         resources=config.resources,
         network=_network(config),
+        user_namespace=None
+        if container.ids is None
+        else rt.UserNamespace(first_id=container.ids.first_id, count=container.ids.count),
         pid=config.pid_mode or "private",
         ipc="private" if config.ipc_mode in ("", "shareable") else config.ipc_mode,
         uts="host" if config.uts_mode == "host" else "private",

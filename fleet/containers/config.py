@@ -152,6 +152,8 @@ class ContainerConfig(Value, frozen=True, kw_only=True):
     """'' is ``private``; ``shareable`` may be joined; ``host``; ``none``; ``container:ID``."""
     uts_mode: str = ""
     cgroupns_mode: str = ""
+    userns_mode: str = ""
+    """'' and ``host``: the host's ids; ``remap``: ids of its own, see ``fleet.containers.subids``."""
     volumes_from: tuple[str, ...] = ()
     """``container[:ro|rw]``: its volumes and binds are mounted here as well."""
     read_only: bool = False
@@ -218,6 +220,7 @@ def _check_modes(config: ContainerConfig) -> None:
         ("IPC", config.ipc_mode, ("", "private", "shareable", "host", "none")),
         ("UTS", config.uts_mode, ("", "private", "host")),
         ("cgroup namespace", config.cgroupns_mode, ("", "private", "host")),
+        ("USER", config.userns_mode, ("", "host", "remap")),
     ):
         joins = what in ("PID", "IPC") and mode.startswith("container:") and mode != "container:"
         if mode not in plain and not joins:
@@ -226,6 +229,8 @@ def _check_modes(config: ContainerConfig) -> None:
         raise UserError("conflicting options: hostname and the UTS mode")
     if any(part in (".", "..") for part in config.cgroup_parent.split("/")):
         raise UserError(f"invalid cgroup parent {config.cgroup_parent!r}: it must be a path of plain names")
+    if config.userns_mode == "remap":
+        _check_remapped(config)
     if config.network_mode is not NetworkMode.CONTAINER:
         return
     if not config.network_container:
@@ -239,6 +244,24 @@ def _check_modes(config: ContainerConfig) -> None:
     ):
         if given:
             raise UserError(f"conflicting options: {what}")
+
+
+def _check_remapped(config: ContainerConfig) -> None:
+    """What Docker's userns-remap excludes, in its words."""
+    if config.privileged:
+        raise UserError(
+            "privileged mode is incompatible with user namespaces.  You must run the container in the host namespace "
+            "when running privileged mode"
+        )
+    for what, shared in (
+        ("network namespace", config.network_mode in (NetworkMode.HOST, NetworkMode.CONTAINER)),
+        ("PID namespace", config.pid_mode not in ("", "private")),
+        ("IPC namespace", config.ipc_mode not in ("", "private", "shareable", "none")),
+        ("UTS namespace", config.uts_mode == "host"),
+        ("cgroup namespace", config.cgroupns_mode == "host"),
+    ):
+        if shared:
+            raise UserError(f"cannot share the {what} of the host or a container when user namespaces are enabled")
 
 
 def is_name(text: str) -> bool:

@@ -23,6 +23,7 @@ from fleet.containers.names import new_container_id, pick_name
 from fleet.containers.ports import ImageView
 from fleet.containers.record import Container, ExitStatus, MountPoint, Status
 from fleet.containers.runs import Runs
+from fleet.containers.subids import read_range
 from fleet.containers.volumes import VolumeStore
 from fleet.errors import ConflictError, FleetError, NotFoundError, RejectedFault, RuntimeFault, UserError
 
@@ -148,6 +149,7 @@ class Making:
         )
         return Container(
             id=container_id,
+            ids=await self._core.in_thread(read_range) if config.userns_mode == "remap" else None,
             name=name,
             created_at=self._core.clock.now(),
             config=config.without_data(),

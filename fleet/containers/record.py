@@ -28,6 +28,7 @@ from typing import Final
 import msgspec
 
 from fleet.containers.config import ContainerConfig
+from fleet.containers.subids import IdRange
 from fleet.errors import InvariantError, RuntimeFault, StorageFullError
 from fleet.model import wire
 from fleet.model.service import HealthConfig
@@ -158,6 +159,8 @@ class Container(Value, frozen=True, kw_only=True):
     healthcheck: HealthConfig | None = None
     exposed_ports: tuple[str, ...] = ()
     mounts: tuple[MountPoint, ...] = ()
+    ids: IdRange | None = None
+    """Of a container with a user namespace of its own; kept, for its writable layer holds them on disk."""
     networks: tuple[NetworkAddress, ...] = ()
     state: RunState = RunState()
 

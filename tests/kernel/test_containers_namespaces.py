@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from containers_host import RealHost, on_real_host
 
-from fleet.containers import Container, ContainerConfig, NetworkMode
+from fleet.containers import Container, ContainerConfig, FileMount, NetworkMode
 from fleet.errors import ConflictError, NotFoundError, RejectedFault, UnsupportedError, UserError
 from fleet.model.service import Mount
 from fleet.node_runtime.cgroups import detect_layout
@@ -117,6 +117,31 @@ def test_a_cgroup_parent_is_below_fleets_own_and_goes_with_its_last_container(un
         assert str(made.state.pid) in group.joinpath("cgroup.procs").read_text().split()
         await host.engine.remove(made.id, force=True)
         assert not group.parent.parent.exists()
+
+    on_real_host(story, unique=unique)
+
+
+def test_a_container_with_ids_of_its_own(unique: str) -> None:
+    async def story(host: RealHost) -> None:
+        mounts = (Mount(type="volume", source="data", target="/data"),)
+        secret = FileMount(target="/run/secrets/key", data=b"s3cret", mode=0o400)
+        script = """
+            id -u; head -c 6 /run/secrets/key; echo; hostname; grep -c nameserver /etc/resolv.conf; touch /data/made /own
+            stat -c %u /data/made /own; (nc -l -p 80 </dev/null >/dev/null & sleep 0.2; kill $! && echo low-port)
+            cat /proc/self/uid_map
+        """
+        made, status, output = await host.run("sh", "-c", script, userns_mode="remap", mounts=mounts, files=(secret,))
+        assert status.code == 0, output
+        assert made.ids is not None
+        first = str(made.ids.first_id)
+        assert output.split() == ["0", "s3cret", made.hostname, "1", "0", "0", "low-port", "0", first, "65536"]
+        assert Path(made.mounts[0].source, "made").stat().st_uid == 0
+        own = (host.engine.directory(made.id) / "upper/own").stat().st_uid
+        assert own == made.ids.first_id and made.ids.container_id(own) == 0
+        _, _, output = await host.run("stat", "-c", "%u", "/data/made", mounts=mounts)
+        assert output == "0\n"  # a container without them sees the same owner
+        await host.engine.start(made.id)
+        assert (await host.engine.wait(made.id)).code == 0
 
     on_real_host(story, unique=unique)
 

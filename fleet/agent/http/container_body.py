@@ -224,6 +224,7 @@ async def config_of(
         ipc_mode=settings.ipc_mode,
         uts_mode=settings.uts_mode,
         cgroupns_mode=settings.cgroupns_mode,
+        userns_mode=settings.userns_mode,
         volumes_from=settings.volumes_from,
         devices=tuple(
             DeviceSpec(source=d.path_on_host, target=d.path_in_container, permissions=d.cgroup_permissions or "rwm")
@@ -311,7 +312,6 @@ def restart_of(choice: RestartChoice | None, *, auto_remove: bool = False) -> Re
 def _refuse(settings: HostSettings) -> None:
     """What cannot be had, one sentence each."""
     for what, text, allowed in (
-        ("UsernsMode", settings.userns_mode, ("", "host")),
         ("Runtime", settings.runtime, ("", "runc", "io.containerd.runc.v2", "fleet")),
         ("VolumeDriver", settings.volume_driver, ("", "local")),
     ):

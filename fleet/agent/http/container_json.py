@@ -234,7 +234,7 @@ def _host_config(container: Container, network_name: Callable[[str], str]) -> di
         "SecurityOpt": _security_options(config) or None,
         "Tmpfs": {p.target: ",".join(p.options) for p in container.mounts if p.kind == "tmpfs"} or None,
         "UTSMode": config.uts_mode,
-        "UsernsMode": "",
+        "UsernsMode": config.userns_mode,
         "ShmSize": config.shm_size_bytes,
         "Sysctls": config.sysctls or None,
         "Runtime": "fleet",
