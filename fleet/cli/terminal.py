@@ -24,7 +24,8 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from fleet import errors
-from fleet.api.client import EngineClient, EngineError
+from fleet.api.client import EngineError
+from fleet.cli import clock
 from fleet.cli.app import App
 
 __all__ = ["Session", "Streams", "connect", "detach_keys", "signals_forwarded", "terminal_size"]
@@ -32,6 +33,8 @@ __all__ = ["Session", "Streams", "connect", "detach_keys", "signals_forwarded", 
 _HEAD_MAX: Final = 64 * 1024
 _FRAME_MAX: Final = 16 * 1024 * 1024
 _CHUNK: Final = 64 * 1024
+_TRIES: Final = 6
+_PAUSE_S: Final = 0.02
 DEFAULT_KEYS: Final = "ctrl-p,ctrl-q"
 
 
@@ -246,8 +249,14 @@ def signals_forwarded(app: App, *, kill: str | None, resize: str | None) -> Iter
 
     def work() -> None:
         while (item := wanted.get()) is not None:
-            with contextlib.suppress(errors.FleetError), _own_client(app) as client:
-                client.post(item[0], **item[1])
+            for attempt in range(_TRIES):
+                try:
+                    with app.streaming_client() as client:
+                        client.post(item[0], **item[1])
+                except errors.FleetError:  # the process may not be there yet; what is gone needs neither
+                    clock.sleep(_PAUSE_S * (attempt + 1))
+                else:
+                    break
 
     def send_size() -> None:
         size = terminal_size()
@@ -276,6 +285,3 @@ def signals_forwarded(app: App, *, kill: str | None, resize: str | None) -> Iter
         wanted.put(None)
         worker.join(timeout=5)
 
-
-def _own_client(app: App) -> EngineClient:
-    return app.streaming_client()
