@@ -65,6 +65,9 @@ def service_json(
     result["Endpoint"] = _endpoint(service.endpoint)
     if service.update_status is not None:
         result["UpdateStatus"] = {"State": "", "Message": "", **to_builtins(service.update_status)}
+    if service.job_status is not None:
+        iteration = {"Index": service.job_status.job_iteration.index}
+        result["JobStatus"] = {**to_builtins(service.job_status), "JobIteration": iteration}
     if status is not None:
         running, desired, completed = status
         result["ServiceStatus"] = {"RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": completed}
@@ -76,7 +79,7 @@ def service_spec_json(spec: ServiceSpec, *, insert_defaults: bool = False) -> Js
     result: Json = {"Name": spec.name, "Labels": dict(spec.labels)}
     result["TaskTemplate"] = _task_spec(spec.task_template, insert_defaults=insert_defaults)
     result["TaskTemplate"].setdefault("Runtime", "container")
-    result["Mode"] = {"Global": {}} if spec.is_global else {"Replicated": {"Replicas": spec.replicas}}
+    result["Mode"] = _mode(spec)
     for key, config in (("UpdateConfig", spec.update_config), ("RollbackConfig", spec.rollback_config)):
         if config is not None or insert_defaults:
             result[key] = _update_config(config or UpdateConfig())
@@ -87,14 +90,27 @@ def service_spec_json(spec: ServiceSpec, *, insert_defaults: bool = False) -> Js
     return result
 
 
+def _mode(spec: ServiceSpec) -> Json:
+    if spec.mode.global_job is not None:
+        return {"GlobalJob": {}}
+    if spec.mode.replicated_job is not None:
+        return {"ReplicatedJob": {"MaxConcurrent": spec.concurrency, "TotalCompletions": spec.completions}}
+    return {"Global": {}} if spec.is_global else {"Replicated": {"Replicas": spec.replicas}}
+
+
 def task_json(task: Task, networks: Mapping[str, Network]) -> Json:
-    """``networks`` by id: Docker shows the whole network object in each attachment."""
+    """``networks`` by id: Docker shows the whole network object in each attachment.
+
+    The slots of a job are counted from 0 here, because Docker's client looks for them so to know that the job is done; names
+    and templates count from 1, as for services.
+    """
     result = _meta(task)
     result["Labels"] = dict(task.labels)
     result["Spec"] = _task_spec(task.spec, insert_defaults=False)
     result["ServiceID"] = task.service_id
-    if task.slot:
-        result["Slot"] = task.slot
+    slot = task.slot - 1 if task.slot and task.job_iteration is not None else task.slot
+    if slot:
+        result["Slot"] = slot
     if task.node_id:
         result["NodeID"] = task.node_id
     status = to_builtins(task.status)
@@ -111,7 +127,9 @@ def task_json(task: Task, networks: Mapping[str, Network]) -> Json:
     ports = task.status.port_status.ports if task.status.port_status else ()
     status["PortStatus"] = {"Ports": [_port(port) for port in ports]} if ports else {}
     result["Status"] = status
-    result["DesiredState"] = task.desired_state.value
+    result["DesiredState"] = task.desired_outcome.value
+    if task.job_iteration is not None:
+        result["JobIteration"] = {"Index": task.job_iteration.index}
     if task.network_attachments:
         result["NetworksAttachments"] = [_attachment(each, networks) for each in task.network_attachments]
     if task.assigned_generic_resources:

@@ -49,6 +49,13 @@ class Verdict:
     """Why it will never converge, if it is certain."""
     stuck: str = ""
     """Why it will never converge, if it stays as it is."""
+    is_job: bool = False
+    """``running`` counts the tasks that are complete."""
+
+    @property
+    def progress(self) -> str:
+        """``2 of 3 tasks running``."""
+        return f"{self.running} of {self.desired} tasks {'complete' if self.is_job else 'running'}"
 
 
 def judge(
@@ -77,6 +84,7 @@ def judge(
     failed = _update_failure(state, str(update.get("Message") or ""), rollback_wanted=rollback_wanted)
     exact = not job and len(active) + completed > desired
     return Verdict(
+        is_job=job,
         running=min(count, desired),
         desired=desired,
         converged=not failed and count >= desired and not exact and (state != "rollback_started" or rollback_wanted),
@@ -321,7 +329,7 @@ def _tell_once(show: _Show, told: set[str], text: str) -> None:
 
 def _timeout_text(watches: Sequence[Watch], timeout_ns: int) -> str:
     behind = [
-        f"{watch.name} has {watch.verdict.running} of {watch.verdict.desired} tasks running{_waiting_for(watch.verdict)}"
+        f"{watch.name} has {watch.verdict.progress}{_waiting_for(watch.verdict)}"
         for watch in watches
         if watch.verdict is not None and not watch.seen
     ]
@@ -356,7 +364,7 @@ class _Lines:
                 continue
             if (watch.service_id, running, desired) not in self.told:
                 self.told.add((watch.service_id, running, desired))
-                click.echo(f"{watch.name}: {running} of {desired} tasks running", err=True)
+                click.echo(f"{watch.name}: {watch.verdict.progress}", err=True)
 
     def note(self, text: str) -> None:
         click.echo(text, err=True)
@@ -374,7 +382,7 @@ class _Terminal:
             verdict = watch.verdict
             if verdict is None:
                 continue
-            lines.append(f"{watch.name}: {verdict.running} of {verdict.desired} tasks running")
+            lines.append(f"{watch.name}: {verdict.progress}")
             if len(watches) == 1:
                 shown = verdict.lines[:LINES_MAX]
                 lines += [f"  {slot}: {state}" for slot, state in shown]

@@ -327,9 +327,36 @@ class ServiceSpec(Value, frozen=True, kw_only=True):
         return self.mode.global_ is not None
 
     @property
+    def is_job(self) -> bool:
+        """Its tasks are to end; either kind of job."""
+        return self.mode.replicated_job is not None or self.mode.global_job is not None
+
+    @property
+    def mode_name(self) -> str:
+        """As Docker's command line calls it: replicated, global, replicated-job, global-job."""
+        kind = "global" if self.is_global or self.mode.global_job is not None else "replicated"
+        return f"{kind}-job" if self.is_job else kind
+
+    @property
+    def completions(self) -> int:
+        """How many tasks of a replicated job are to end well; as many as may run at a time unless told otherwise."""
+        job = self.mode.replicated_job
+        if job is None:
+            return 0
+        return job.total_completions if job.total_completions is not None else (job.max_concurrent or 1)
+
+    @property
+    def concurrency(self) -> int:
+        """How many tasks of a replicated job may be in work at a time; 0 in the spec is all of them (SVC-04)."""
+        job = self.mode.replicated_job
+        if job is None:
+            return 0
+        return self.completions if job.max_concurrent == 0 else (job.max_concurrent or 1)
+
+    @property
     def replicas(self) -> int:
-        """Desired number of tasks of a replicated service (default 1); 0 for global ones."""
-        if self.is_global:
+        """Desired number of tasks of a replicated service (default 1); 0 for other modes."""
+        if self.is_global or self.is_job:
             return 0
         wanted = self.mode.replicated.replicas if self.mode.replicated else None
         return 1 if wanted is None else wanted
@@ -388,3 +415,10 @@ class Service(Value, frozen=True, kw_only=True):
     So an update that names an older version than the newest is stale only if the *spec* changed since."""
     pending_delete: bool = False
     """The service was removed; kept until its tasks are gone and its addresses free."""
+
+    @property
+    def job_iteration(self) -> Version | None:
+        """The run of the job that is wanted; None when it is no job."""
+        if not self.spec.is_job:
+            return None
+        return self.job_status.job_iteration if self.job_status is not None else Version()

@@ -154,6 +154,8 @@ class Task(Value, frozen=True, kw_only=True):
     desired_state: TaskState = TaskState.RUNNING
     network_attachments: tuple[Attachment, ...] = msgspec.field(default=(), name="NetworksAttachments")
     assigned_generic_resources: tuple[GenericResource, ...] = ()
+    job_iteration: Version | None = None
+    """Which run of a job it belongs to; None for services that are no jobs."""
     # Below: fleet's own, not part of Docker's object.
     service_name: str = ""
     service_labels: dict[str, str] = {}
@@ -163,6 +165,13 @@ class Task(Value, frozen=True, kw_only=True):
     """The service's published ports as allocated when the task was made."""
     hold: Hold | None = None
     """Set by the orchestrator with desired state *ready*; cleared on release."""
+
+    @property
+    def desired_outcome(self) -> TaskState:
+        """The desired state as Docker tells it: a job's task that may run is wanted *complete* (TSK-07)."""
+        if self.job_iteration is not None and self.desired_state is TaskState.RUNNING:
+            return TaskState.COMPLETE
+        return self.desired_state
 
 
 def task_name(task: Task) -> str:

@@ -4,6 +4,7 @@
 ``plan``        what to do, as data: buckets of actions, what is waited for, when to look again
 ``service``     the entry: ``plan_service``
 ``replicated``  N slots                      ``global_``   one task a node
+``job``         tasks that are to end well, and then are left alone
 ``slot``        what one slot needs          ``restart``   whether, when and after whom a task is replaced
 ``eviction``    tasks whose node is lost     ``update``    the rolling update and its way back
 ``reaper``      history, orphans, remains    ``check_plan`` the invariants of a plan

@@ -72,7 +72,7 @@ def _check_slots(view: ServiceView, plan: Plan) -> None:
         _require(len(fresh) <= 1, "shares its slot with its like", tasks[0])
         _require(len(tasks) <= (2 if overlap else 1), "shares its slot", tasks[0])
     spec = view.service.spec
-    if not spec.is_global and spec.mode.replicated_job is None and len(runnable) > spec.replicas:
+    if not spec.is_global and not spec.is_job and len(runnable) > spec.replicas:
         raise errors.InvariantError(f"plan leaves {len(runnable)} slots of {spec.name}, wanted {spec.replicas}")
 
 

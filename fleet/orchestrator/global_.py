@@ -17,7 +17,7 @@ from fleet.orchestrator.slot import keep_one, settle_slot
 from fleet.orchestrator.update import is_paused, plan_update, update_config
 from fleet.orchestrator.view import ServiceView, Slot, SlotKey, wanted_spec
 
-__all__ = ["plan_global"]
+__all__ = ["is_eligible", "plan_global", "plan_ineligible"]
 
 
 def plan_global(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:
@@ -25,7 +25,7 @@ def plan_global(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:
     plan = Plan()
     service = view.service
     slots = view.slots()
-    eligible = {node.id for node in view.nodes.values() if _is_eligible(view, node)}
+    eligible = {node.id for node in view.nodes.values() if is_eligible(view, node)}
     start_first = update_config(service).order == "start-first"
     paused = is_paused(service)
     served: dict[SlotKey, Slot] = {}
@@ -34,14 +34,15 @@ def plan_global(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:
             served[key] = slot
             settle_slot(view, slot, plan, now=now, new_id=new_id, start_first=start_first, is_paused=paused)
         else:
-            _plan_ineligible(view, slot, plan, now=now, start_first=start_first)
+            plan_ineligible(view, slot, plan, now=now, start_first=start_first)
     for node_id in sorted(eligible - slots.keys()):
         plan.create.append(new_task(service, slot=node_id, now=now, new_id=new_id))
     plan_update(view, served, plan, now=now, new_id=new_id)
     return plan
 
 
-def _is_eligible(view: ServiceView, node: Node) -> bool:
+def is_eligible(view: ServiceView, node: Node) -> bool:
+    """Whether the node gets a task of a service with one on each node."""
     return (
         not node.removed
         and node.status.state is NodeState.READY
@@ -50,7 +51,8 @@ def _is_eligible(view: ServiceView, node: Node) -> bool:
     )
 
 
-def _plan_ineligible(view: ServiceView, slot: Slot, plan: Plan, *, now: datetime, start_first: bool) -> None:
+def plan_ineligible(view: ServiceView, slot: Slot, plan: Plan, *, now: datetime, start_first: bool) -> None:
+    """What becomes of the tasks on a node that gets none: gone for good, or stopped until it is eligible again."""
     node = view.nodes.get(slot.tasks[0].node_id)
     if node is None or node.removed or not view.fits(wanted_spec(view.service), node):
         for task in slot.tasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from fleet.orchestrator.global_ import plan_global
+from fleet.orchestrator.job import plan_job
 from fleet.orchestrator.plan import NewId, Plan
 from fleet.orchestrator.replicated import plan_replicated
 from fleet.orchestrator.view import ServiceView
@@ -15,8 +16,7 @@ __all__ = ["plan_service"]
 def plan_service(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:
     """What to do next for the service; empty when nothing. Pure, idempotent, and right after any interruption.
 
-    A service to be deleted loses its tasks (the reaper deletes it after the last). Jobs are not run: the API refuses
-    them, so a stored one is left alone.
+    A service to be deleted loses its tasks (the reaper deletes it after the last).
     """
     service = view.service
     if service.pending_delete:
@@ -24,9 +24,8 @@ def plan_service(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:
         for task in view.tasks:
             plan.want_removal(task, now=now)
         return plan
-    mode = service.spec.mode
-    if mode.replicated_job is not None or mode.global_job is not None:
-        return Plan()
+    if service.spec.is_job:
+        return plan_job(view, now=now, new_id=new_id)
     if service.spec.is_global:
         return plan_global(view, now=now, new_id=new_id)
     return plan_replicated(view, now=now, new_id=new_id)

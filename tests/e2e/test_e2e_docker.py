@@ -122,6 +122,36 @@ def test_secrets_and_configs_reach_the_task_and_no_disk(lab: TestLab) -> None:
     lab.docker("config", "rm", "motd")
 
 
+def test_a_job_runs_to_its_completions_and_again_when_forced(lab: TestLab) -> None:
+    lab.docker(
+        "service", "create", "--name", "batch", "--mode", "replicated-job", "--replicas", "4", "--max-concurrent", "2",
+        "fleet/hello:1", "sh", "-c", "echo did {{.Task.Slot}}", timeout_s=90,
+    )  # fmt: skip
+    listed = lab.docker("service", "ls", "--filter", "name=batch", "--format", "{{.Mode}} {{.Replicas}}").stdout.strip()
+    assert listed == "replicated job 0/2 (4/4 completed)"
+    first = {task["ID"] for task in lab.tasks("batch", state="complete")}
+    assert len(first) == 4
+    assert sorted(task.get("Slot", 0) for task in lab.tasks("batch", state="complete")) == [0, 1, 2, 3]
+    lab.docker("service", "update", "--force", "batch", timeout_s=90)
+
+    def second_time() -> bool:
+        now = [task for task in lab.tasks("batch", state="complete") if task["ID"] not in first]
+        return len(now) == 4 and all(
+            t["Status"]["State"] == "complete" and t["JobIteration"] == {"Index": 1} for t in now
+        )
+
+    lab.wait_until(second_time, 30, what="the job is done again")
+    lab.wait_until(
+        lambda: not first & {task["ID"] for task in lab.tasks("batch", state="complete")},
+        30,
+        what="the first run is forgotten",
+    )
+    assert "scale" not in lab.docker("service", "rm", "batch").stderr
+    lab.docker("service", "create", "--name", "each", "--mode", "global-job", "fleet/hello:1", "true", timeout_s=90)
+    assert len({task["NodeID"] for task in lab.tasks("each", state="complete")}) == 3
+    lab.docker("service", "rm", "each")
+
+
 def test_a_templated_config_is_filled_in_for_each_task(lab: TestLab) -> None:
     lab.docker("secret", "create", "pw", "-", stdin="s3same")
     template = 'slot={{.Task.Slot}} of {{.Service.Name}} host={{ env "DB" }} password={{ secret "pw" }}'

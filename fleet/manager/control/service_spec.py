@@ -107,17 +107,29 @@ def _check_name(name: str) -> None:
         raise errors.UserError(f"name must be valid as a DNS name component, which {name!r} is not")
 
 
+def _check_job(spec: ServiceSpec) -> None:
+    """A job is not updated in turns (ORC-08), and its numbers have bounds."""
+    for word, config in (("update", spec.update_config), ("rollback", spec.rollback_config)):
+        if config is not None:
+            raise errors.UserError(f"{word} config is not allowed for a service in mode {spec.mode_name}")
+    job = spec.mode.replicated_job
+    for word, number in (
+        ("TotalCompletions", job.total_completions if job else None),
+        ("MaxConcurrent", job.max_concurrent if job else None),
+    ):
+        if number is not None and not 0 <= number <= REPLICAS_MAX:
+            raise errors.UserError(f"{word} of a replicated job must be 0 to {REPLICAS_MAX}, not {number}")
+
+
 def _check_mode(spec: ServiceSpec) -> None:
     mode: ServiceMode = spec.mode
-    jobs = [word for word, value in (("ReplicatedJob", mode.replicated_job), ("GlobalJob", mode.global_job)) if value]
     given = [
         value for value in (mode.replicated, mode.global_, mode.replicated_job, mode.global_job) if value is not None
     ]
     if len(given) > 1:
         raise errors.UserError("must specify only one service mode")
-    if jobs or mode.replicated_job is not None or mode.global_job is not None:
-        word = "replicated-job" if mode.replicated_job is not None else "global-job"
-        raise errors.UnsupportedError(f"service mode {word} is not supported: use replicated or global")
+    if spec.is_job:
+        _check_job(spec)
     if spec.replicas < 0:
         raise errors.UserError("Number of replicas must be non-negative")
     if spec.replicas > REPLICAS_MAX:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,10 +14,11 @@ from fleet.manager.control.context import Context, required_version
 from fleet.manager.control.filters import any_prefix, has_labels, one_of
 from fleet.manager.control.service_refs import check_ports, resolve
 from fleet.manager.control.service_spec import check_service_spec, normal_spec
+from fleet.model.common import Version
 from fleet.model.defaults import restart_condition, restart_delay, stop_grace
 from fleet.model.ids import ServiceId
-from fleet.model.service import EndpointSpec, RestartPolicy, Service, ServiceSpec, UpdateStatus
-from fleet.model.task import TaskState
+from fleet.model.service import EndpointSpec, JobStatus, RestartPolicy, Service, ServiceSpec, UpdateStatus
+from fleet.model.task import Task, TaskState, is_runnable
 from fleet.store import Transaction
 
 __all__ = ["ServiceControl", "ServiceCounts", "makes_tasks_stale"]
@@ -54,6 +56,8 @@ class ServiceControl:
         tasks = self._store.tasks.by_service(service.id)
         wanted = [task for task in tasks if task.desired_state.rank <= TaskState.RUNNING.rank]
         running = sum(task.status.state is TaskState.RUNNING for task in wanted)
+        if service.spec.is_job:
+            return _job_counts(service, tasks)
         desired = len({task.node_id or task.id for task in wanted}) if service.spec.is_global else service.spec.replicas
         return ServiceCounts(running=running, desired=desired)
 
@@ -71,7 +75,15 @@ class ServiceControl:
             check_ports(self._store, resolved.spec)
             now = context.now()
             return resolved.require(
-                Transaction().create(Service(id=id_, created_at=now, updated_at=now, spec=resolved.spec))
+                Transaction().create(
+                    Service(
+                        id=id_,
+                        created_at=now,
+                        updated_at=now,
+                        spec=resolved.spec,
+                        job_status=JobStatus(last_execution=now) if resolved.spec.is_job else None,
+                    )
+                )
             )
 
         async with context.references:
@@ -141,6 +153,10 @@ class ServiceControl:
 
     def _with_spec(self, service: Service, spec: ServiceSpec) -> Service:
         number = service.spec_version + 1
+        job_status, now = service.job_status, self._context.now()
+        if spec.is_job and spec.task_template.force_update > service.spec.task_template.force_update:
+            iteration = Version(index=(service.job_iteration or Version()).index + 1)
+            job_status = JobStatus(job_iteration=iteration, last_execution=now)
         return msgspec.structs.replace(
             service,
             spec=spec,
@@ -149,8 +165,21 @@ class ServiceControl:
             task_spec_version=number if makes_tasks_stale(service.spec, spec) else service.task_spec_version,
             spec_base_revision=self._store.revision,
             update_status=None,
-            updated_at=self._context.now(),
+            job_status=job_status,
+            updated_at=now,
         )
+
+
+def _job_counts(service: Service, tasks: Iterable[Task]) -> ServiceCounts:
+    """Of the iteration in work. As many are *desired* as may run at a time; of a global job, one for each node served."""
+    current = [task for task in tasks if task.job_iteration == service.job_iteration]
+    keys = {task.slot or task.node_id for task in current}
+    done = {task.slot or task.node_id for task in current if task.status.state is TaskState.COMPLETE}
+    return ServiceCounts(
+        running=sum(is_runnable(task) and task.status.state is TaskState.RUNNING for task in current),
+        desired=len(keys) if service.spec.mode.global_job is not None else service.spec.concurrency,
+        completed=len(done),
+    )
 
 
 def _fits(service: Service, filters: Filters) -> bool:
@@ -158,7 +187,7 @@ def _fits(service: Service, filters: Filters) -> bool:
         any_prefix(filters, "id", service.id)
         and any_prefix(filters, "name", service.spec.name)
         and has_labels(filters, "label", service.spec.labels)
-        and one_of(filters, "mode", "global" if service.spec.is_global else "replicated")
+        and one_of(filters, "mode", service.spec.mode_name)
         and one_of(filters, "runtime", "container")
     )
 
@@ -167,7 +196,7 @@ def _check_change(service: Service, wanted: ServiceSpec) -> None:
     """What an update may not change (SVC-02, ERR-08)."""
     if wanted.name and wanted.name != service.spec.name:
         raise errors.UnsupportedError("renaming services is not supported: create another and remove this one")
-    if wanted.is_global != service.spec.is_global:
+    if wanted.mode_name != service.spec.mode_name:
         raise errors.UnsupportedError("service mode change is not allowed: create another service and remove this one")
 
 

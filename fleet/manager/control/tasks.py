@@ -21,7 +21,7 @@ FILTERS: Final = frozenset({"id", "name", "label", "service", "node", "desired-s
 
 _DESIRED: Final = {
     "running": frozenset({TaskState.READY, TaskState.RUNNING}),
-    "shutdown": frozenset({TaskState.SHUTDOWN, TaskState.REMOVE, TaskState.COMPLETE}),
+    "shutdown": frozenset({TaskState.SHUTDOWN, TaskState.REMOVE}),
     "accepted": frozenset({TaskState.ACCEPTED}),
     "ready": frozenset({TaskState.READY}),
     "remove": frozenset({TaskState.REMOVE}),
@@ -53,7 +53,7 @@ class TaskControl:
         """Only what was asked for: this list is polled, and may hold ten thousand tasks."""
         states = _desired_states(wanted)
         if states is not None:
-            yield lambda task: task.desired_state in states
+            yield lambda task: task.desired_outcome in states
         nodes = {self._store.nodes.find(text).id for text in wanted.get("node", ())}
         if nodes:
             yield lambda task: task.node_id in nodes

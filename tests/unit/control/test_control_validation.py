@@ -28,6 +28,8 @@ def service(**changes: Any) -> dict[str, Any]:
 
 
 GOOD = [
+    service(Mode={"ReplicatedJob": {"MaxConcurrent": 0, "TotalCompletions": 5}}),
+    service(Mode={"GlobalJob": {}}),
     service(),
     service(Name="a" * 63),
     service(Name="a_b-c--D9"),
@@ -53,6 +55,8 @@ GOOD = [
 ]
 
 BAD = [
+    (service(Mode={"GlobalJob": {}}, UpdateConfig={"Parallelism": 1}), "update config is not allowed"),
+    (service(Mode={"ReplicatedJob": {"TotalCompletions": 1000000}}), "TotalCompletions"),
     (service(Name="a" * 64), "63 characters or fewer"),
     (service(Name="-a"), "DNS name component"),
     (service(Name="a.b"), "DNS name component"),
@@ -126,8 +130,6 @@ BAD = [
 ]
 
 UNSUPPORTED = [
-    (service(Mode={"ReplicatedJob": {}}), "replicated-job"),
-    (service(Mode={"GlobalJob": {}}), "global-job"),
     (service(Task__Runtime="plugin"), "runtime"),
     (service(Container__Isolation="process"), "Isolation"),
     (service(Container__Privileges={"AppArmor": {"Mode": "disabled"}}), "AppArmor"),

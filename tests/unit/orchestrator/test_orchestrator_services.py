@@ -11,7 +11,7 @@ from support.orchestrated import Cluster, S
 
 from fleet import errors
 from fleet.model.node import Availability, Node, NodeState
-from fleet.model.service import JobMode, ReplicatedMode, RestartCondition, RestartPolicy, ServiceMode, UpdateConfig
+from fleet.model.service import ReplicatedMode, RestartCondition, RestartPolicy, ServiceMode, UpdateConfig
 from fleet.orchestrator.check_plan import check_plan
 from fleet.orchestrator.plan import Plan
 
@@ -252,13 +252,6 @@ def test_removed_service_loses_its_tasks_and_then_itself() -> None:
     assert cluster.tasks == {}
     cluster.reap()
     assert cluster.service is None
-
-
-def test_jobs_are_left_alone() -> None:
-    service = a_service()
-    mode = ServiceMode(replicated_job=JobMode(total_completions=3))
-    cluster = Cluster(msgspec.structs.replace(service, spec=msgspec.structs.replace(service.spec, mode=mode)))
-    assert cluster.plan().is_empty
 
 
 # -- global
