@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 from fleet.clock import Clock, SystemClock
 from fleet.errors import ConflictError, NotFoundError, RejectedFault, UserError
 from fleet.images.archive import ImageToSave, import_layer, read_archive, spool, write_archive
+from fleet.images.authoring import Authored, LayerWriter, author_manifest
 from fleet.images.blobs import BlobStore, storage_errors
 from fleet.images.changes import apply_changes
 from fleet.images.config import CONFIG_BYTES_MAX, ConfigDocument, parse_config
@@ -200,6 +201,32 @@ class ImageStore:
                 references=(str(name),) if name else (),
             )
             return await self._add(record)
+
+    async def derive(self, parent: Image | None, step: Authored, layer: LayerWriter | None = None) -> Image:
+        """Make an unnamed image: the parent (None: nothing), one layer more if ``layer`` writes entries, and the step's
+        configuration. What is half-made when it fails is swept. Raises ``RejectedFault``, ``StorageFullError``.
+        """
+        async with self._addition():
+            digest: str | None = None
+            if layer is not None:
+                with self._blobs.ingest() as ingest:
+                    if await in_thread(layer, ingest):
+                        digest = await in_thread(ingest.commit)
+            base: ImageManifest | None = None
+            if parent is not None:
+                stored = await in_thread(self._stored_manifest, self._state.records[parent.manifest_digest])
+                base, _ = await in_thread(self._read, stored)
+            manifest = await in_thread(
+                author_manifest,
+                base,
+                digest,
+                step,
+                blobs=self._blobs,
+                platform=self._platform,
+                created=self._clock.now(),
+            )
+            await self._prepare(manifest)
+            return await self._add(ImageRecord(manifest_digest=manifest.digest, media_type=manifest.media_type))
 
     async def fetch(
         self, reference: str, sources: Sequence[Source], *, progress: ProgressCallback | None = None
