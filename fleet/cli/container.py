@@ -279,7 +279,16 @@ def _stopping(app: App, names: tuple[str, ...], verb: str, *, time: int | None, 
 
 
 @container.command()
-@click.option("-t", "--time", type=int, default=None, metavar="SECONDS", help="Time from the signal to the kill.")
+@click.option(
+    "-t",
+    "--time",
+    "--timeout",
+    "time",
+    type=int,
+    default=None,
+    metavar="SECONDS",
+    help="Time from the signal to the kill.",
+)
 @click.option("-s", "--signal", default=None, metavar="SIGNAL", help="Signal to send first.")
 @_NAMES
 @pass_app
@@ -289,7 +298,16 @@ def stop(app: App, *, names: tuple[str, ...], time: int | None, signal: str | No
 
 
 @container.command()
-@click.option("-t", "--time", type=int, default=None, metavar="SECONDS", help="Time from the signal to the kill.")
+@click.option(
+    "-t",
+    "--time",
+    "--timeout",
+    "time",
+    type=int,
+    default=None,
+    metavar="SECONDS",
+    help="Time from the signal to the kill.",
+)
 @click.option("-s", "--signal", default=None, metavar="SIGNAL", help="Signal to send first.")
 @_NAMES
 @pass_app

@@ -135,13 +135,17 @@ def rm(app: App, *, names: tuple[str, ...]) -> int:
 
 
 @network.command()
+@click.option("--filter", "filters", multiple=True, metavar="NAME=VALUE", help="Such as until=24h or label=a.")
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 @pass_app
-def prune(app: App, *, force: bool) -> None:
+def prune(app: App, *, filters: tuple[str, ...], force: bool) -> None:
     """Remove all networks that nothing uses."""
     if not force:
         click.confirm("This removes all networks that nothing uses. Continue?", abort=True, err=True)
-    deleted = (app.client.post("/networks/prune") or {}).get("NetworksDeleted") or ()
+    chosen = filters_of(filters)
+    deleted = (app.client.post("/networks/prune", **({"filters": chosen} if chosen else {})) or {}).get(
+        "NetworksDeleted"
+    ) or ()
     for name in deleted:
         echo(name)
 

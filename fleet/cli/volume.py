@@ -78,13 +78,15 @@ def rm(app: App, *, names: tuple[str, ...], force: bool) -> int:
 
 @volume.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Named volumes too, not only anonymous ones.")
+@click.option("--filter", "filters", multiple=True, metavar="NAME=VALUE", help="Such as label=a.")
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 @pass_app
-def prune(app: App, *, everything: bool, force: bool) -> None:
+def prune(app: App, *, everything: bool, filters: tuple[str, ...], force: bool) -> None:
     """Remove volumes that no container uses."""
     if not force:
         click.confirm("This removes volumes that no container uses. Continue?", abort=True, err=True)
-    answer = app.client.post("/volumes/prune", **({"filters": {"all": ["true"]}} if everything else {})) or {}
+    chosen = {**(filters_of(filters) or {}), **({"all": ["true"]} if everything else {})}
+    answer = app.client.post("/volumes/prune", **({"filters": chosen} if chosen else {})) or {}
     for name in answer.get("VolumesDeleted") or ():
         echo(name)
     echo(f"Total reclaimed space: {human_size(answer.get('SpaceReclaimed') or 0)}")

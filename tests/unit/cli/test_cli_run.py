@@ -4,14 +4,21 @@ and against the client itself where it is installed.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
 import shutil
+import socketserver
 import subprocess
 import tarfile
+import tempfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -223,3 +230,102 @@ def test_copying_into_a_container_that_is_not_there_names_it(fleet: Any, engine:
     engine.on("GET", "/containers/web/json", Reply(404, {"message": "No such container: web"}))
     ran = fleet("cp", "env", "web:/etc/")
     assert (ran.code, ran.err) == (1, "Error: No such container: web\n")
+
+
+class Archives:
+    """A container's files as ``/containers/web/archive`` shows them: one folder ``/data`` with the file ``f``."""
+
+    def __init__(self, path: Path) -> None:
+        self.put: list[tuple[str, bytes]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.0"
+
+            def _answer(self, status: int, body: bytes = b"", stat: dict[str, Any] | None = None) -> None:
+                self.send_response(status)
+                if stat is not None:
+                    self.send_header(
+                        "X-Docker-Container-Path-Stat", base64.b64encode(json.dumps(stat).encode()).decode()
+                    )
+                self.send_header("Content-Type", "application/x-tar")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_HEAD(self) -> None:
+                path = parse_qs(urlsplit(self.path).query)["path"][0].rstrip("/")
+                stats = {"/data": {"name": "data", "mode": 0o755 | 1 << 31}, "/data/f": {"name": "f", "mode": 0o644}}
+                self._answer(200, stat=stats[path]) if path in stats else self._answer(404)
+
+            def do_GET(self) -> None:
+                if self.path.endswith("/json"):
+                    self._answer(200, b"{}")
+                else:
+                    folder = parse_qs(urlsplit(self.path).query)["path"][0] == "/data"
+                    self._answer(200, archive(("data", None), ("data/f", b"abc")) if folder else archive(("f", b"abc")))
+
+            def do_PUT(self) -> None:
+                data = b""
+                while size := int(self.rfile.readline().strip(), 16):
+                    data += self.rfile.read(size)
+                    self.rfile.readline()
+                outer.put.append((parse_qs(urlsplit(self.path).query)["path"][0], data))
+                self._answer(200)
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+                pass
+
+        class Server(socketserver.ThreadingUnixStreamServer):
+            daemon_threads = True
+
+        self.server = Server(str(path), Handler)
+        self.url = f"unix://{path}"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+
+
+@pytest.fixture
+def archives() -> Iterator[Archives]:
+    with tempfile.TemporaryDirectory(prefix="fl-") as folder:
+        found = Archives(Path(folder) / "a")
+        found.thread.start()
+        yield found
+        found.server.shutdown()
+        found.server.server_close()
+        found.thread.join()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "made"),
+    [
+        ("web:/data/f", "new", "new"),
+        ("web:/data/f", "there", "there/f"),
+        ("web:/data", "new", "new/f"),
+        ("web:/data", "there", "there/data/f"),
+    ],
+)
+def test_copying_out_names_things_as_docker_does(
+    fleet: Any, archives: Archives, folder: Path, source: str, target: str, made: str
+) -> None:
+    (folder / "there").mkdir()
+    ran = fleet("cp", source, target, environment={"FLEET_HOST": archives.url})
+    assert (ran.code, ran.err) == (0, f"Successfully copied 3B to {target}\n")
+    assert (folder / made).read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("target", "where", "name"),
+    [("web:/data", "/data", "lab"), ("web:/data/f", "/data", "f"), ("web:/data/new", "/data", "new")],
+)
+def test_copying_in_names_things_as_docker_does(
+    fleet: Any, archives: Archives, folder: Path, target: str, where: str, name: str
+) -> None:
+    assert fleet("cp", "lab", target, environment={"FLEET_HOST": archives.url}).code == 0
+    ((path, data),) = archives.put
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        assert (path, tar.getnames()) == (where, [name])
+
+
+def test_a_folder_does_not_replace_a_file(fleet: Any, archives: Archives, folder: Path) -> None:
+    ran = fleet("cp", "web:/data", "lab", environment={"FLEET_HOST": archives.url})
+    assert ran.code != 0 and "cannot copy directory" in ran.err
