@@ -108,13 +108,21 @@ class RuntimeClient:
         """
         if len(os.fsencode(run_dir / "supervisor.sock")) > _SOCKET_PATH_MAX:
             raise UserError(f"run directory {run_dir}: a socket path holds at most {_SOCKET_PATH_MAX} bytes")
-        client = cls(state_dir=state_dir, run_dir=run_dir, cgroup_parent=cgroup_parent)
-        try:
-            await client._connect(announce=False)
-        except BaseException:
-            await client.close()
-            raise
-        return client
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            client = cls(state_dir=state_dir, run_dir=run_dir, cgroup_parent=cgroup_parent)
+            try:
+                await client._connect(announce=False)
+            except UnavailableError:  # a supervisor that was dying took the connection: the next try starts another
+                await client.close()
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.02)
+            except BaseException:
+                await client.close()
+                raise
+            else:
+                return client
 
     async def close(self) -> None:
         """Let go; containers and supervisor live on. Subscriptions end. Idempotent."""
@@ -268,11 +276,11 @@ class RuntimeClient:
 
     def _keep(self, container_id: str, known: _Known, pid: int) -> None:
         """Hold what keeps an exit status and unread output alive while no supervisor does; nothing is ever read here."""
-        known.pidfd = _open_pidfd(pid)
+        known.pidfd = _lifted(_open_pidfd(pid))
         for stream in ("stdout", "stderr"):
             with contextlib.suppress(FileNotFoundError):  # a terminal has no pipes
                 path = self._run_dir / f"{container_id}.{stream}"
-                setattr(known, f"{stream}_fd", os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+                setattr(known, f"{stream}_fd", _lifted(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)))
 
     def _exited(self, entry: dict[str, Any]) -> None:
         known = self._known.setdefault(entry["id"], _Known())
@@ -671,6 +679,20 @@ async def _wait_gone(pid: int) -> None:
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
+
+
+def _lifted(fd: int) -> int:
+    """The same, numbered above 1023 where the limit allows. libnftables, which shares this process, waits by select(2) and
+    aborts it when its socket's number is higher; so what is kept by the thousand leaves the low numbers free.
+    """
+    if fd < 0:
+        return fd
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 1024)
+    except OSError:  # EINVAL: the limit is lower; EMFILE: no room above
+        return fd
+    os.close(fd)
+    return high
 
 
 def _open_pidfd(pid: int) -> int:

@@ -13,6 +13,7 @@ which the context was opened. Two things the library's documentation does not sa
 from __future__ import annotations
 
 import ctypes
+import os
 import queue
 import threading
 import time
@@ -28,6 +29,9 @@ _CLOSE_AFTER_S = 0.06
 """Longer than a grace period: then the destroy queue is empty, and closing takes 0.03 ms."""
 _TEXT_MAX = 2000
 """Characters of rule text quoted in an error."""
+
+_FD_MAX = 1000
+"""The library waits with select(2), and the C library ends the process for a descriptor above 1023; some are for others."""
 
 
 def _load() -> ctypes.CDLL:
@@ -54,6 +58,12 @@ class NftContext:
     def __init__(self, closer: NftCloser) -> None:
         self._closer = closer
         self._library = closer.library
+        probe = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        os.close(probe)
+        if probe >= _FD_MAX:
+            raise RuntimeFault(
+                "open libnftables context: descriptors below 1024 are used up, and the library takes no other"
+            )
         self._handle = self._library.nft_ctx_new(0)
         if not self._handle:
             raise RuntimeFault("open libnftables context: out of memory or no netlink socket")
