@@ -177,3 +177,30 @@ def test_signals_reach_the_container(unique: str) -> None:
                 assert await process.wait() == 5
 
     on_real_host(story, unique=unique)
+
+
+def test_start_attached_shows_output_and_ends_with_the_code(unique: str) -> None:
+    async def story(host: RealHost) -> None:
+        async with served(host) as path:
+            made = (
+                "create",
+                "-i",
+                "--name",
+                "again",
+                "--network",
+                "none",
+                "busybox",
+                "sh",
+                "-c",
+                "cat; echo end; exit 6",
+            )
+            assert (await fleet(path, *made))[0] == 0
+            assert await fleet(path, "start", "-ai", "again", stdin=b"in\n") == (6, "in\nend\n", "")
+            assert (await fleet(path, "attach", "again"))[::2] == (
+                1,
+                "Error: you cannot attach to a stopped container, start it first\n",
+            )
+            assert (await fleet(path, "logs", "again"))[1] == "in\nend\n"
+            assert (await fleet(path, "container", "rm", "again"))[0] == 0
+
+    on_real_host(story, unique=unique)
