@@ -216,7 +216,9 @@ def become_preparer(
         files.at = "hand over the mounts"
         for start in range(0, len(mounts), _FDS_AT_ONCE):
             batch = mounts[start : start + _FDS_AT_ONCE]
-            link.sendmsg([str(len(mounts)).encode()], [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(batch)}i", *batch))])
+            link.sendmsg([b"mounts"], [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(batch)}i", *batch))])
+        report.close()  # first: silence must not outlast the container, which may run and end at once
+        link.send(b"go")
         os._exit(0)
     except rootfs.RefusedError as error:
         _report(report, "rejected", 0, str(error))
@@ -225,6 +227,7 @@ def become_preparer(
         _report(report, "fault", error.errno or 0, f"{files.at}: {error.strerror}{where}")
     except BaseException as error:  # noqa: BLE001 - the last word of a process without a parent frame
         _report(report, "fault", 0, f"{files.at}: {type(error).__name__}: {error}")
+    report.close()  # before the link, whose end is the end of the waiting process
     os._exit(70)
 
 
@@ -243,7 +246,7 @@ def _receive(link: Socket) -> list[int]:
             mounts += struct.unpack(f"{len(payload) // 4}i", payload)
         if not data:
             os._exit(70)
-        if len(mounts) == int(data):
+        if data == b"go":
             link.close()
             return mounts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -104,3 +105,16 @@ async def test_failures_are_told_and_leave_nothing(node: Node) -> None:
             await node.client.start(mapped(node, "true", **changes))
     with pytest.raises(UserError, match="range of ids"):
         await node.client.start(replace(node.spec("true"), user_namespace=UserNamespace(first_id=0)))
+
+
+@on_node
+async def test_many_that_end_at_once_start_and_go(node: Node) -> None:
+    async def one() -> int:
+        spec = mapped(node, "true")
+        await node.client.start(spec)
+        await node.client.remove(spec.id)
+        return 1
+
+    for _ in range(3):
+        assert sum(await asyncio.gather(*(one() for _ in range(20)))) == 20
+    assert list(await node.client.list()) == []
