@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.etcd import EtcdCluster, RebasedEtcd, has_etcd
 from support.memory_engine import MemoryEngine
 
 from fleet import errors
+from fleet.engines.etcd import EtcdEngine
 from fleet.engines.sqlite import SqliteEngine
 from fleet.store.engine import (
     CompactedError,
@@ -27,11 +29,23 @@ from fleet.store.engine import (
 Body = Callable[[Engine], Awaitable[None]]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    """One real member for the module."""
+    if not has_etcd():
+        pytest.skip("needs etcd (package etcd-server)")
+    with EtcdCluster(tmp_path_factory.mktemp("etcd")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["memory", "sqlite", "etcd"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Body], None]:
     """Runs a test body against a started engine."""
+    cluster: EtcdCluster | None = request.getfixturevalue("etcd") if request.param == "etcd" else None
 
     def make() -> Engine:
+        if cluster is not None:
+            return RebasedEtcd(EtcdEngine(cluster.endpoints, cluster_id="c1", prefix=f"/{tmp_path.name}"))
         return MemoryEngine() if request.param == "memory" else SqliteEngine(tmp_path / "state", cluster_id="c1")
 
     def runner(body: Body) -> None:
@@ -39,7 +53,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Body], None
             engine: Engine = make()
             await engine.start()
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     await body(engine)
             finally:
                 await engine.close()
@@ -236,10 +250,11 @@ def test_revoking_a_lease_deletes_its_keys_at_one_revision(run: Callable[[Body],
 
 def test_a_lease_ends_unless_kept_alive(run: Callable[[Body], None]) -> None:
     async def body(engine: Engine) -> None:
-        long, short = await engine.grant(0.3), await engine.grant(0.15)
+        unit = getattr(engine, "lease_scale", 1.0)
+        long, short = await engine.grant(0.3 * unit), await engine.grant(0.15 * unit)
         await engine.commit(Txn(puts=(Put("/long", b"1", long), Put("/short", b"1", short))))
         for _ in range(8):
-            await asyncio.sleep(0.08)
+            await asyncio.sleep(0.08 * unit)
             await engine.keep_alive(long)
         assert [entry.key for entry in (await engine.list("/")).entries] == ["/long"]
         batches = await take(engine, "/long", 3, 1)

@@ -1,0 +1,357 @@
+"""The engine of a cluster whose state is kept in etcd (3.4 or later), spoken to through its JSON gateway.
+
+Below ``prefix`` lie ``owner`` (the cluster's id), ``holder/<client>``, ``slot/<client>/<n>`` and ``data`` + the caller's
+key. Revisions are etcd's own: they start later than 1 and skip numbers when others write to the same etcd.
+
+**Lost answers.** Every transaction that puts something also moves a slot from the mark it had to a fresh one. When the
+answer to it is lost, a second transaction moves the slot on: if it finds the fresh mark, the first one happened, at the
+slot's revision; else the first one did not, and can no longer, since the slot is not what it requires. So a write is
+either acknowledged or known not to have happened, unless etcd stays away: then ``OutcomeUnknownError``, and the slot is
+left unused. A transaction that only deletes moves no slot (it must not change the revision when nothing is deleted).
+
+Every transaction requires that ``holder/<client>`` is still this engine: starting takes it from a former process of that
+name, whose late writes then fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, TypeVar
+
+from fleet import errors
+from fleet.engines.etcd_wire import (
+    EtcdTls,
+    Gateway,
+    OutcomeUnknownError,
+    RevisionGoneError,
+    decode,
+    encode,
+    range_end,
+)
+from fleet.store.engine import (
+    OPS_MAX,
+    CompactedError,
+    CompareFailed,
+    Deleted,
+    Entry,
+    LeaseLostError,
+    Listing,
+    Txn,
+    WatchBatch,
+)
+
+__all__ = ["EtcdEngine", "EtcdTls", "OutcomeUnknownError"]
+
+T = TypeVar("T")
+
+_OWN_OPS: Final = 2
+"""Conditions we add to a transaction: the holder and the slot."""
+_IN_FLIGHT_MAX: Final = 64
+_PAGE_KEYS: Final = 1000
+_RECONNECT_S: Final = 0.2
+
+
+class EtcdEngine:
+    """``Engine`` on ``endpoints``; see the module and ``fleet.store.engine``.
+
+    ``prefix`` separates clusters that share an etcd. Leases are whole seconds, and etcd makes short ones longer
+    (3/2 of its election timeout). ``start`` raises ``UserError`` if the prefix is another cluster's.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        cluster_id: str,
+        prefix: str = "/fleet-cluster/",
+        client: str = "manager",
+        tls: EtcdTls | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        if not endpoints:
+            raise errors.UserError("etcd: no address given, expected such as https://10.0.0.5:2379")
+        self._prefix = prefix.rstrip("/") + "/"
+        self._data = self._prefix + "data"
+        self._slots = f"{self._prefix}slot/{client}/"
+        self._holder = f"{self._prefix}holder/{client}"
+        self._nonce = secrets.token_hex(8)
+        self._cluster_id = cluster_id
+        self._gateway = Gateway(endpoints, tls=tls, timeout_s=timeout_s)
+        self._stopped = asyncio.Event()
+        self._started = False
+        self._free: asyncio.LifoQueue[tuple[str, str]] = asyncio.LifoQueue()
+
+    @property
+    def ops_max(self) -> int:
+        return OPS_MAX - _OWN_OPS
+
+    async def start(self) -> None:
+        """See ``Engine.start``."""
+        await self._claim()
+        await self._call("/v3/kv/put", {"key": encode(self._holder), "value": encode(self._nonce)}, repeatable=True)
+        await self._call(
+            "/v3/kv/deleterange",
+            {"key": encode(self._slots), "range_end": encode(range_end(self._slots))},
+            repeatable=True,
+        )
+        for number in range(_IN_FLIGHT_MAX):
+            self._free.put_nowait((f"{self._slots}{number}", ""))
+        self._started = True
+
+    async def close(self) -> None:
+        """See ``Engine.close``."""
+        if not self._stopped.is_set():
+            self._stopped.set()
+            await self._gateway.close()
+
+    async def commit(self, txn: Txn) -> int:
+        """See ``Engine.commit``; also ``OutcomeUnknownError``."""
+        txn.check(ops_max=self.ops_max)
+        self._check()
+        if not txn.puts:
+            return await self._apply(txn, slot=None, mark="", fresh="", repeatable=not txn.deletes)
+        slot, mark = await self._free.get()
+        fresh = secrets.token_hex(8)
+        # A slot whose state is not known (cancelled, no answer) is replaced by one of a new name.
+        after = (f"{self._slots}{secrets.token_hex(8)}", "")
+        try:
+            try:
+                revision = await self._apply(txn, slot=slot, mark=mark, fresh=fresh, repeatable=False)
+                after = (slot, fresh)
+            except OutcomeUnknownError as lost:
+                revision, now = await self._resolve(slot, mark=mark, fresh=fresh, lost=lost)
+                after = (slot, now)
+                if not revision:
+                    raise errors.UnavailableError(
+                        f"the write was not made: {lost}".replace("; it may have happened", ""), retry_after_s=1.0
+                    ) from lost
+            except (CompareFailed, LeaseLostError, errors.StorageFullError, errors.TooLargeError):
+                after = (slot, mark)
+                raise
+            return revision
+        finally:
+            self._free.put_nowait(after)
+
+    async def get(self, key: str) -> Entry | None:
+        """See ``Engine.get``."""
+        answer = await self._read("/v3/kv/range", {"key": encode(self._data + key)})
+        found = answer.get("kvs", [])
+        return self._entry(found[0]) if found else None
+
+    async def list(self, prefix: str, *, at_revision: int | None = None) -> Listing:
+        """See ``Engine.list``: pages, all of the first one's revision."""
+        first = (self._data + prefix).encode()
+        end = encode(range_end(self._data + prefix))
+        revision = at_revision or 0
+        entries: list[Entry] = []
+        while True:
+            body = {"key": encode(first), "range_end": end, "limit": _PAGE_KEYS, "revision": str(revision)}
+            try:
+                answer = await self._read("/v3/kv/range", body)
+            except RevisionGoneError as cause:
+                raise CompactedError(revision, oldest=await self._oldest()) from cause
+            revision = revision or int(answer["header"]["revision"])
+            page = answer.get("kvs", [])
+            entries.extend(self._entry(item) for item in page)
+            if not page or not answer.get("more"):
+                return Listing(tuple(entries), revision)
+            first = decode(page[-1]["key"]) + b"\0"
+
+    async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[WatchBatch]:
+        """See ``Engine.watch``. Reconnects, to the next member, at the last revision given + 1. Ends on ``close``."""
+        following = max(1, from_revision)
+        self._check()
+        while not self._stopped.is_set():
+            request = {
+                "key": encode(self._data + prefix),
+                "range_end": encode(range_end(self._data + prefix)),
+                "start_revision": str(following),
+            }
+            messages = self._gateway.stream("/v3/watch", {"create_request": request})
+            try:
+                while (message := await self._unless_stopped(anext(messages))) is not None:
+                    oldest = int(message.get("compact_revision", 0))
+                    if oldest:
+                        raise CompactedError(following, oldest=oldest)
+                    if message.get("canceled"):
+                        break
+                    for batch in self._batches(message.get("events", []), first=following):
+                        following = batch.revision + 1
+                        yield batch
+            except RevisionGoneError as cause:
+                raise CompactedError(following, oldest=await self._oldest()) from cause
+            except (errors.UnavailableError, StopAsyncIteration):
+                self._gateway.next_endpoint()
+            finally:
+                await messages.aclose()  # type: ignore[attr-defined]
+            await self._unless_stopped(asyncio.sleep(_RECONNECT_S))
+
+    async def grant(self, ttl_s: float) -> int:
+        """See ``Engine.grant``. The id is chosen here, so asking again cannot make two."""
+        if ttl_s <= 0:
+            raise errors.InvariantError(f"a lease of {ttl_s} s")
+        self._check()
+        lease = secrets.randbits(62) + 1
+        await self._call("/v3/lease/grant", {"TTL": str(math.ceil(ttl_s)), "ID": str(lease)}, repeatable=False)
+        return lease
+
+    async def keep_alive(self, lease: int) -> None:
+        """See ``Engine.keep_alive``."""
+        answer = await self._read("/v3/lease/keepalive", {"ID": str(lease)})
+        if int(answer.get("result", {}).get("TTL", 0)) <= 0:
+            raise LeaseLostError(f"lease {lease} has ended")
+
+    async def revoke(self, lease: int) -> None:
+        """See ``Engine.revoke``."""
+        with contextlib.suppress(LeaseLostError):
+            await self._read("/v3/lease/revoke", {"ID": str(lease)})
+
+    # -- inner workings
+
+    def _check(self) -> None:
+        if self._stopped.is_set() or not self._started:
+            raise errors.UnavailableError("the state engine is not running")
+
+    async def _call(self, path: str, body: dict[str, Any], *, repeatable: bool) -> dict[str, Any]:
+        return await self._gateway.call(path, body, repeatable=repeatable)
+
+    async def _read(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        self._check()
+        return await self._call(path, body, repeatable=True)
+
+    async def _claim(self) -> None:
+        """Take the prefix, or find that it is ours; repeating it is harmless."""
+        key = encode(self._prefix + "owner")
+        body = {
+            "compare": [{"key": key, "target": "CREATE", "result": "EQUAL", "create_revision": "0"}],
+            "success": [{"request_put": {"key": key, "value": encode(self._cluster_id)}}],
+            "failure": [{"request_range": {"key": key}}],
+        }
+        answer = await self._call("/v3/kv/txn", body, repeatable=True)
+        if not answer.get("succeeded"):
+            owner = decode(answer["responses"][0]["response_range"]["kvs"][0].get("value")).decode(errors="replace")
+            if owner != self._cluster_id:
+                raise errors.UserError(
+                    f"etcd prefix {self._prefix} belongs to cluster {owner}, not to {self._cluster_id}; choose another prefix"
+                )
+
+    async def _apply(self, txn: Txn, *, slot: str | None, mark: str, fresh: str, repeatable: bool) -> int:
+        compares = [
+            {"key": encode(self._holder), "target": "VALUE", "result": "EQUAL", "value": encode(self._nonce)},
+            *(
+                {
+                    "key": encode(self._data + compare.key),
+                    "target": "MOD",
+                    "result": "EQUAL",
+                    "mod_revision": str(compare.mod_revision),
+                }
+                for compare in txn.compares
+            ),
+        ]
+        changes: list[dict[str, Any]] = [
+            {"request_put": {"key": encode(self._data + p.key), "value": encode(p.value), "lease": str(p.lease)}}
+            for p in txn.puts
+        ]
+        changes += [{"request_delete_range": {"key": encode(self._data + key)}} for key in txn.deletes]
+        if slot is not None:
+            compares.append(_slot_is(slot, mark))
+            changes.append({"request_put": {"key": encode(slot), "value": encode(fresh)}})
+        lookups = [
+            {"request_range": {"key": encode(self._holder)}},
+            *({"request_range": {"key": encode(self._data + c.key), "keys_only": True}} for c in txn.compares),
+        ]
+        body = {"compare": compares, "success": changes, "failure": lookups}
+        answer = await self._call("/v3/kv/txn", body, repeatable=repeatable)
+        revision = int(answer["header"]["revision"])
+        if answer.get("succeeded"):
+            return revision
+        holders, *found = [item["response_range"].get("kvs", []) for item in answer["responses"]]
+        if not holders or decode(holders[0].get("value")).decode(errors="replace") != self._nonce:
+            raise errors.UnavailableError("another process has taken this manager's place in etcd; nothing was changed")
+        actual = {
+            compare.key: int(kvs[0]["mod_revision"]) if kvs else 0
+            for compare, kvs in zip(txn.compares, found, strict=True)
+        }
+        wrong = {c.key: actual[c.key] for c in txn.compares if actual[c.key] != c.mod_revision}
+        if not wrong:
+            raise errors.InvariantError(f"slot {slot} in etcd is not as this process left it")
+        raise CompareFailed(wrong, revision=revision)
+
+    async def _resolve(self, slot: str, *, mark: str, fresh: str, lost: OutcomeUnknownError) -> tuple[int, str]:
+        """Did the transaction happen: its revision, or 0 and never will. Second: the slot's mark now."""
+        fence = secrets.token_hex(8)
+        body = {
+            "compare": [_slot_is(slot, mark)],
+            "success": [{"request_put": {"key": encode(slot), "value": encode(fence)}}],
+            "failure": [{"request_range": {"key": encode(slot)}}],
+        }
+        try:
+            answer = await self._call("/v3/kv/txn", body, repeatable=True)
+        except errors.UnavailableError as cause:
+            raise lost from cause
+        if answer.get("succeeded"):
+            return 0, fence
+        found = answer["responses"][0]["response_range"].get("kvs", [])
+        now = decode(found[0].get("value")).decode() if found else ""
+        if now == fresh:
+            return int(found[0]["mod_revision"]), fresh
+        if now == fence:  # the fence itself was sent twice
+            return 0, fence
+        raise lost
+
+    def _batches(self, events: Sequence[dict[str, Any]], *, first: int) -> Sequence[WatchBatch]:
+        grouped: dict[int, list[Entry | Deleted]] = {}
+        for event in events:
+            item = event["kv"]
+            revision = int(item["mod_revision"])
+            deleted = event.get("type") == "DELETE"
+            grouped.setdefault(revision, []).append(Deleted(self._key(item)) if deleted else self._entry(item))
+        return [WatchBatch(revision, tuple(found)) for revision, found in sorted(grouped.items()) if revision >= first]
+
+    def _key(self, item: dict[str, Any]) -> str:
+        return decode(item["key"]).decode().removeprefix(self._data)
+
+    def _entry(self, item: dict[str, Any]) -> Entry:
+        return Entry(
+            self._key(item),
+            decode(item.get("value")),
+            int(item["mod_revision"]),
+            int(item["create_revision"]),
+            int(item.get("lease", 0)),
+        )
+
+    async def _oldest(self) -> int:
+        """The oldest revision kept: what a watch from the beginning is refused with."""
+        request = {"key": encode(self._data), "start_revision": "1"}
+        messages = self._gateway.stream("/v3/watch", {"create_request": request})
+        try:
+            async for message in messages:
+                if "compact_revision" in message:
+                    return int(message["compact_revision"])
+                if not message.get("created"):
+                    break
+        finally:
+            await messages.aclose()  # type: ignore[attr-defined]
+        raise errors.UnavailableError("etcd does not tell its oldest revision", retry_after_s=1.0)
+
+    async def _unless_stopped(self, work: Any) -> Any:
+        """The result, or None once the engine is closed."""
+        step = asyncio.ensure_future(work)
+        stop = asyncio.create_task(self._stopped.wait())
+        try:
+            await asyncio.wait({step, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return None if self._stopped.is_set() else step.result()
+        finally:
+            for task in (step, stop):
+                task.cancel()
+            await asyncio.gather(step, stop, return_exceptions=True)
+
+
+def _slot_is(slot: str, mark: str) -> dict[str, Any]:
+    if mark:
+        return {"key": encode(slot), "target": "VALUE", "result": "EQUAL", "value": encode(mark)}
+    return {"key": encode(slot), "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
