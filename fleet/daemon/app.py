@@ -7,8 +7,10 @@ from typing import Any
 from fastapi import FastAPI
 
 from fleet.agent.http import host_routes
+from fleet.agent.http.streams import json_lines
 from fleet.agent.image_sources import ImageLocator
 from fleet.api.http import install_error_handlers
+from fleet.builder.http import build_routes
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
 from fleet.daemon.config import DaemonConfig
@@ -48,6 +50,9 @@ def engine_app(
         distribution_routes(images, locator.sources_for),
         network_routes(membership, engine, bridge),
         swarm_object_routes(lambda: membership.manager().control),
+        build_routes(
+            engine, images, config.data_root / "builder", pull_sources=locator.sources_for, json_lines=json_lines
+        ),
         *host_routes(engine, images, pull_sources=locator.sources_for),
     ]
     for router in routers:

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from fleet import __version__, errors
 from fleet.agent.image_sources import ImageLocator
+from fleet.builder.build import remove_leftovers
 from fleet.clock import SystemClock
 from fleet.containers.engine import ContainerEngine
 from fleet.daemon.app import engine_app
@@ -109,6 +110,7 @@ class Daemon:
             )
             stack.push_async_callback(engine.close)
             await engine.recover()
+            await remove_leftovers(engine)
             events = EventLog(clock)
             membership = Membership(
                 config,

@@ -41,7 +41,6 @@ _REFUSED: Final = (
     ("GET", "/containers/{name}/archive", "docker cp"),
     ("HEAD", "/containers/{name}/archive", "docker cp"),
     ("PUT", "/containers/{name}/archive", "docker cp"),
-    ("POST", "/commit", "docker commit"),
 )
 
 _TOP_TITLES: Final = ("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD")
