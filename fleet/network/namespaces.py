@@ -9,6 +9,7 @@ kernel takes it apart in the background, cables included (deleting a cable by ha
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 from dataclasses import dataclass, field
@@ -147,13 +148,25 @@ def bind_dns_sockets(*, port: int, upstream: bool) -> list[socket.socket]:
                     raise
                 continue
             undo.pop_all()
-            return [udp, tcp, *([bind_upstream_socket()] if upstream else [])]
+            return [_lifted(udp), _lifted(tcp), *([bind_upstream_socket()] if upstream else [])]
     raise AssertionError("the loop returns or raises")
 
 
 def bind_upstream_socket() -> socket.socket:
     """A socket of the thread's namespace from which the DNS process asks the servers a user named."""
-    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    return _lifted(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+
+
+def _lifted(sock: socket.socket) -> socket.socket:
+    """The same, numbered above 1023 where the limit allows: libnftables aborts this process when its own socket is above
+    (select(2)), and these are kept by the thousand.
+    """
+    try:
+        high = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 1024)
+    except OSError:  # EINVAL: the limit is lower; EMFILE: no room above
+        return sock
+    sock.close()
+    return socket.socket(fileno=high)
 
 
 def write_sysctl(name: str, value: str) -> None:
