@@ -76,8 +76,11 @@ class Phase:
             "p99_ms": round(p99 * 1e3, 1),
             "failures": dict(faults),
         }
-        line = f"{name:8} {len(good):4} in {total:7.2f} s  {len(good) / total:7.1f}/s  p50 {p50 * 1e3:7.1f} p99 {p99 * 1e3:7.1f} ms"
-        print(line, flush=True)
+        rate, p50_ms, p99_ms = len(good) / total, p50 * 1e3, p99 * 1e3
+        print(
+            f"{name:7} {len(good):4} in {total:7.2f} s {rate:7.1f}/s  p50 {p50_ms:7.1f} p99 {p99_ms:7.1f} ms",
+            flush=True,
+        )
         for text, count in faults.items():
             print(f"         {count} failed: {text}", flush=True)
         return good
