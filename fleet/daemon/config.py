@@ -43,6 +43,18 @@ class DaemonConfig(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
+    store: str = ""
+    store_cacert: Path | None = None
+    store_cert: Path | None = None
+    store_key: Path | None = None
+
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, text: str) -> str:
+        if text and not (text.startswith("etcd://") and all(text.removeprefix("etcd://").split(","))):
+            raise ValueError(f"{text}: expected etcd://HOST:PORT[,HOST:PORT...]")
+        return text
+
     @field_validator("data_root", "exec_root")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
@@ -94,6 +106,10 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
         ("--insecure-registry",),
         {"dest": "insecure_registries", "action": "append", "metavar": "HOST[:PORT]", "help": "allow plain HTTP to it"},
     ),
+    (("--store",), {"metavar": "etcd://HOST:PORT,...", "help": "keep cluster state in this etcd (default: own file)"}),
+    (("--store-cacert",), {"metavar": "FILE", "help": "speak TLS to etcd, trust this authority"}),
+    (("--store-cert",), {"metavar": "FILE", "help": "certificate to show to etcd"}),
+    (("--store-key",), {"metavar": "FILE", "help": "its key"}),
     (("--log-level",), {"choices": ["debug", "info", "warning", "error"], "help": "default info"}),
     (("--log-format",), {"choices": ["text", "json"], "help": "default text"}),
 )

@@ -44,8 +44,8 @@ from fleet.daemon.joining import (
 )
 from fleet.daemon.listeners import Listener, tcp_socket
 from fleet.daemon.service_logs import ServiceLogs
+from fleet.daemon.state_engine import choose_engine
 from fleet.daemon.swarm_state import SwarmState, SwarmStateFile
-from fleet.engines.sqlite import SqliteEngine
 from fleet.identity.certificates import renewal_instant
 from fleet.identity.keys import (
     NodeIdentity,
@@ -66,6 +66,7 @@ from fleet.model.ids import ClusterId
 from fleet.model.node import NodeDescription, NodeRole
 from fleet.network.host import HostNetwork
 from fleet.store import Store
+from fleet.store.engine import Engine
 from fleet.store.sealing import AesSealer, load_or_create_key
 
 __all__ = ["Membership"]
@@ -92,7 +93,7 @@ class _Active:
     listener: Listener
     server_tls: ssl.SSLContext
     store: Store | None = None
-    engine: SqliteEngine | None = None
+    engine: Engine | None = None
     role: ManagerRole | None = None
     logs: ServiceLogs | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -363,13 +364,13 @@ class Membership:
             shutil.rmtree(self._folder / name, ignore_errors=True)
         (self._folder / "store.key").unlink(missing_ok=True)
 
-    async def _open_store(self, cluster_id: ClusterId) -> tuple[SqliteEngine, Store]:
+    async def _open_store(self, cluster_id: ClusterId) -> tuple[Engine, Store]:
         folder = self._folder / "store"
         await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
         key = await asyncio.to_thread(_store_key, folder)
-        engine = SqliteEngine(folder, cluster_id=cluster_id, clock=self._clock)
-        await engine.start()
+        engine = await asyncio.to_thread(choose_engine, self._config, folder, cluster_id=cluster_id, clock=self._clock)
         try:
+            await engine.start()
             return engine, await Store.open(engine, sealer=AesSealer(key))
         except BaseException:
             await engine.close()

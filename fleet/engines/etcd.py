@@ -79,6 +79,7 @@ class EtcdEngine:
         self._slots = f"{self._prefix}slot/{client}/"
         self._holder = f"{self._prefix}holder/{client}"
         self._nonce = secrets.token_hex(8)
+        self._changed = 0
         self._cluster_id = cluster_id
         self._gateway = Gateway(endpoints, tls=tls, timeout_s=timeout_s)
         self._stopped = asyncio.Event()
@@ -268,6 +269,12 @@ class EtcdEngine:
         answer = await self._call("/v3/kv/txn", body, repeatable=repeatable)
         revision = int(answer["header"]["revision"])
         if answer.get("succeeded"):
+            removed = any("deleted" in item.get("response_delete_range", {}) for item in answer.get("responses", []))
+            if txn.deletes and not txn.puts and not removed:
+                # etcd's newest revision may be another cluster's, which no watch of ours would ever show
+                return self._changed or revision
+            if txn.puts or removed:
+                self._changed = max(self._changed, revision)
             return revision
         holders, *found = [item["response_range"].get("kvs", []) for item in answer["responses"]]
         if not holders or decode(holders[0].get("value")).decode(errors="replace") != self._nonce:

@@ -107,6 +107,9 @@ def test_compacted_history_and_another_clusters_prefix_are_refused(tmp_path: Pat
         neighbour = EtcdEngine(cluster.endpoints, cluster_id="c2", prefix="/two")
         await neighbour.start()
         assert (await neighbour.list("/")).entries == ()
+        await neighbour.commit(Txn(puts=(Put("/b", b""),)))
+        # What changed nothing must not name a revision of the neighbour's: whoever waits for it in a watch would hang.
+        assert await engine.commit(Txn(deletes=("/absent",))) == revisions[4]
         await neighbour.close()
         await engine.close()
 
