@@ -61,6 +61,8 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "ps": ("fleet.cli.container:ls", "List containers (same as: container ls)"),
     "images": ("fleet.cli.image:ls", "List images (same as: image ls)"),
     "pull": ("fleet.cli.image:pull", "Pull an image (same as: image pull)"),
+    "build": ("fleet.cli.build:build", "Build an image from a Dockerfile"),
+    "commit": ("fleet.cli.build:commit", "Make an image of a container"),
     "load": ("fleet.cli.image:load", "Load images from an archive (same as: image load)"),
     "logs": ("fleet.cli.logs:logs", "Show logs of a container, service or task"),
 }
@@ -69,7 +71,7 @@ _SECTIONS: Final = (
     ("This host", ("container", "image", "volume", "system", "info", "version", "events", "daemon")),
     ("Containers", ("run", "create", "exec", "attach", "start", "stop", "restart", "kill", "pause", "unpause", "rm")),
     ("More of containers", ("rename", "update", "wait", "port", "diff", "stats", "cp", "export")),
-    ("Short forms", ("ps", "images", "pull", "load", "logs")),
+    ("Short forms", ("ps", "images", "pull", "build", "commit", "load", "logs")),
     ("More", ("lab", "completion")),
 )
 
