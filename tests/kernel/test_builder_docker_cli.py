@@ -134,3 +134,26 @@ def test_docker_build_makes_an_image_that_runs_and_is_found_in_the_cache(unique:
         assert not host.engine.list()
 
     on_real_host(story, unique=unique)
+
+
+def test_a_client_that_goes_away_ends_its_build(unique: str) -> None:
+    async def story(host: RealHost) -> None:
+        context = host.root / "context"
+        context.mkdir()
+        (context / "Dockerfile").write_text("FROM busybox\nRUN sleep 1000\n")
+        async with served(host) as path:
+            process = await asyncio.create_subprocess_exec(
+                *("docker", "-H", f"unix://{path}", "build", str(context)),
+                env={**os.environ, "DOCKER_BUILDKIT": "0"},
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            async with asyncio.timeout(60):
+                while not any(container.is_up for container in host.engine.list()):
+                    await asyncio.sleep(0.02)
+                process.kill()
+                await process.wait()
+                while host.engine.list() or list((host.root / "d/builder/scratch").iterdir()):
+                    await asyncio.sleep(0.02)
+
+    on_real_host(story, unique=unique)
