@@ -21,6 +21,7 @@ from fleet.agent.http.stats_json import host_cpu_ns, stats_json
 from fleet.agent.http.streams import MULTIPLEXED, RAW, log_body
 from fleet.api.http import json_response, parse_bool, parse_filters, read_struct
 from fleet.containers import Container, ContainerEngine, Status, WaitCondition
+from fleet.containers.changes import changes_of
 from fleet.containers.volumes import directory_size
 from fleet.errors import ConflictError, NotFoundError, UnsupportedError, UserError
 from fleet.images import ImageStore
@@ -36,7 +37,6 @@ _CONDITIONS: Final[dict[str, WaitCondition]] = {
 }
 _STATS_PERIOD_S: Final = 1.0
 _REFUSED: Final = (
-    ("GET", "/containers/{name}/changes", "docker diff"),
     ("GET", "/containers/{name}/export", "docker export"),
     ("GET", "/containers/{name}/archive", "docker cp"),
     ("HEAD", "/containers/{name}/archive", "docker cp"),
@@ -108,6 +108,17 @@ def _add_looking(router: APIRouter, engine: ContainerEngine, images: ImageStore,
         if parse_bool(request.query_params.get("size")):
             value["SizeRw"], value["SizeRootFs"] = await _sizes(engine, images, container)
         return json_response(value)
+
+    @router.get("/containers/{name}/changes")
+    async def changes(name: str) -> Response:
+        container = engine.get(name)
+        found = await asyncio.to_thread(
+            changes_of,
+            engine.directory(container.id) / "upper",
+            images.get(container.image_id).layer_dirs,
+            owners_comparable=container.ids is None,
+        )
+        return json_response([{"Path": path, "Kind": int(kind)} for path, kind in found] or None)
 
     @router.get("/containers/{name}/top")
     async def top(name: str) -> Response:
