@@ -123,7 +123,9 @@ class OrchestratorLoop:
             return (latest.service_id,)
         if isinstance(latest, Node) and _means_something(change.old, change.new):
             there = {task.service_id for task in self._store.tasks.by_node(latest.id)}
-            return there | {service.id for service in self._store.services.all() if service.spec.is_global or service.spec.is_job}
+            return there | {
+                service.id for service in self._store.services.all() if service.spec.is_global or service.spec.is_job
+            }
         return ()
 
 
