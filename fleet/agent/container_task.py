@@ -26,13 +26,13 @@ from fleet.containers import (
     NetworkMode,
     Status,
 )
+from fleet.containers.logs import log_config
 from fleet.images import ImageStore
 from fleet.logs import get_logger
 from fleet.model.defaults import stop_grace
 from fleet.model.node import NodeDescription
 from fleet.model.service import Mount, PublishMode, TaskSpec
 from fleet.model.task import ContainerStatus, Task, task_name
-from fleet.model.units import parse_bytes
 from fleet.network.ipam import mac_for
 from fleet.network.topology import AttachmentSpec, HostPort
 from fleet.node_runtime.spec import ResourceLimits
@@ -271,19 +271,7 @@ def _log(spec: TaskSpec) -> LogConfig:
     driver = spec.log_driver
     if driver is None or not driver.name:
         return LogConfig()
-    known = {"max-size", "max-file"}
-    unknown = sorted(set(driver.options) - known)
-    if unknown:
-        raise errors.RejectedFault(
-            f"log option {unknown[0]!r} of driver {driver.name} is not known; known: max-size, max-file"
-        )
-    default = LogConfig()
-    size = driver.options.get("max-size")
-    files = driver.options.get("max-file", str(default.max_files))
-    if not files.isdigit() or int(files) < 1:
-        raise errors.RejectedFault(f"log option max-file: {files!r} is not a positive number")
-    return LogConfig(
-        driver=driver.name,
-        max_size_bytes=parse_bytes(size, what="log option max-size") if size else default.max_size_bytes,
-        max_files=int(files),
-    )
+    try:
+        return log_config(driver.name, driver.options)
+    except errors.UserError as cause:
+        raise errors.RejectedFault(str(cause)) from cause

@@ -95,11 +95,15 @@ class FileMount(Value, frozen=True, kw_only=True):
 
 
 class LogConfig(Value, frozen=True, kw_only=True):
-    """``driver``: json-file or none. Sizes in bytes; rotated to ``max_files`` files in all."""
+    """``driver``: json-file, local or none. Sizes in bytes; rotated to ``max_files`` files in all."""
 
     driver: str = "json-file"
     max_size_bytes: int = 10 << 20
     max_files: int = 3
+    labels: tuple[str, ...] = ()
+    """Names of the container's labels that its lines are shown with when details are asked for."""
+    env: tuple[str, ...] = ()
+    """The same of its environment."""
 
 
 class ContainerConfig(Value, frozen=True, kw_only=True):
@@ -205,7 +209,7 @@ def check_config(config: ContainerConfig) -> None:
             raise UserError(f"file {file.target}: {len(file.data)} bytes are more than the limit of {FILE_BYTES_MAX}")
     _check_targets(config)
     if config.log.driver not in ("json-file", "local", "none"):
-        raise UserError(f"log driver {config.log.driver!r} is not supported here: use json-file or none")
+        raise UserError(f"log driver {config.log.driver!r} is not supported here: use json-file, local or none")
     if config.stop_grace_s is not None and config.stop_grace_s < 0:
         raise UserError("stop grace period cannot be negative")
     _check_modes(config)

@@ -14,7 +14,8 @@ from typing import Final
 import msgspec
 
 from fleet.agent.http.networks import NetworkNames
-from fleet.containers import ContainerConfig, LogConfig, NetworkMode, RestartName, RestartRule
+from fleet.containers import ContainerConfig, NetworkMode, RestartName, RestartRule
+from fleet.containers.logs import log_config
 from fleet.errors import UnsupportedError, UserError
 from fleet.model.service import BindOptions, HealthConfig, Mount, TmpfsOptions, Ulimit
 from fleet.model.units import parse_bytes
@@ -241,7 +242,7 @@ async def config_of(
         sysctls=settings.sysctls,
         shm_size_bytes=settings.shm_size or 64 << 20,
         oom_score_adj=settings.oom_score_adj,
-        log=_log(settings.log_config),
+        log=log_config(settings.log_config.type, settings.log_config.config),
         restart=restart_of(settings.restart_policy, auto_remove=settings.auto_remove),
         auto_remove=settings.auto_remove,
         exposed_ports=tuple(sorted({*map(_port_name, body.exposed_ports), *map(_port_name, settings.port_bindings)})),
@@ -481,22 +482,3 @@ def _host_ports(body: CreateBody, free_port: Callable[[str], int]) -> tuple[Host
                 )
             )
     return tuple(result)
-
-
-def _log(choice: LogChoice) -> LogConfig:
-    if choice.type in ("", "default"):
-        choice = msgspec.structs.replace(choice, type="json-file")
-    default = LogConfig(driver=choice.type)
-    options = dict(choice.config)
-    size, files = options.pop("max-size", ""), options.pop("max-file", "")
-    if options and choice.type != "none":
-        raise UserError(f"unknown log opt '{min(options)}' for {choice.type} log driver: known are max-size, max-file")
-    if files and (not files.isdigit() or int(files) < 1):
-        raise UserError(f"log option max-file: {files!r} is not a positive number")
-    return LogConfig(
-        driver=choice.type,
-        max_size_bytes=parse_bytes(size, what="log option max-size")
-        if size and size != "-1"
-        else default.max_size_bytes,
-        max_files=int(files) if files else default.max_files,
-    )

@@ -177,6 +177,11 @@ def test_shared_namespaces_and_fine_limits_reach_the_runtime_and_are_shown_again
         ({"RestartPolicy": {"Name": "sometimes"}}, 400, "unknown policy"),
         ({"PortBindings": {"http": []}}, 400, "invalid port specification"),
         ({"LogConfig": {"Type": "syslog"}}, 400, "log driver 'syslog'"),
+        ({"LogConfig": {"Type": "json-file", "Config": {"odd": "1"}}}, 400, "unknown log opt 'odd' for json-file"),
+        ({"LogConfig": {"Type": "local", "Config": {"labels": "a"}}}, 400, "unknown log opt 'labels' for local"),
+        ({"LogConfig": {"Type": "none", "Config": {"max-size": "1m"}}}, 400, "unknown log opt 'max-size' for none"),
+        ({"LogConfig": {"Type": "local", "Config": {"max-file": "0"}}}, 400, "log option max-file: '0'"),
+        ({"LogConfig": {"Type": "local", "Config": {"max-size": "0"}}}, 400, "log option max-size: '0'"),
         ({"CapAdd": ["NOPE"]}, 400, "unknown capability"),
         (
             {"Mounts": [{"Type": "bind", "Source": "/nowhere/x", "Target": "/x"}]},
