@@ -77,6 +77,9 @@ class RegistryTarget(RegistrySource):
             response = await self._send_authorized(url, headers, method="PUT", content=content)
             await self._expect(response, 201, f"upload manifest {tag}")
 
+    def _default_scope(self) -> str:
+        return f"repository:{self._repository}:pull,push"
+
     async def _url(self, path: str) -> str:
         return f"{await self._find_base()}/v2/{self._repository}/{path}"
 

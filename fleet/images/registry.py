@@ -19,13 +19,13 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from fleet.errors import RejectedFault, UnauthorizedError, UnavailableError, UserError
+from fleet.errors import ForbiddenError, RejectedFault, UnauthorizedError, UnavailableError, UserError
 from fleet.images.jsondoc import decode_document
 from fleet.images.manifest import INDEX_TYPES, MANIFEST_TYPES, Manifest
 from fleet.images.reference import Reference, check_digest, parse_reference
 from fleet.images.sources import TIMEOUT, raise_for_status, read_manifest_response, stream_blob, translate_errors
 
-__all__ = ["RegistrySource", "RegistryOptions", "Credentials", "parse_registry_auth", "is_loopback"]
+__all__ = ["RegistrySource", "RegistryOptions", "Credentials", "parse_registry_auth", "is_loopback", "check_login"]
 
 _ACCEPT = ", ".join(INDEX_TYPES + MANIFEST_TYPES)
 _HOSTS = {"docker.io": "registry-1.docker.io"}
@@ -112,6 +112,11 @@ class RegistrySource:
     @property
     def name(self) -> str:
         return self._domain
+
+    @property
+    def options(self) -> RegistryOptions:
+        """How this host reaches the registry."""
+        return self._options
 
     async def manifest(self, reference: str) -> Manifest:
         parsed = parse_reference(reference)
@@ -215,12 +220,16 @@ class RegistrySource:
         realm = urlsplit(fields.get("realm", ""))
         if realm.scheme != "https" and not (realm.scheme == "http" and self._insecure):
             raise RejectedFault(f"{self.name}: its token service {fields.get('realm', '')[:200]!r} is not HTTPS")
-        scope = fields.get("scope") or f"repository:{self._repository}:pull"
+        scope = fields.get("scope") or self._default_scope()
         return f"Bearer {await self._fetch_token(fields['realm'], fields.get('service', ''), scope)}"
+
+    def _default_scope(self) -> str:
+        """What to ask the token service for when the challenge does not say."""
+        return f"repository:{self._repository}:pull"
 
     async def _fetch_token(self, realm: str, service: str, scope: str) -> str:
         who = self._credentials
-        query = {"service": service, "scope": scope} if service else {"scope": scope}
+        query = {key: value for key, value in (("service", service), ("scope", scope)) if value}
         if who is not None and who.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": who.identity_token, "client_id": "fleet", **query}
             request = self._client.build_request("POST", realm, data=form)
@@ -253,6 +262,51 @@ class RegistrySource:
             context.verify_mode = ssl.CERT_NONE
             return context
         return True
+
+
+class _LoginCheck(RegistrySource):
+    """A registry asked nothing but whether it knows somebody."""
+
+    def _default_scope(self) -> str:
+        return ""
+
+    async def check(self) -> None:
+        with translate_errors(self.name):
+            url = f"{await self._find_base()}/v2/"
+            try:
+                response = await self._send_authorized(url, {})
+                try:
+                    await raise_for_status(response, "login", source=self.name)
+                finally:
+                    await response.aclose()
+            except (UnauthorizedError, ForbiddenError) as error:
+                raise UnauthorizedError(f"Get {url!r}: unauthorized: incorrect username or password") from error
+
+
+async def check_login(server: str, credentials: Credentials, *, options: RegistryOptions | None = None) -> None:
+    """Ask a registry whether the credentials are good (``POST /auth``). ``server`` is a host, with or without port, or
+    a URL as Docker's file of logins has it; empty is Docker Hub.
+
+    Raises ``UnauthorizedError`` when they are not, ``UnavailableError`` when the registry cannot be reached.
+    """
+    domain = parse_reference(f"{registry_domain(server)}/login").domain
+    source = _LoginCheck(Reference(domain=domain, path="login", tag="latest"), credentials=credentials, options=options)
+    try:
+        await source.check()
+    finally:
+        await source.aclose()
+
+
+def registry_domain(server: str) -> str:
+    """The ``host[:port]`` of a registry from what people and Docker's file call it."""
+    text = server.strip()
+    host = text.partition("://")[2] if "://" in text else text
+    host = host.partition("/")[0]
+    if host in {"", "docker.io", "index.docker.io", "registry-1.docker.io"}:
+        return "docker.io"
+    if not any(sign in host for sign in ".:[") and host != "localhost":
+        raise UserError(f"{server[:200]!r} is not a registry: expected HOST, HOST:PORT or a URL")
+    return host
 
 
 def is_loopback(domain: str) -> bool:

@@ -22,10 +22,14 @@ from fleet.images import (
     ImageStore,
     PeerSource,
     Progress,
+    RegistryOptions,
+    RegistrySource,
+    RegistryTarget,
     Source,
     parse_reference,
     parse_registry_auth,
 )
+from fleet.images.authoring import unnamed_ancestors
 from fleet.images.inspect import image_inspect, image_summary
 from fleet.images.progress import progress_message
 from fleet.images.store import Image
@@ -46,6 +50,7 @@ def image_routes(images: ImageStore, engine: ContainerEngine, pull_sources: Pull
     router = APIRouter()
     _add_looking(router, images, engine)
     _add_adding(router, images, pull_sources)
+    _add_pushing(router, images, pull_sources)
     _add_removing(router, images, engine)
     return router
 
@@ -56,7 +61,10 @@ def _add_looking(router: APIRouter, images: ImageStore, engine: ContainerEngine)
         filters = parse_filters(request.query_params.get("filters"), known=_LIST_FILTERS)
         users = [container.image_id for container in engine.list()]
         return json_response(
-            [image_summary(i, containers=users.count(i.id)) for i in _select(images, filters)],
+            [
+                image_summary(i, containers=users.count(i.id))
+                for i in _select(images, filters, steps=parse_bool(request.query_params.get("all")))
+            ],
         )
 
     @router.get("/images/get")
@@ -120,6 +128,33 @@ def _add_adding(router: APIRouter, images: ImageStore, pull_sources: PullSources
         return Response(status_code=201)
 
 
+def _add_pushing(router: APIRouter, images: ImageStore, pull_sources: PullSources) -> None:
+    @router.post("/images/{name:path}/push")
+    async def push(name: str, request: Request) -> Response:
+        tag = request.query_params.get("tag", "")
+        if "@" in name or ":" in tag:
+            raise UserError("cannot push a digest reference: name the image with a tag")
+        parsed = parse_reference(_joined(name, tag))
+        credentials = parse_registry_auth(request.headers.get("x-registry-auth", ""))
+        if tag or ":" in name.rpartition("/")[2]:
+            references = [parsed.familiar]
+        else:
+            references = sorted(
+                known
+                for known in {text for image in images.list() for text in image.references}
+                if parse_reference(known).name == parsed.name
+            )
+
+        async def work(tell: Callable[[Any], None]) -> None:
+            tell({"status": f"The push refers to repository [{parsed.name}]"})
+            if not references:
+                raise NotFoundError(f"An image does not exist locally with the tag: {parsed.familiar_name}")
+            for reference in references:
+                await _push(images, reference, credentials, pull_sources, tell)
+
+        return json_lines(work)
+
+
 def _add_removing(router: APIRouter, images: ImageStore, engine: ContainerEngine) -> None:
     @router.post("/images/prune")
     async def prune(request: Request) -> Response:
@@ -181,6 +216,45 @@ async def _pull(
     tell({"status": f"Status: {news} {name.familiar}"})
 
 
+async def _push(
+    images: ImageStore,
+    reference: str,
+    credentials: Credentials | None,
+    pull_sources: PullSources,
+    tell: Callable[[Any], None],
+) -> None:
+    name = parse_reference(reference)
+    if not _known_id(images, reference):
+        raise NotFoundError(f"An image does not exist locally with the tag: {name.familiar_name}")
+
+    def progress(step: Progress) -> None:
+        message = progress_message(step)
+        if step.stage == "exists":
+            message["status"] = "Layer already exists"
+        tell(message)
+
+    target = RegistryTarget(
+        reference, credentials=credentials, options=await _registry_options(reference, pull_sources)
+    )
+    try:
+        manifest = await images.push(reference, target, progress=progress)
+    finally:
+        await target.aclose()
+    size = len(manifest.body)
+    tell({"status": f"{name.tag}: digest: {manifest.digest} size: {size}"})
+    tell({"progressDetail": {}, "aux": {"Tag": name.tag, "Digest": manifest.digest, "Size": size}})
+
+
+async def _registry_options(reference: str, pull_sources: PullSources) -> RegistryOptions | None:
+    """How the registry is reached where images are pulled from it: what may be pushed in the clear is said there."""
+    sources = await pull_sources(reference, None)
+    try:
+        return next((source.options for source in sources if isinstance(source, RegistrySource)), None)
+    finally:
+        for source in sources:
+            await source.aclose()
+
+
 def _known_id(images: ImageStore, reference: str) -> str:
     try:
         return images.get(reference).id
@@ -220,8 +294,9 @@ def _archive(images: ImageStore, names: Sequence[str]) -> Response:
     return StreamingResponse(body(), media_type="application/x-tar")
 
 
-def _select(images: ImageStore, filters: Filters) -> list[Image]:
-    """Images that pass the filters."""
+def _select(images: ImageStore, filters: Filters, *, steps: bool = False) -> list[Image]:
+    """Images that pass the filters; unnamed ones that others were made of, with ``steps`` only."""
+    ancestors = unnamed_ancestors(images.list())
     before = min((_created(_get(images, text)) for text in filters.get("before", ())), default=None)
     since = max((_created(_get(images, text)) for text in filters.get("since", ())), default=None)
     until = parse_moment(next(iter(filters.get("until", ())), None), now=datetime.now(UTC))
@@ -229,7 +304,8 @@ def _select(images: ImageStore, filters: Filters) -> list[Image]:
     return [
         image
         for image in images.list()
-        if (not dangling or (not image.references) in dangling)
+        if (steps or image.id not in ancestors)
+        and (not dangling or (not image.references and image.id not in ancestors) in dangling)
         and matches_labels(image.config.labels, filters)
         and (before is None or _created(image) < before)
         and (since is None or _created(image) > since)
@@ -257,8 +333,8 @@ async def _prune_some(
     """Prune by label or age."""
     answer: list[dict[str, str]] = []
     before = sum(image.size_bytes for image in images.list())
-    for image in images.list():
-        used = image.id in engine.images_in_use()
+    for image in sorted(images.list(), key=_created, reverse=True):  # children first: they lay bare what they are of
+        used = image.id in engine.images_in_use() or image.id in unnamed_ancestors(images.list())
         if used or (dangling_only and image.references) or not matches_labels(image.config.labels, filters):
             continue
         if until is None or _created(image) < until:

@@ -18,7 +18,7 @@ from fleet.agent.http import NetworkNames
 from fleet.agent.http.container_json import container_summary
 from fleet.agent.http.volume_routes import volume_usage
 from fleet.agent.node_facts import cpu_count, memory_total_bytes
-from fleet.api.http import json_response, parse_filters
+from fleet.api.http import json_response, parse_filters, read_body
 from fleet.api.render import swarm_json
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
@@ -28,8 +28,9 @@ from fleet.daemon.events import EventLog, matches
 from fleet.daemon.log_stream import parse_instant
 from fleet.daemon.membership import Membership
 from fleet.daemon.versions import API_VERSION_MAX, API_VERSION_MIN
-from fleet.images import ImageStore
+from fleet.images import Credentials, ImageStore, RegistryOptions
 from fleet.images.inspect import image_summary
+from fleet.images.registry import check_login
 from fleet.model.node import NodeRole
 
 __all__ = ["system_routes"]
@@ -51,6 +52,22 @@ _EVENT_FILTERS: Final = frozenset(
         "daemon",
     }
 )
+
+
+class _Login(msgspec.Struct):
+    """``AuthConfig`` of the engine API; its keys are lower case."""
+
+    username: str = ""
+    password: str = ""
+    identitytoken: str = ""
+    serveraddress: str = ""
+
+
+def _parse_login(body: bytes) -> _Login:
+    try:
+        return msgspec.json.decode(body or b"{}", type=_Login)
+    except (msgspec.DecodeError, UnicodeDecodeError) as cause:
+        raise errors.UserError(f"login: {cause}") from cause
 
 
 def system_routes(
@@ -118,10 +135,14 @@ def system_routes(
         return StreamingResponse(lines(), media_type="application/json")
 
     @routes.post("/auth")
-    async def auth() -> Response:
-        raise errors.UnsupportedError(
-            "logging in to registries is not implemented; use images of nodes or public registries"
-        )
+    async def auth(request: Request) -> Response:
+        login = _parse_login(await read_body(request))
+        who = Credentials(username=login.username, password=login.password, identity_token=login.identitytoken)
+        if not who.username and not who.identity_token:
+            raise errors.UserError("no credentials: a username and a password, or an identitytoken, are needed")
+        options = RegistryOptions(insecure_registries=config.insecure_registries)
+        await check_login(login.serveraddress, who, options=options)
+        return json_response({"Status": "Login Succeeded", "IdentityToken": ""})
 
     @routes.get("/system/df")
     async def disk_usage() -> Response:
@@ -250,7 +271,7 @@ def _swarm(membership: Membership) -> dict[str, Any]:
     if state is None:
         return result
     result["RemoteManagers"] = [{"NodeID": "", "Addr": address} for address in state.managers]
-    if state.role is NodeRole.MANAGER:
+    if membership.has_control:
         role = membership.manager()
         nodes = [node for node in role.store.nodes.all() if not node.removed]
         cluster = role.admission.cluster()
