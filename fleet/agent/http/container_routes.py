@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pwd
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -18,12 +18,13 @@ from fleet.agent.http.container_filters import LIST_FILTERS, PRUNE_FILTERS, matc
 from fleet.agent.http.container_json import container_inspect, container_summary
 from fleet.agent.http.networks import NetworkNames
 from fleet.agent.http.stats_json import host_cpu_ns, stats_json
-from fleet.agent.http.streams import MULTIPLEXED, RAW, log_body
+from fleet.agent.http.streams import MULTIPLEXED, RAW, log_body, log_moment, log_tail
 from fleet.api.http import json_response, parse_bool, parse_filters, read_struct
 from fleet.containers import Container, ContainerEngine, Status, WaitCondition
 from fleet.containers.changes import changes_of
+from fleet.containers.logs import log_attributes
 from fleet.containers.volumes import directory_size
-from fleet.errors import ConflictError, NotFoundError, UnsupportedError, UserError
+from fleet.errors import ConflictError, NotFoundError, UserError
 from fleet.images import ImageStore
 from fleet.node_runtime.events import ContainerProcess
 
@@ -36,13 +37,6 @@ _CONDITIONS: Final[dict[str, WaitCondition]] = {
     "removed": "removed",
 }
 _STATS_PERIOD_S: Final = 1.0
-_REFUSED: Final = (
-    ("GET", "/containers/{name}/export", "docker export"),
-    ("GET", "/containers/{name}/archive", "docker cp"),
-    ("HEAD", "/containers/{name}/archive", "docker cp"),
-    ("PUT", "/containers/{name}/archive", "docker cp"),
-)
-
 _TOP_TITLES: Final = ("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD")
 
 
@@ -53,7 +47,6 @@ def container_routes(engine: ContainerEngine, images: ImageStore, networks: Netw
     _add_making(router, engine, images, networks)
     _add_running(router, engine)
     _add_streams(router, engine)
-    _add_refusals(router)
     return router
 
 
@@ -250,20 +243,23 @@ def _add_streams(router: APIRouter, engine: ContainerEngine) -> None:
         if not (stdout or stderr):
             raise UserError("Bad parameters: you must choose at least one stream")
         now = datetime.now(UTC)
-        tail = query.get("tail", "all")
+        tail = log_tail(query.get("tail", "all"))
         container = engine.get(name)
+        if container.config.log.driver == "none":
+            raise UnsupportedError("configured logging driver does not support reading")
         lines = engine.logs(
             container.id,
             stdout=stdout,
             stderr=stderr,
-            since=parse_moment(query.get("since"), now=now),
-            until=parse_moment(query.get("until"), now=now),
-            tail=int(tail) if tail.isdigit() else None,
+            since=log_moment(query.get("since"), now=now),
+            until=log_moment(query.get("until"), now=now),
+            tail=tail,
             follow=parse_bool(query.get("follow")),
         )
         tty = container.config.tty
+        details = log_attributes(container) if parse_bool(query.get("details")) else None
         return StreamingResponse(
-            log_body(lines, multiplexed=not tty, timestamps=parse_bool(query.get("timestamps"))),
+            log_body(lines, multiplexed=not tty, timestamps=parse_bool(query.get("timestamps")), details=details),
             media_type=RAW if tty else MULTIPLEXED,
         )
 
@@ -343,16 +339,3 @@ def _process_row(process: ContainerProcess, now: datetime) -> list[str]:
         f"{hours:02}:{minutes:02}:{seconds:02}",
         process.command,
     ]
-
-
-def _add_refusals(router: APIRouter) -> None:
-    """What Docker has and fleet does not: a sentence instead of ``page not found``."""
-    for method, path, what in _REFUSED:
-        router.add_api_route(path, _refusal(what), methods=[method], include_in_schema=False)
-
-
-def _refusal(what: str) -> Callable[[], Awaitable[Response]]:
-    async def refuse() -> Response:
-        raise UnsupportedError(f"{what} is not supported: keep files that outlive a container in a volume")
-
-    return refuse

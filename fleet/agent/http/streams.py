@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from urllib.parse import quote_plus
 
 import msgspec
 from fastapi import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from fleet.agent.http.container_filters import parse_moment
 from fleet.containers.attach import frame
-from fleet.errors import FleetError, TooLargeError
+from fleet.errors import FleetError, TooLargeError, UserError
 from fleet.node_runtime.logs import LogLine
 
-__all__ = ["MULTIPLEXED", "RAW", "json_lines", "log_body", "upload"]
+__all__ = ["MULTIPLEXED", "RAW", "json_lines", "log_body", "log_moment", "log_tail", "upload"]
 
 MULTIPLEXED: Final = "application/vnd.docker.multiplexed-stream"
 RAW: Final = "application/vnd.docker.raw-stream"
@@ -29,8 +32,44 @@ _BATCH: Final = 64 << 10
 _QUEUE_MAX: Final = 256
 
 
-async def log_body(lines: AsyncIterator[LogLine], *, multiplexed: bool, timestamps: bool) -> AsyncIterator[bytes]:
-    """Log lines as a body. Lines that are there already go out in batches; one that just came goes at once."""
+_SECONDS: Final = re.compile(r"([0-9]{1,11})(?:\.([0-9]{1,9}))?")
+
+
+def log_moment(text: str | None, *, now: datetime) -> datetime | None:
+    """As `parse_moment`; Unix seconds without rounding, cut to the microseconds of `LogLine.time`, so that a line's own
+    time as ``since`` finds the line.
+    """
+    match = _SECONDS.fullmatch(text or "")
+    if match is None or text == "0":
+        return parse_moment(text, now=now)
+    try:
+        whole = datetime.fromtimestamp(int(match[1]), UTC)
+    except (ValueError, OverflowError, OSError) as cause:
+        raise UserError(f"invalid time {text!r}: it is out of range") from cause
+    return whole + timedelta(microseconds=int((match[2] or "")[:6].ljust(6, "0")))
+
+
+def log_tail(text: str) -> int | None:
+    """How many lines from the end; nothing, ``all`` and negative numbers mean all. Raises ``UserError``."""
+    if text in ("", "all"):
+        return None
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+        raise UserError(f"invalid value for tail: {text!r} is neither a number nor all")
+    return None if text.startswith("-") else int(text)
+
+
+async def log_body(
+    lines: AsyncIterator[LogLine], *, multiplexed: bool, timestamps: bool, details: Mapping[str, str] | None = None
+) -> AsyncIterator[bytes]:
+    """Log lines as a body. Lines that are there already go out in batches; one that just came goes at once.
+
+    ``details`` precede each line as ``name=value,...`` in the form of a query string, and a space even if there are none.
+    """
+    prefix = b""
+    if details is not None:
+        pairs = (f"{quote_plus(name)}={quote_plus(value)}" for name, value in sorted(details.items()))
+        prefix = ",".join(pairs).encode() + b" "
     batch = bytearray()
     iterator = aiter(lines)
     pending: asyncio.Task[LogLine] | None = None
@@ -45,7 +84,7 @@ async def log_body(lines: AsyncIterator[LogLine], *, multiplexed: bool, timestam
                 line = await pending
             except StopAsyncIteration:
                 break
-            data = line.data
+            data = prefix + line.data if prefix else line.data
             if timestamps:
                 stamp = line.time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "000Z")
                 data = stamp.encode() + b" " + data

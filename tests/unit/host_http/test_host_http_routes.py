@@ -252,8 +252,17 @@ def test_logs_are_framed_and_filtered(api: Any) -> None:
         assert await read(stdout=1, stderr=1, tail=1, timestamps=1) == [(1, b"2026-01-01T00:00:02.500000000Z line 2\n")]
         assert await read(stdout=1, since="2026-01-01T00:00:02Z") == [(1, b"line 2\n")]
         assert await read(stdout=1, since="1767225602.4", until="1767225603") == [(1, b"line 2\n")]
+        assert await read(stdout=1, since="1767225602.500000000") == [(1, b"line 2\n")]
+        assert await read(stdout=1, since="1767225602.500001") == []
+        assert await read(stdout=1, tail=1, details=1) == [(1, b" line 2\n")]
+        assert len(await read(stdout=1, stderr=1, tail="-1")) == 3
         answer = await host.get(f"/containers/{key}/logs", 400)
         assert "at least one stream" in answer["message"]
+        for odd in ("some", "1.5", "\u0663"):
+            assert (
+                "invalid value for tail"
+                in (await host.get(f"/containers/{key}/logs", 400, stdout=1, tail=odd))["message"]
+            )
         assert (
             "invalid time" in (await host.get(f"/containers/{key}/logs", 400, stdout=1, since="yesterday"))["message"]
         )
@@ -339,5 +348,15 @@ def test_stats_of_a_stopped_container_are_empty_but_well_formed(api: Any) -> Non
         await host.post("/containers/create", {"Image": "busybox"}, 201, name="one")
         figures = await host.get("/containers/one/stats", stream="false")
         assert figures["read"] == "0001-01-01T00:00:00Z" and figures["name"] == "/one"
+
+    api(story)
+
+
+def test_logs_of_driver_none_answer_as_docker(api: Any) -> None:
+    async def story(host: Any) -> None:
+        body = {"Image": "busybox", "HostConfig": {"LogConfig": {"Type": "none"}}}
+        key = (await host.post("/containers/create", body, 201))["Id"]
+        answer = await host.get(f"/containers/{key}/logs", 501, stdout=1)
+        assert answer["message"] == "configured logging driver does not support reading"
 
     api(story)
