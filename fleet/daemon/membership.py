@@ -44,7 +44,7 @@ from fleet.daemon.joining import (
 )
 from fleet.daemon.listeners import Listener, tcp_socket
 from fleet.daemon.service_logs import ServiceLogs
-from fleet.daemon.state_engine import choose_engine
+from fleet.daemon.state_engine import choose_engine, erase_state
 from fleet.daemon.swarm_state import SwarmState, SwarmStateFile
 from fleet.identity.certificates import renewal_instant
 from fleet.identity.keys import (
@@ -72,6 +72,9 @@ from fleet.store.sealing import AesSealer, load_or_create_key
 __all__ = ["Membership"]
 
 log = get_logger("membership")
+
+_REOPEN_FIRST_S: Final = 1.0
+_REOPEN_MAX_S: Final = 15.0
 
 NOT_A_MANAGER: Final = (
     "This node is not a swarm manager. "
@@ -157,8 +160,15 @@ class Membership:
         if self._active is None:
             raise errors.UnavailableError(f"{NOT_A_MANAGER}{f' ({self.error})' if self.error else ''}")
         if self._active.role is None:
+            if self._active.state.role is NodeRole.MANAGER:
+                raise errors.UnavailableError(self.error or "the cluster's state is being opened", retry_after_s=1.0)
             raise errors.UnavailableError(WORKER_ONLY)
         return self._active.role
+
+    @property
+    def has_control(self) -> bool:
+        """Whether ``manager`` has an answer: not at a worker, nor while the cluster's state cannot be reached."""
+        return self._active is not None and self._active.role is not None
 
     def service_logs(self) -> ServiceLogs:
         """Reader of tasks' logs; managers only, see ``manager``."""
@@ -328,15 +338,17 @@ class Membership:
                 await asyncio.to_thread(self._clean)
                 self.error = ""
                 return
-            if active.role is not None and not force:
+            if active.state.role is NodeRole.MANAGER and not force:
                 raise errors.UnavailableError(
                     "You are attempting to leave the swarm on a node that is participating as a manager. "
                     "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
                 )
             networks = active.agent.worker.assigned_networks()
             await asyncio.to_thread(self._file.remove)
-            await self._deactivate()
-            if active.role is None:  # after the agent has ended: it would open its session again, and the node be ready
+            await self._deactivate(erase=True)
+            self.error = ""
+            # After the agent has ended: it would open its session again, and the node be ready.
+            if active.state.role is not NodeRole.MANAGER:
                 await self._say_farewell(active)
             await self._remove_tasks()
             for network_id in networks:
@@ -407,16 +419,17 @@ class Membership:
         )
         active = _Active(state=state, identity=identity, agent=agent, listener=listener, server_tls=server_tls)
         self._active = active
+        self.error = ""
         self._locator.tls = tls
         self._locator.own_address = own
         self._locator.managers = lambda: self.state.managers if self.state else ()
         try:
             if state.role is NodeRole.MANAGER:
-                active.engine, active.store = await self._open_store(state.cluster_id)
-                active.role = ManagerRole(active.store, self._clock, node_id=state.node_id, cluster_addr=own)
-                active.logs = ServiceLogs(store=active.store, engine=self._engine, node_id=state.node_id, tls=tls)
-                active.tasks.append(self._spawn(active.role.run(), "manager"))
-                active.tasks.append(self._spawn(self._events.follow_store(active.store), "cluster events"))
+                try:
+                    await self._take_control(active, own, tls)
+                except errors.UnavailableError as cause:
+                    self._cannot_open(cause)
+                    active.tasks.append(self._spawn(self._take_control_later(active, own, tls), "opening of the state"))
         except BaseException:
             listening.close()
             self._active = None
@@ -424,7 +437,34 @@ class Membership:
         active.tasks.append(self._spawn(listener.run(), "cluster listener"))
         active.tasks.append(self._spawn(agent.run(), "agent"))
         active.tasks.append(self._spawn(self._renew(active), "certificate renewal"))
+
+    async def _take_control(self, active: _Active, own: str, tls: Callable[[], ssl.SSLContext]) -> None:
+        """Be the manager. Raises ``UnavailableError`` while the state cannot be reached."""
+        active.engine, active.store = await self._open_store(active.state.cluster_id)
+        role = ManagerRole(active.store, self._clock, node_id=active.state.node_id, cluster_addr=own)
+        active.logs = ServiceLogs(store=active.store, engine=self._engine, node_id=active.state.node_id, tls=tls)
+        active.role = role
+        active.tasks.append(self._spawn(role.run(), "manager"))
+        active.tasks.append(self._spawn(self._events.follow_store(active.store), "cluster events"))
         self.error = ""
+
+    async def _take_control_later(self, active: _Active, own: str, tls: Callable[[], ssl.SSLContext]) -> None:
+        """Containers and agent go on meanwhile. State that turns out to be another's ends the daemon, as at its start."""
+        pause_s = _REOPEN_FIRST_S
+        while True:
+            await self._clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, _REOPEN_MAX_S)
+            try:
+                await self._take_control(active, own, tls)
+            except errors.UnavailableError as cause:
+                self._cannot_open(cause)
+            else:
+                log.info("the cluster's state is reachable again")
+                return
+
+    def _cannot_open(self, cause: errors.UnavailableError) -> None:
+        self.error = f"the cluster's state cannot be reached: {cause}"
+        log.warning("state not opened; trying again", cause=str(cause))
 
     def _spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
         async def watched() -> None:
@@ -439,7 +479,7 @@ class Membership:
 
         return asyncio.create_task(watched(), name=name)
 
-    async def _deactivate(self) -> None:
+    async def _deactivate(self, *, erase: bool = False) -> None:
         active, self._active = self._active, None
         if active is None:
             return
@@ -451,6 +491,8 @@ class Membership:
         await asyncio.gather(*active.tasks, return_exceptions=True)
         if active.store is not None:
             await active.store.close()
+        if erase and active.state.role is NodeRole.MANAGER:
+            await erase_state(active.engine, self._config, active.state.cluster_id)
         if active.engine is not None:
             await active.engine.close()
 

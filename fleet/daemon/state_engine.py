@@ -1,11 +1,12 @@
 """Which engine keeps the cluster's state: a file of this host, or the etcd that ``--store`` names.
 
-A mark in the store's folder remembers an etcd, so that a changed configuration is refused instead of starting with no
-state at all.
+A mark in the store's folder, written once the state's place in etcd is claimed, remembers the address, so that a changed
+configuration or an empty etcd is refused instead of starting with no state at all.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +14,13 @@ from fleet import errors
 from fleet.clock import Clock
 from fleet.daemon.config import DaemonConfig
 from fleet.engines.sqlite import SqliteEngine
+from fleet.logs import get_logger
 from fleet.model.ids import ClusterId
 from fleet.store.engine import Engine
 
-__all__ = ["choose_engine"]
+__all__ = ["choose_engine", "erase_state"]
+
+log = get_logger("state")
 
 _MARK: Final = "in-etcd"
 
@@ -43,6 +47,46 @@ def choose_engine(config: DaemonConfig, folder: Path, *, cluster_id: ClusterId, 
         tls = EtcdTls(ca=config.store_cacert, certificate=config.store_cert, key=config.store_key)
     scheme = "https" if tls else "http"
     endpoints = [f"{scheme}://{address}" for address in config.store.removeprefix("etcd://").split(",")]
-    engine = EtcdEngine(endpoints, cluster_id=cluster_id, prefix=f"/fleet-cluster/{cluster_id}", tls=tls)
-    mark.write_text(config.store + "\n")
-    return engine
+    known = mark.read_text().strip() if mark.exists() else ""
+    return EtcdEngine(
+        endpoints,
+        cluster_id=cluster_id,
+        prefix=f"/fleet-cluster/{cluster_id}",
+        tls=tls,
+        known_at=known,
+        claimed=lambda: _write_mark(mark, config.store),
+    )
+
+
+async def erase_state(engine: Engine | None, config: DaemonConfig, cluster_id: ClusterId) -> None:
+    """Remove what the cluster keeps outside this host; what cannot be removed now is named in the log."""
+    if not config.store:
+        return
+    from fleet.engines.etcd import EtcdEngine
+
+    try:
+        if not isinstance(engine, EtcdEngine):
+            raise errors.UnavailableError("it was not reached since fleetd started")
+        await engine.erase()
+    except errors.UnavailableError as cause:
+        log.warning(
+            "state left in etcd; remove it with: etcdctl del --prefix",
+            prefix=f"/fleet-cluster/{cluster_id}/",
+            store=config.store,
+            cause=str(cause),
+        )
+
+
+def _write_mark(mark: Path, address: str) -> None:
+    """Durably, and whole or not at all: a lost mark would let an empty etcd pass for the cluster's."""
+    aside = mark.with_name(f".{mark.name}.new")
+    with aside.open("w") as file:
+        file.write(address + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(mark)
+    folder = os.open(mark.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

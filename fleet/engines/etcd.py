@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import math
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from fleet import errors
@@ -59,7 +59,8 @@ class EtcdEngine:
     """``Engine`` on ``endpoints``; see the module and ``fleet.store.engine``.
 
     ``prefix`` separates clusters that share an etcd. Leases are whole seconds, and etcd makes short ones longer
-    (3/2 of its election timeout). ``start`` raises ``UserError`` if the prefix is another cluster's.
+    (3/2 of its election timeout). ``start`` raises ``UserError`` if the prefix is another cluster's, or nobody's although
+    the state is known to be kept in the etcd ``known_at``; ``claimed`` is called once the prefix is known to be ours.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class EtcdEngine:
         client: str = "manager",
         tls: EtcdTls | None = None,
         timeout_s: float = 5.0,
+        known_at: str = "",
+        claimed: Callable[[], None] = lambda: None,
     ) -> None:
         if not endpoints:
             raise errors.UserError("etcd: no address given, expected such as https://10.0.0.5:2379")
@@ -81,6 +84,9 @@ class EtcdEngine:
         self._nonce = secrets.token_hex(8)
         self._changed = 0
         self._cluster_id = cluster_id
+        self._known_at = known_at
+        self._claimed = claimed
+        self._endpoints = tuple(endpoints)
         self._gateway = Gateway(endpoints, tls=tls, timeout_s=timeout_s)
         self._stopped = asyncio.Event()
         self._started = False
@@ -93,6 +99,7 @@ class EtcdEngine:
     async def start(self) -> None:
         """See ``Engine.start``."""
         await self._claim()
+        await asyncio.to_thread(self._claimed)
         await self._call("/v3/kv/put", {"key": encode(self._holder), "value": encode(self._nonce)}, repeatable=True)
         await self._call(
             "/v3/kv/deleterange",
@@ -108,6 +115,22 @@ class EtcdEngine:
         if not self._stopped.is_set():
             self._stopped.set()
             await self._gateway.close()
+
+    async def erase(self) -> None:
+        """Delete the whole prefix, if this engine still is its holder; nothing can be written through it afterwards."""
+        self._check()
+        gone = {"key": encode(self._prefix), "range_end": encode(range_end(self._prefix))}
+        body = {
+            "compare": [
+                {"key": encode(self._holder), "target": "VALUE", "result": "EQUAL", "value": encode(self._nonce)}
+            ],
+            "success": [{"request_delete_range": gone}],
+            "failure": [{"request_range": {**gone, "limit": 1, "keys_only": True}}],
+        }
+        answer = await self._call("/v3/kv/txn", body, repeatable=True)
+        # Found empty: an earlier sending of the same deletion was answered by nobody.
+        if not answer.get("succeeded") and answer["responses"][0]["response_range"].get("kvs"):
+            raise errors.UnavailableError("another process has taken this manager's place in etcd; nothing was deleted")
 
     async def commit(self, txn: Txn) -> int:
         """See ``Engine.commit``; also ``OutcomeUnknownError``."""
@@ -225,8 +248,13 @@ class EtcdEngine:
         return await self._call(path, body, repeatable=True)
 
     async def _claim(self) -> None:
-        """Take the prefix, or find that it is ours; repeating it is harmless."""
+        """Take the prefix unless its state is known to exist, or find that it is ours; repeating it is harmless."""
         key = encode(self._prefix + "owner")
+        if self._known_at and not (await self._call("/v3/kv/range", {"key": key}, repeatable=True)).get("kvs"):
+            raise errors.UserError(
+                f"the etcd at {', '.join(self._endpoints)} does not hold the state of cluster {self._cluster_id}: "
+                f"start fleetd with --store {self._known_at}, or restore that etcd from a backup"
+            )
         body = {
             "compare": [{"key": key, "target": "CREATE", "result": "EQUAL", "create_revision": "0"}],
             "success": [{"request_put": {"key": key, "value": encode(self._cluster_id)}}],

@@ -22,8 +22,8 @@ def has_etcd() -> bool:
     return shutil.which("etcd") is not None
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+def _free_ports(count: int, host: str) -> list[int]:
+    sockets = [socket.create_server((host, 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:
         s.close()
@@ -39,14 +39,13 @@ class _Member:
 
 
 class EtcdCluster:
-    """``size`` members on loopback; a context manager that ends them all."""
+    """``size`` members on one address, loopback unless told; a context manager that ends them all."""
 
-    def __init__(self, directory: Path, *, size: int = 1) -> None:
+    def __init__(self, directory: Path, *, size: int = 1, host: str = "127.0.0.1") -> None:
         self._directory = directory
-        ports = _free_ports(2 * size)
+        ports = _free_ports(2 * size, host)
         self.members = [
-            _Member(f"m{i}", f"http://127.0.0.1:{ports[2 * i]}", f"http://127.0.0.1:{ports[2 * i + 1]}")
-            for i in range(size)
+            _Member(f"m{i}", f"http://{host}:{ports[2 * i]}", f"http://{host}:{ports[2 * i + 1]}") for i in range(size)
         ]
 
     @property
