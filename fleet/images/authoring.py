@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
 from fleet.images.blobs import BlobStore
-from fleet.images.config import CONFIG_BYTES_MAX
+from fleet.images.config import CONFIG_BYTES_MAX, HistoryEntry
+from fleet.images.image import Image
 from fleet.images.jsondoc import decode_document, encode_canonical
 from fleet.images.manifest import LAYER_TAR, OCI_CONFIG, Descriptor, ImageManifest, Manifest, Platform, build_manifest
 
-__all__ = ["Authored", "LayerWriter", "Sink", "author_manifest"]
+__all__ = ["Authored", "LayerWriter", "Sink", "author_manifest", "unnamed_ancestors"]
 
 
 class Sink(Protocol):
@@ -33,6 +34,26 @@ class Authored:
     created_by: str
     author: str = ""
     comment: str = ""
+
+
+def unnamed_ancestors(images: Iterable[Image]) -> frozenset[str]:
+    """Ids of images without a name that others were made of: steps of builds. They are told by their history and
+    layers, with which those of their children begin; so a child that was removed counts no more.
+    """
+    known = list(images)
+    if all(image.references for image in known):
+        return frozenset()
+    nodes: dict[tuple[int, HistoryEntry, str], int] = {}
+    ends: dict[str, int] = {}
+    passed: set[int] = set()
+    for image in known:
+        node, layers = 0, iter(image.diff_ids)
+        for entry in image.history:
+            passed.add(node)
+            layer = "" if entry.empty_layer else next(layers, "")
+            node = nodes.setdefault((node, entry, layer), len(nodes) + 1)
+        ends[image.id] = node
+    return frozenset(image.id for image in known if not image.references and ends[image.id] in passed - {0})
 
 
 def author_manifest(

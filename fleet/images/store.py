@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 from fleet.clock import Clock, SystemClock
 from fleet.errors import ConflictError, NotFoundError, RejectedFault, UserError
 from fleet.images.archive import ImageToSave, import_layer, read_archive, spool, write_archive
-from fleet.images.authoring import Authored, LayerWriter, author_manifest
+from fleet.images.authoring import Authored, LayerWriter, author_manifest, unnamed_ancestors
 from fleet.images.blobs import BlobStore, storage_errors
 from fleet.images.changes import apply_changes
 from fleet.images.config import CONFIG_BYTES_MAX, ConfigDocument, parse_config
@@ -354,13 +354,24 @@ class ImageStore:
         return answer + [{"Deleted": chain_id} for chain_id in freed]
 
     async def prune(self, *, dangling_only: bool = True, in_use: Collection[str] = ()) -> tuple[Removals, int]:
-        """Remove images nobody uses - those without names, or all; Docker's ``ImagesDeleted`` and the bytes freed."""
+        """Remove images nobody uses - those without names, or all; Docker's ``ImagesDeleted`` and the bytes freed.
+        Steps of a build stay as long as an image made of them stays.
+        """
         answer: Removals = []
         before = sum(image.size_bytes for image in self._state.images.values())
-        for image in self.list():
-            if image.id in in_use or (dangling_only and image.references):
-                continue
-            answer += await self.remove(image.manifest_digest, force=True, in_use=in_use)
+        tried: set[str] = set()
+        while True:  # a removed step lays bare the one before
+            held = unnamed_ancestors(self.list())
+            going = [
+                image
+                for image in self.list()
+                if image.id not in tried.union(in_use, held) and not (dangling_only and image.references)
+            ]
+            if not going:
+                break
+            tried.update(image.id for image in going)
+            for image in going:
+                answer += await self.remove(image.manifest_digest, force=True, in_use=in_use)
         return answer, before - sum(image.size_bytes for image in self._state.images.values())
 
     async def save(self, names: Sequence[str], sink: Callable[[bytes], Awaitable[None]]) -> None:
