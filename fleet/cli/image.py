@@ -16,6 +16,7 @@ from fleet.api.client import EngineClient
 from fleet.cli import clock
 from fleet.cli.app import App, filters_of, part, pass_app
 from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, short_id
+from fleet.cli.unpack import unpack
 
 Json = dict[str, Any]
 
@@ -32,7 +33,21 @@ COLUMNS: Final = (
 )
 
 
-@click.group()
+class _ImageGroup(click.Group):
+    """``build`` is the command ``fleet build``, imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "build"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "build":
+            from fleet.cli.build import build
+
+            return build
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_ImageGroup)
 def image() -> None:
     """Manage images of this host."""
 
@@ -315,3 +330,6 @@ def prune(app: App, *, everything: bool, force: bool) -> None:
         for verb, what in entry.items():
             echo(f"{verb}: {what}")
     echo(f"Total reclaimed space: {clock.human_size(answer.get('SpaceReclaimed') or 0)}")
+
+
+image.add_command(unpack)
