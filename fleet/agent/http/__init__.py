@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from fleet.agent.http.archive_routes import archive_routes
 from fleet.agent.http.attach_routes import attach_routes
 from fleet.agent.http.container_routes import container_routes
 from fleet.agent.http.hijack import HijackMixin
@@ -34,6 +35,7 @@ def host_routes(
     networks = networks or NetworkNames()
     return [
         container_routes(engine, images, networks),
+        archive_routes(engine, images),
         attach_routes(engine),
         image_routes(images, engine, pull_sources),
         volume_routes(engine),

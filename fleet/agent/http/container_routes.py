@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pwd
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -37,13 +37,6 @@ _CONDITIONS: Final[dict[str, WaitCondition]] = {
     "removed": "removed",
 }
 _STATS_PERIOD_S: Final = 1.0
-_REFUSED: Final = (
-    ("GET", "/containers/{name}/export", "docker export"),
-    ("GET", "/containers/{name}/archive", "docker cp"),
-    ("HEAD", "/containers/{name}/archive", "docker cp"),
-    ("PUT", "/containers/{name}/archive", "docker cp"),
-)
-
 _TOP_TITLES: Final = ("UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD")
 
 
@@ -54,7 +47,6 @@ def container_routes(engine: ContainerEngine, images: ImageStore, networks: Netw
     _add_making(router, engine, images, networks)
     _add_running(router, engine)
     _add_streams(router, engine)
-    _add_refusals(router)
     return router
 
 
@@ -347,16 +339,3 @@ def _process_row(process: ContainerProcess, now: datetime) -> list[str]:
         f"{hours:02}:{minutes:02}:{seconds:02}",
         process.command,
     ]
-
-
-def _add_refusals(router: APIRouter) -> None:
-    """What Docker has and fleet does not: a sentence instead of ``page not found``."""
-    for method, path, what in _REFUSED:
-        router.add_api_route(path, _refusal(what), methods=[method], include_in_schema=False)
-
-
-def _refusal(what: str) -> Callable[[], Awaitable[Response]]:
-    async def refuse() -> Response:
-        raise UnsupportedError(f"{what} is not supported: keep files that outlive a container in a volume")
-
-    return refuse
