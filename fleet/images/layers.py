@@ -17,17 +17,19 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fleet.errors import RejectedFault
-from fleet.images.beneath import remove_tree, sync_filesystem
+from fleet.images.beneath import is_opaque, is_whiteout, open_directory, remove_tree, sync_filesystem
 from fleet.images.blobs import BlobStore, storage_errors, sync_directory
+from fleet.images.merged import keeps_xattr
 from fleet.images.unpack import UnpackLimits, unpack_layer
 
-__all__ = ["LayerStore", "LayerRecord", "LayerSource", "chain_ids"]
+__all__ = ["LayerStore", "LayerRecord", "LayerSource", "chain_ids", "flatten_layers"]
 
 _PARTIAL = ".partial-"
 _EMPTY = "empty"
@@ -206,3 +208,69 @@ def _read_record(path: Path) -> LayerRecord | None:
         if (path / "fs").is_dir():
             return LayerRecord(**raw)
     return None
+
+
+def flatten_layers(layer_dirs: Sequence[Path], into: Path) -> None:
+    """Move the content of layers (topmost first, no longer needed afterwards) into an empty directory of the same file
+    system, so that it shows what an overlay of them would. No mark of overlayfs remains. Blocks.
+
+    Moving keeps owners, modes, attributes, times and hard links. What lies in the layers was put there by
+    ``unpack_layer``, so its depth is bounded; nothing here follows a symbolic link.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    target = os.open(into, flags)
+    try:
+        for layer in reversed(layer_dirs):
+            source = os.open(layer, flags)
+            try:
+                _move_over(source, target)
+            finally:
+                os.close(source)
+    finally:
+        os.close(target)
+
+
+def _move_over(source: int, target: int) -> None:
+    """Move one layer's directory over what the layers below it left; the target then has its attributes."""
+    status = os.fstat(source)
+    if is_opaque(source):
+        for child in os.listdir(target):
+            remove_tree(target, os.fsencode(child))
+    for child in os.listdir(source):
+        name = os.fsencode(child)
+        found = os.stat(name, dir_fd=source, follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            _move_directory(source, target, name)
+            continue
+        remove_tree(target, name)
+        if not is_whiteout(found):
+            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+    os.fchown(target, status.st_uid, status.st_gid)
+    os.fchmod(target, stat.S_IMODE(status.st_mode))
+    attributes = {name for name in os.listxattr(source) if keeps_xattr(name)}
+    for name_left in os.listxattr(target):
+        if keeps_xattr(name_left) and name_left not in attributes:
+            os.removexattr(target, name_left)
+    for attribute in attributes:
+        os.setxattr(target, attribute, os.getxattr(source, attribute))
+    os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+
+def _move_directory(source: int, target: int, name: bytes) -> None:
+    try:
+        below = os.stat(name, dir_fd=target, follow_symlinks=False)
+    except FileNotFoundError:
+        os.mkdir(name, 0o700, dir_fd=target)
+    else:
+        if not stat.S_ISDIR(below.st_mode):
+            os.unlink(name, dir_fd=target)
+            os.mkdir(name, 0o700, dir_fd=target)
+    inner_source = open_directory(source, name)
+    try:
+        inner_target = open_directory(target, name)
+        try:
+            _move_over(inner_source, inner_target)
+        finally:
+            os.close(inner_target)
+    finally:
+        os.close(inner_source)
