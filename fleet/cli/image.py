@@ -171,6 +171,29 @@ def pull(app: App, *, reference: str, quiet: bool, platform: str | None) -> None
     echo(reference if "@" in reference or tag else f"{reference}:latest")
 
 
+@image.command()
+@click.option("-a", "--all-tags", is_flag=True, help="Push all tags of the repository.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@click.argument("reference", metavar="NAME[:TAG]")
+@pass_app
+def push(app: App, *, reference: str, all_tags: bool, quiet: bool) -> None:
+    """Push an image to the registry its name says."""
+    from fleet.cli.registry_auth import auth_headers
+
+    repository, tag = _split(reference)
+    if "@" in reference:
+        raise click.UsageError("cannot push a digest reference; name the image with a tag")
+    if all_tags and tag:
+        raise click.UsageError("--all-tags takes a name without a tag")
+    headers = auth_headers(reference, app.environment) or {"X-Registry-Auth": "e30="}  # {}: the header has to be there
+    query = {"tag": None if all_tags else tag or "latest"}
+    target = f"/images/{part(repository)}/push"
+    with app.streaming_client().stream("POST", target, query=query, body=b"", headers=headers) as chunks:
+        _follow(chunks, quiet=quiet)
+    if quiet:
+        echo(repository if all_tags else f"{repository}:{tag or 'latest'}")
+
+
 def _split(reference: str) -> tuple[str, str]:
     """Repository and tag or digest."""
     if "@" in reference:

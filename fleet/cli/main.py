@@ -61,6 +61,9 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "ps": ("fleet.cli.container:ls", "List containers (same as: container ls)"),
     "images": ("fleet.cli.image:ls", "List images (same as: image ls)"),
     "pull": ("fleet.cli.image:pull", "Pull an image (same as: image pull)"),
+    "push": ("fleet.cli.image:push", "Push an image (same as: image push)"),
+    "login": ("fleet.cli.login:login", "Log in to a registry"),
+    "logout": ("fleet.cli.login:logout", "Forget the login to a registry"),
     "build": ("fleet.cli.build:build", "Build an image from a Dockerfile"),
     "commit": ("fleet.cli.build:commit", "Make an image of a container"),
     "load": ("fleet.cli.image:load", "Load images from an archive (same as: image load)"),
@@ -71,8 +74,8 @@ _SECTIONS: Final = (
     ("This host", ("container", "image", "volume", "system", "info", "version", "events", "daemon")),
     ("Containers", ("run", "create", "exec", "attach", "start", "stop", "restart", "kill", "pause", "unpause", "rm")),
     ("More of containers", ("rename", "update", "wait", "port", "diff", "stats", "cp", "export")),
-    ("Short forms", ("ps", "images", "pull", "build", "commit", "load", "logs")),
-    ("More", ("lab", "completion")),
+    ("Short forms", ("ps", "images", "pull", "push", "build", "commit", "load", "logs")),
+    ("More", ("login", "logout", "lab", "completion")),
 )
 
 

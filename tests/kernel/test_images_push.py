@@ -149,7 +149,7 @@ def test_push_refuses_what_cannot_be_pushed(registry: str, tmp_path: Path) -> No
             assert "cannot push a digest reference" in answer.json()["message"]
         assert (await one.client.post(f"/images/{registry}/X/push")).status_code == 400
         for query in ({"tag": "1"}, {}):
-            last = (await one.push(f"{registry}/absent", **query))[-1]
+            last = (await one.push(f"{registry}/absent", login=None, **query))[-1]
             assert last["error"] == f"An image does not exist locally with the tag: {registry}/absent"
 
     on_hosts(tmp_path, story)
