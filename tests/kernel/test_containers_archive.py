@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -42,6 +45,25 @@ def test_docker_cp_stays_inside_the_container_in_both_directions(unique: str, tm
                 assert tar.getmember("data/link").linkname == "/etc/probe"
                 probe = tar.extractfile("etc/probe")
                 assert probe is not None and probe.read() == b"from outside\n"
+
+    on_real_host(story, unique=unique)
+
+
+def test_fleet_cp_reads_and_writes_through_the_same_calls(unique: str, tmp_path: Path) -> None:
+    async def story(host: RealHost) -> None:
+        async with served(host) as path:
+            await docker(path, "create", "--name", "box", "busybox", "true")
+            (tmp_path / "new").write_text("by fleet\n")
+            for source, target in ((str(tmp_path / "new"), "box:/bin/"), ("box:/bin/new", str(tmp_path / "back"))):
+                process = await asyncio.create_subprocess_exec(
+                    str(Path(sys.executable).with_name("fleet")), "cp", source, target,
+                    env={**os.environ, "FLEET_HOST": f"unix://{path}"},
+                    stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+                )  # fmt: skip
+                async with asyncio.timeout(60):
+                    said = (await process.communicate())[0].decode()
+                assert process.returncode == 0, said
+            assert (tmp_path / "back").read_text() == "by fleet\n"
 
     on_real_host(story, unique=unique)
 

@@ -19,6 +19,7 @@ from fleet.containers import Container, ContainerEngine
 from fleet.containers.archive import export_root, open_root, path_stat, read_archive, write_archive
 from fleet.errors import ConflictError, NotFoundError, UnsupportedError, UserError
 from fleet.images import ImageStore
+from fleet.images.threads import in_thread
 
 __all__ = ["archive_routes"]
 
@@ -112,7 +113,7 @@ async def _download(run: Callable[[BinaryIO], None]) -> AsyncIterator[bytes]:
 
     task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        while piece := await asyncio.to_thread(os.read, reader, _CHUNK):
+        while piece := await in_thread(os.read, reader, _CHUNK):
             yield piece
         await task  # an error breaks the connection off, which the client sees as an incomplete archive
     finally:
@@ -139,7 +140,7 @@ async def _upload(run: Callable[[BinaryIO], None], request: Request) -> None:
     try:
         with contextlib.suppress(BrokenPipeError):  # the reader refused; its reason follows
             async for piece in upload(request):
-                await asyncio.to_thread(send, piece)
+                await in_thread(send, piece)
     finally:
         os.close(writer)
         await asyncio.wait([task])
