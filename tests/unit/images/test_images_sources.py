@@ -19,7 +19,15 @@ from fleet.errors import (
     UserError,
 )
 from fleet.images.manifest import OCI_MANIFEST, digest_of
-from fleet.images.registry import Credentials, RegistryOptions, RegistrySource, is_loopback, parse_registry_auth
+from fleet.images.push import RegistryTarget
+from fleet.images.registry import (
+    Credentials,
+    RegistryOptions,
+    RegistrySource,
+    is_loopback,
+    parse_registry_auth,
+    registry_domain,
+)
 from fleet.images.sources import read_manifest_response, stream_blob
 
 BODY = b'{"schemaVersion":2}'
@@ -149,3 +157,45 @@ def test_login_header() -> None:
     with pytest.raises(UserError, match="X-Registry-Auth"):
         parse_registry_auth(header("[]"))
     assert "secret" not in repr(Credentials(username="u", password="secret"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "scope"), [(RegistrySource, "repository:team/app:pull"), (RegistryTarget, "repository:team/app:pull,push")]
+)
+def test_a_challenge_without_scope_is_answered_for_what_is_to_be_done(
+    kind: type[RegistrySource], scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def fetch(_realm: str, _service: str, wanted: str) -> str:
+        asked.append(wanted)
+        return "t"
+
+    async def scenario() -> str:
+        source = kind("127.0.0.1:5000/team/app:1")
+        monkeypatch.setattr(source, "_fetch_token", fetch)
+        try:
+            return await source._authorize('Bearer realm="https://127.0.0.1/token",service="s"')
+        finally:
+            await source.aclose()
+
+    assert asyncio.run(scenario()) == "Bearer t"
+    assert asked == [scope]
+
+
+@pytest.mark.parametrize(
+    ("server", "domain"),
+    [
+        ("", "docker.io"),
+        ("https://index.docker.io/v1/", "docker.io"),
+        ("reg.example:5000", "reg.example:5000"),
+        ("http://127.0.0.1:5000/v2/", "127.0.0.1:5000"),
+    ],
+)
+def test_a_registry_is_named_by_host_or_url(server: str, domain: str) -> None:
+    assert registry_domain(server) == domain
+
+
+def test_what_is_no_registry_is_refused() -> None:
+    with pytest.raises(UserError, match="is not a registry"):
+        registry_domain("nobody")
