@@ -14,6 +14,8 @@ __all__ = ["cpu_count", "describe_host", "memory_total_bytes"]
 
 _PLUGINS: Final = (
     EnginePlugin(type="Log", name="json-file"),
+    EnginePlugin(type="Log", name="local"),
+    EnginePlugin(type="Log", name="none"),
     EnginePlugin(type="Network", name="bridge"),
     EnginePlugin(type="Network", name="host"),
     EnginePlugin(type="Network", name="null"),

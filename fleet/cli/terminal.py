@@ -284,4 +284,3 @@ def signals_forwarded(app: App, *, kill: str | None, resize: str | None) -> Iter
             signal.signal(number, handler)
         wanted.put(None)
         worker.join(timeout=5)
-

@@ -19,7 +19,6 @@ from fleet.daemon.membership import Membership
 from fleet.manager.http import SwarmNetworks, network_matches
 from fleet.manager.http.networks import NETWORK_FILTERS
 from fleet.model.network import NetworkSpec
-from fleet.model.node import NodeRole
 from fleet.network.topology import NetworkSpec as HostNetworkSpec
 
 __all__ = ["network_routes"]
@@ -33,7 +32,7 @@ def network_routes(membership: Membership, engine: ContainerEngine, bridge: Host
     swarm = SwarmNetworks(lambda: membership.manager().control)
 
     def is_manager() -> bool:
-        return membership.state is not None and membership.state.role is NodeRole.MANAGER
+        return membership.has_control
 
     def local(name: str) -> Json | None:
         return next((n for n in _local_networks(engine, bridge) if name in (n["Name"], n["Id"])), None)

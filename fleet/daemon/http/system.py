@@ -195,7 +195,7 @@ def _info(
             "Volume": ["local"],
             "Network": ["bridge", "host", "null", "overlay"],
             "Authorization": None,
-            "Log": ["json-file"],
+            "Log": ["json-file", "local", "none"],
         },
         "MemoryLimit": facts.memory_limit,
         "SwapLimit": facts.swap_limit,

@@ -251,7 +251,8 @@ class Archives:
                 self.send_header("Content-Type", "application/x-tar")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":  # has no body: the client would hang up on one
+                    self.wfile.write(body)
 
             def do_HEAD(self) -> None:
                 path = parse_qs(urlsplit(self.path).query)["path"][0].rstrip("/")
