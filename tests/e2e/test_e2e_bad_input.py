@@ -72,7 +72,7 @@ def test_an_image_without_the_command_fails_the_task_with_the_commands_name(lab:
         (("--mount", "type=bind,src=rel,dst=/x"), 1, "absolute"),
         (("--mount", "type=magic,dst=/x"), 2, "magic"),
         (("--restart-condition", "sometimes"), 2, "sometimes"),
-        (("--mode", "replicated-job"), 1, "job"),
+        (("--mode", "global-job", "--replicas", "2"), 2, "--replicas has no meaning"),
         (("--no-such-flag",), 2, "no-such-flag"),
     ],
 )
