@@ -271,6 +271,19 @@ def update(app: App, *, names: tuple[str, ...], **flags: Any) -> int:
     return each(names, lambda name: print_warnings(app.client.post(f"/containers/{part(name)}/update", body)))
 
 
+_TIME = click.option(
+    "-t",
+    "--time",
+    "--timeout",
+    "time",
+    type=int,
+    default=None,
+    metavar="SECONDS",
+    help="Time from the signal to the kill.",
+)
+_SIGNAL = click.option("-s", "--signal", default=None, metavar="SIGNAL", help="Signal to send first.")
+
+
 def _stopping(app: App, names: tuple[str, ...], verb: str, *, time: int | None, signal: str | None) -> int:
     """A stop takes as long as the grace period, which the client's time limit must not cut."""
     query = {key: value for key, value in (("t", time), ("signal", signal)) if value is not None}
@@ -279,17 +292,8 @@ def _stopping(app: App, names: tuple[str, ...], verb: str, *, time: int | None, 
 
 
 @container.command()
-@click.option(
-    "-t",
-    "--time",
-    "--timeout",
-    "time",
-    type=int,
-    default=None,
-    metavar="SECONDS",
-    help="Time from the signal to the kill.",
-)
-@click.option("-s", "--signal", default=None, metavar="SIGNAL", help="Signal to send first.")
+@_TIME
+@_SIGNAL
 @_NAMES
 @pass_app
 def stop(app: App, *, names: tuple[str, ...], time: int | None, signal: str | None) -> int:
@@ -298,17 +302,8 @@ def stop(app: App, *, names: tuple[str, ...], time: int | None, signal: str | No
 
 
 @container.command()
-@click.option(
-    "-t",
-    "--time",
-    "--timeout",
-    "time",
-    type=int,
-    default=None,
-    metavar="SECONDS",
-    help="Time from the signal to the kill.",
-)
-@click.option("-s", "--signal", default=None, metavar="SIGNAL", help="Signal to send first.")
+@_TIME
+@_SIGNAL
 @_NAMES
 @pass_app
 def restart(app: App, *, names: tuple[str, ...], time: int | None, signal: str | None) -> int:

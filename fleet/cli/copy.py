@@ -252,14 +252,8 @@ def cp(app: App, *, source: str, target: str, archive: bool, follow: bool, quiet
 @pass_app
 def export(app: App, *, name: str, path: str | None) -> None:
     """Write a container's file system as a tar archive."""
-    if path is None and sys.stdout.isatty():
-        raise click.UsageError("an archive is not written to a terminal; use -o FILE or redirect the output")
-    with app.streaming_client().stream("GET", f"/containers/{part(name)}/export") as chunks:
-        if path is None:
-            for chunk in chunks:
-                sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
-            return
-        from fleet.cli.image import _write_file
+    from fleet.cli.image import refuse_terminal, write_archive
 
-        _write_file(Path(path), chunks)
+    refuse_terminal(path)
+    with app.streaming_client().stream("GET", f"/containers/{part(name)}/export") as chunks:
+        write_archive(path, chunks)

@@ -312,16 +312,26 @@ def history(app: App, *, name: str, no_trunc: bool, fmt: str | None, quiet: bool
 @pass_app
 def save(app: App, *, names: tuple[str, ...], path: str | None) -> None:
     """Write images to an archive that 'image load' reads."""
-    if path is None and sys.stdout.isatty():
-        raise click.UsageError("an archive is not written to a terminal; use -o FILE or redirect the output")
+    refuse_terminal(path)
     target = f"/images/get?{urlencode([('names', name) for name in names])}"
     with app.streaming_client().stream("GET", target) as chunks:
-        if path is None:
-            for chunk in chunks:
-                sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
-            return
+        write_archive(path, chunks)
+
+
+def refuse_terminal(path: str | None) -> None:
+    """Before anything is asked of the daemon: an archive for standard output that is a terminal is a mistake."""
+    if path is None and sys.stdout.isatty():
+        raise click.UsageError("an archive is not written to a terminal; use -o FILE or redirect the output")
+
+
+def write_archive(path: str | None, chunks: Iterable[bytes]) -> None:
+    """To the file, all or nothing, or to standard output."""
+    if path is not None:
         _write_file(Path(path), chunks)
+        return
+    for chunk in chunks:
+        sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
 
 
 def _write_file(path: Path, chunks: Iterable[bytes]) -> None:

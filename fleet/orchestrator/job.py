@@ -15,6 +15,7 @@ A job's task is wanted *running* like any other; that it is to end by itself sho
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -31,7 +32,7 @@ CREATES_MAX: Final = 1000
 """New tasks in one plan, as for replicated services."""
 
 
-def current_tasks(service: Service, tasks: tuple[Task, ...] | list[Task]) -> list[Task]:
+def current_tasks(service: Service, tasks: Iterable[Task]) -> list[Task]:
     """The tasks of the iteration in work."""
     return [task for task in tasks if task.job_iteration == service.job_iteration]
 
@@ -39,17 +40,17 @@ def current_tasks(service: Service, tasks: tuple[Task, ...] | list[Task]) -> lis
 def plan_job(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:
     """What the job needs now. Empty when it is done, or in work as it should be, however often asked."""
     plan = Plan()
-    current = current_tasks(view.service, list(view.tasks))
+    current = current_tasks(view.service, view.tasks)
     for task in view.tasks:
         if task.job_iteration != view.service.job_iteration:
             plan.want_removal(task, now=now)
     found = group_slots(current)
     slots = {key: slot for key, slot in found.items() if slot.newest.desired_state is not TaskState.REMOVE}
-    open_slots = {key: slot for key, slot in slots.items() if not _is_done(slot)}
     if view.service.spec.mode.global_job is not None:
-        _plan_global(view, slots, open_slots, plan, now=now, new_id=new_id)
+        free = _plan_global(view, slots, plan, now=now, new_id=new_id)
     else:
-        _plan_replicated(view, slots, open_slots, plan, now=now, new_id=new_id)
+        free = _plan_replicated(view, slots, plan, now=now, new_id=new_id)
+    plan.create.extend(new_task(view.service, slot=key, now=now, new_id=new_id) for key in free)
     return plan
 
 
@@ -62,14 +63,10 @@ def _settle(view: ServiceView, slot: Slot, plan: Plan, *, now: datetime, new_id:
 
 
 def _plan_replicated(
-    view: ServiceView,
-    slots: dict[SlotKey, Slot],
-    open_slots: dict[SlotKey, Slot],
-    plan: Plan,
-    *,
-    now: datetime,
-    new_id: NewId,
-) -> None:
+    view: ServiceView, slots: Mapping[SlotKey, Slot], plan: Plan, *, now: datetime, new_id: NewId
+) -> list[SlotKey]:
+    """Settles what is not done; the slots to begin."""
+    open_slots = {key: slot for key, slot in slots.items() if not _is_done(slot)}
     for slot in open_slots.values():
         _settle(view, slot, plan, now=now, new_id=new_id)
     leaving = {task.id for task in plan.shut_down}
@@ -77,27 +74,22 @@ def _plan_replicated(
     in_work = sum(
         key in followed or any(task.id not in leaving for task in slot.runnable) for key, slot in open_slots.items()
     )
-    total, at_once = view.service.spec.completions, view.service.spec.concurrency
-    room = min(at_once - in_work, total - len(slots), CREATES_MAX)
+    spec = view.service.spec
+    room = min(spec.concurrency - in_work, spec.completions - len(slots), CREATES_MAX)
     free = (number for number in itertools.count(1) if number not in slots)
-    for number in itertools.islice(free, max(room, 0)):
-        plan.create.append(new_task(view.service, slot=number, now=now, new_id=new_id))
+    return list(itertools.islice(free, max(room, 0)))
 
 
 def _plan_global(
-    view: ServiceView,
-    slots: dict[SlotKey, Slot],
-    open_slots: dict[SlotKey, Slot],
-    plan: Plan,
-    *,
-    now: datetime,
-    new_id: NewId,
-) -> None:
+    view: ServiceView, slots: Mapping[SlotKey, Slot], plan: Plan, *, now: datetime, new_id: NewId
+) -> list[SlotKey]:
+    """Settles what is not done; the nodes to begin on."""
     eligible = {node.id for node in view.nodes.values() if is_eligible(view, node)}
-    for key, slot in open_slots.items():
+    for key, slot in slots.items():
+        if _is_done(slot):
+            continue
         if key in eligible:
             _settle(view, slot, plan, now=now, new_id=new_id)
         else:
             plan_ineligible(view, slot, plan, now=now, start_first=False)
-    for node_id in sorted(eligible - slots.keys()):
-        plan.create.append(new_task(view.service, slot=node_id, now=now, new_id=new_id))
+    return sorted(eligible - slots.keys())

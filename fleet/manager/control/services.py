@@ -19,6 +19,8 @@ from fleet.model.defaults import restart_condition, restart_delay, stop_grace
 from fleet.model.ids import ServiceId
 from fleet.model.service import EndpointSpec, JobStatus, RestartPolicy, Service, ServiceSpec, UpdateStatus
 from fleet.model.task import Task, TaskState, is_runnable
+from fleet.orchestrator.job import current_tasks
+from fleet.orchestrator.view import slot_key
 from fleet.store import Transaction
 
 __all__ = ["ServiceControl", "ServiceCounts", "makes_tasks_stale"]
@@ -172,9 +174,9 @@ class ServiceControl:
 
 def _job_counts(service: Service, tasks: Iterable[Task]) -> ServiceCounts:
     """Of the iteration in work. As many are *desired* as may run at a time; of a global job, one for each node served."""
-    current = [task for task in tasks if task.job_iteration == service.job_iteration]
-    keys = {task.slot or task.node_id for task in current}
-    done = {task.slot or task.node_id for task in current if task.status.state is TaskState.COMPLETE}
+    current = current_tasks(service, tasks)
+    keys = {slot_key(task) for task in current}
+    done = {slot_key(task) for task in current if task.status.state is TaskState.COMPLETE}
     return ServiceCounts(
         running=sum(is_runnable(task) and task.status.state is TaskState.RUNNING for task in current),
         desired=len(keys) if service.spec.mode.global_job is not None else service.spec.concurrency,
