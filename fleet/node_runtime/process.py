@@ -75,6 +75,17 @@ def parse_report(data: bytes) -> tuple[str, int, str]:
     return kind, int(code), text
 
 
+def _report_failure(report: Socket, error: BaseException, at: str) -> None:
+    """Whose fault it was, and at which step."""
+    if isinstance(error, (rootfs.RefusedError, UnknownUserError)):
+        _report(report, "rejected", 0, str(error))
+    elif isinstance(error, OSError):
+        where = "" if not error.filename else f" ({error.filename})"
+        _report(report, "fault", error.errno or 0, f"{at}: {error.strerror}{where}")
+    else:
+        _report(report, "fault", 0, f"{at}: {type(error).__name__}: {error}")
+
+
 def _report(report: Socket, kind: str, code: int, text: str) -> None:
     try:
         report.send(f"{kind}\n{code}\n{text}"[:4000].encode("utf-8", "replace"))
@@ -101,13 +112,8 @@ def become_container(
         _contain(plan, files, report, entrances=entrances, netns=netns, joins=joins, streams=streams, link=link)
     except _CommandError as error:
         _report(report, "command", error.code, str(error))
-    except (rootfs.RefusedError, UnknownUserError) as error:
-        _report(report, "rejected", 0, str(error))
-    except OSError as error:
-        where = "" if not error.filename else f" ({error.filename})"
-        _report(report, "fault", error.errno or 0, f"{files.at}: {error.strerror}{where}")
     except BaseException as error:  # noqa: BLE001 - the last word of a process without a parent frame
-        _report(report, "fault", 0, f"{files.at}: {type(error).__name__}: {error}")
+        _report_failure(report, error, files.at)
     os._exit(70)
 
 
@@ -220,13 +226,8 @@ def become_preparer(
         report.close()  # first: silence must not outlast the container, which may run and end at once
         link.send(b"go")
         os._exit(0)
-    except rootfs.RefusedError as error:
-        _report(report, "rejected", 0, str(error))
-    except OSError as error:
-        where = "" if not error.filename else f" ({error.filename})"
-        _report(report, "fault", error.errno or 0, f"{files.at}: {error.strerror}{where}")
     except BaseException as error:  # noqa: BLE001 - the last word of a process without a parent frame
-        _report(report, "fault", 0, f"{files.at}: {type(error).__name__}: {error}")
+        _report_failure(report, error, files.at)
     report.close()  # before the link, whose end is the end of the waiting process
     os._exit(70)
 
@@ -303,13 +304,8 @@ def become_exec(
         _finish(process, root, working_directory, report, streams, own_init=False)
     except _CommandError as error:
         _report(report, "command", error.code, str(error))
-    except (rootfs.RefusedError, UnknownUserError) as error:
-        _report(report, "rejected", 0, str(error))
-    except OSError as error:
-        where = "" if not error.filename else f" ({error.filename})"
-        _report(report, "fault", error.errno or 0, f"{step}: {error.strerror}{where}")
     except BaseException as error:  # noqa: BLE001 - the last word of a process without a parent frame
-        _report(report, "fault", 0, f"{step}: {type(error).__name__}: {error}")
+        _report_failure(report, error, step)
     os._exit(70)
 
 
