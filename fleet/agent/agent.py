@@ -51,6 +51,7 @@ class Agent:
         cluster_port: int,
         managers: Sequence[str],
         managers_changed: Callable[[tuple[str, ...]], None],
+        trust_changed: Callable[[dispatch.Trust], None],
         description: Callable[[], NodeDescription],
     ) -> None:
         self._images = images
@@ -76,6 +77,7 @@ class Agent:
             cluster_id=cluster_id,
             managers=managers,
             managers_changed=managers_changed,
+            trust_changed=trust_changed,
             hello=self._hello,
         )
 

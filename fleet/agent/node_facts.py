@@ -34,7 +34,7 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def describe_host(*, hostname: str, labels: Mapping[str, str], trust_root_pem: str) -> NodeDescription:
+def describe_host(*, hostname: str, labels: Mapping[str, str], tls_info: TlsInfo) -> NodeDescription:
     """The node's description as Docker shapes it; a few file reads, does not block long."""
     uname = os.uname()
     return NodeDescription(
@@ -42,5 +42,5 @@ def describe_host(*, hostname: str, labels: Mapping[str, str], trust_root_pem: s
         platform=Platform(architecture=uname.machine, os=uname.sysname.lower()),
         resources=NodeResources(nano_cpus=cpu_count() * 1_000_000_000, memory_bytes=memory_total_bytes()),
         engine=EngineDescription(engine_version=__version__, labels=dict(labels), plugins=_PLUGINS),
-        tls_info=TlsInfo(trust_root=trust_root_pem),
+        tls_info=tls_info,
     )

@@ -49,6 +49,7 @@ class Session:
         cluster_id: ClusterId,
         managers: Sequence[str],
         managers_changed: Callable[[tuple[str, ...]], None],
+        trust_changed: Callable[[dispatch.Trust], None],
         hello: Callable[[], dispatch.Hello],
     ) -> None:
         self._worker = worker
@@ -58,6 +59,7 @@ class Session:
         self._cluster_id = cluster_id
         self._managers = list(managers)
         self._managers_changed = managers_changed
+        self._trust_changed = trust_changed
         self._hello = hello
         self._connection: ClientConnection | None = None
         self._heard = 0.0
@@ -138,6 +140,8 @@ class Session:
                     self._reporter.acknowledge(message.number)
                 case dispatch.BeatReply():
                     self._period_s = message.beat_period_s
+                case dispatch.Trust():
+                    self._trust_changed(message)
                 case dispatch.Welcome():
                     raise OutOfStepError("a second Welcome in one session")
 

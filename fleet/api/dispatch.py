@@ -47,6 +47,7 @@ __all__ = [
     "ServiceItem",
     "TaskItem",
     "TaskReport",
+    "Trust",
     "Welcome",
     "decode_agent",
     "decode_manager",
@@ -239,8 +240,21 @@ class BeatReply(_Message, frozen=True, kw_only=True):
     beat_period_s: float
 
 
+class Trust(_Message, frozen=True, kw_only=True):
+    """Whom to believe: said after ``Welcome`` and whenever it changes.
+
+    ``roots_pem``: the root certificates to trust, two of them while the root is being rotated. ``issuer_key``: public key
+    (base64 of DER) of the root that should have issued the node's certificate; a node with another asks for a new one.
+    ``removed``: nodes whose certificates are good and yet worth nothing any more.
+    """
+
+    roots_pem: str
+    issuer_key: str
+    removed: tuple[NodeId, ...] = ()
+
+
 AgentMessage = Hello | Describe | Report | Beat
-ManagerMessage = Welcome | Assign | Reported | BeatReply
+ManagerMessage = Welcome | Assign | Reported | BeatReply | Trust
 
 _encoder = msgspec.msgpack.Encoder()
 _agent_decoder: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)

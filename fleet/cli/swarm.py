@@ -6,14 +6,13 @@ from typing import Any
 
 import click
 
-from fleet.cli.app import App, pass_app, retry_conflicts
+from fleet.cli.app import App, pass_app
 from fleet.cli.render import echo
-from fleet.cli.service_flags import Parsed
-from fleet.compose import values
+from fleet.cli.swarm_ca import ca
+from fleet.cli.swarm_settings import DURATION, update_swarm
 
 Json = dict[str, Any]
 
-DURATION = Parsed(values.parse_duration_ns, name="DURATION")
 AVAILABILITY = click.Choice(["active", "pause", "drain"])
 DEFAULT_LISTEN = "0.0.0.0:2377"
 
@@ -144,7 +143,7 @@ def join(app: App, *, managers: tuple[str, ...], **flags: Any) -> None:
 def join_token(app: App, *, role: str, quiet: bool, rotate: bool) -> None:
     """Show how to join, or make a new token."""
     if rotate:
-        _update(app, rotateWorkerToken=role == "worker", rotateManagerToken=role == "manager")
+        update_swarm(app, rotateWorkerToken=role == "worker", rotateManagerToken=role == "manager")
         if not quiet:
             echo(f"Successfully rotated {role} join token.\n")
     if quiet:
@@ -159,17 +158,6 @@ def _print_join(app: App, role: str, *, title: str) -> None:
     managers = {m["NodeID"]: m["Addr"] for m in block.get("RemoteManagers") or ()}
     address = managers.get(block.get("NodeID", "")) or f"{block.get('NodeAddr', '')}:2377"
     echo(f"{title}\n\n    fleet swarm join --token {token} {address}\n")
-
-
-def _update(app: App, spec: Json | None = None, **rotate: bool) -> None:
-    retry_conflicts(lambda: _update_once(app, spec or {}, rotate))
-
-
-def _update_once(app: App, spec: Json, rotate: dict[str, bool]) -> None:
-    current = app.client.get("/swarm")
-    names = ("rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey")
-    query = {name: "true" if rotate.get(name) else "false" for name in names}
-    app.client.post("/swarm/update", {**current["Spec"], **spec}, version=current["Version"]["Index"], **query)
 
 
 @swarm.command()
@@ -196,12 +184,8 @@ def update(app: App, **flags: Any) -> None:
     """Change settings of the swarm."""
     if all(value is None for value in flags.values()):
         raise click.UsageError("nothing to change; see the options")
-    _update(app, _settings(app.client.get("/swarm")["Spec"], flags))
+    update_swarm(app, _settings(app.client.get("/swarm")["Spec"], flags))
     echo("Swarm updated.")
 
 
-@swarm.command()
-@pass_app
-def ca(app: App) -> None:
-    """Show the root certificate of the swarm (PEM)."""
-    echo(str((app.client.get("/swarm").get("TLSInfo") or {}).get("TrustRoot", "")).rstrip())
+swarm.add_command(ca)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Container
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +42,7 @@ from fleet.logs import get_logger
 from fleet.manager.admission import JoinRequest
 from fleet.manager.dispatcher import ChannelClosed
 from fleet.manager.role import ManagerRole
-from fleet.model.ids import ClusterId
+from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
 
 __all__ = ["cluster_app"]
@@ -93,8 +93,10 @@ def cluster_app(
     manager: Callable[[], ManagerRole],
     images: ImageStore,
     engine: ContainerEngine,
+    removed: Callable[[], Container[NodeId]],
 ) -> FastAPI:
-    """The application of the cluster listener. ``manager`` raises ``UnavailableError`` on workers."""
+    """The application of the cluster listener. ``manager`` raises ``UnavailableError`` on workers; ``removed`` are nodes
+    that are refused although their certificates are good."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     install_error_handlers(app)
 
@@ -102,7 +104,10 @@ def cluster_app(
         tls = connection.scope.get("extensions", {}).get(TLS_EXTENSION)
         if tls is None:
             raise errors.UnauthorizedError("the cluster port speaks TLS only")
-        return verify_peer(tls, cluster_id=cluster_id, role=role)
+        peer = verify_peer(tls, cluster_id=cluster_id, role=role)
+        if peer.node_id in removed():
+            raise errors.ForbiddenError(f"node {peer.node_id} is not a member of this cluster: it was removed")
+        return peer
 
     @app.get("/cluster/v1/root")
     async def root() -> Response:

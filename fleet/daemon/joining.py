@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -19,6 +20,8 @@ __all__ = ["JOIN_TIMEOUT_S", "InitRequest", "JoinSwarmRequest", "ask_managers", 
 
 JOIN_TIMEOUT_S: Final = 20.0
 _ROOT_MAX: Final = 64 * 1024
+_ROTATION_TRIES: Final = 8
+_ROTATION_PAUSE_S: Final = 0.5
 
 
 class InitRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +77,7 @@ async def request_to_join(remote: str, wish: JoinRequest, check: Callable[[str],
             raise errors.UnavailableError(f"{remote} is not a manager: {_message(answer)}")
     check(answer.text)
     async with httpx.AsyncClient(verify=pinned_context(answer.text), timeout=JOIN_TIMEOUT_S, trust_env=False) as client:
-        joined = await client.post(f"{base}/join", content=msgspec.json.encode(wish))
+        joined = await _post_patiently(client, f"{base}/join", msgspec.json.encode(wish))
     if joined.status_code >= 400:
         kinds = {
             400: errors.UserError,
@@ -87,6 +90,18 @@ async def request_to_join(remote: str, wish: JoinRequest, check: Callable[[str],
         return msgspec.json.decode(joined.content, type=JoinAnswer)
     except msgspec.DecodeError as cause:
         raise errors.UnavailableError(f"{remote}: answer to the join request does not decode: {cause}") from cause
+
+
+async def _post_patiently(client: httpx.AsyncClient, url: str, body: bytes) -> httpx.Response:
+    """While the root is being rotated, join tokens name the new root a moment before the manager's certificate is of it."""
+    for _ in range(_ROTATION_TRIES - 1):
+        try:
+            return await client.post(url, content=body)
+        except httpx.ConnectError as cause:
+            if "CERTIFICATE_VERIFY_FAILED" not in str(cause):
+                raise
+            await asyncio.sleep(_ROTATION_PAUSE_S)
+    return await client.post(url, content=body)
 
 
 def _message(answer: httpx.Response) -> str:

@@ -11,13 +11,11 @@ is removed by the next init or join. Leaving removes (3) first.
 from __future__ import annotations
 
 import asyncio
-import random
 import shutil
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -43,10 +41,10 @@ from fleet.daemon.joining import (
     request_to_join,
 )
 from fleet.daemon.listeners import Listener, tcp_socket
+from fleet.daemon.node_identity import IdentityKeeper
 from fleet.daemon.service_logs import ServiceLogs
 from fleet.daemon.state_engine import choose_engine, erase_state
 from fleet.daemon.swarm_state import SwarmState, SwarmStateFile
-from fleet.identity.certificates import renewal_instant
 from fleet.identity.keys import (
     NodeIdentity,
     generate_request,
@@ -55,13 +53,13 @@ from fleet.identity.keys import (
     remove_identity,
     save_identity,
 )
-from fleet.identity.tls import client_context, present, server_context
 from fleet.identity.tokens import check_root, parse_token
 from fleet.images import ImageStore
 from fleet.logs import get_logger
 from fleet.manager.admission import JoinRequest, found_cluster
 from fleet.manager.role import ManagerRole, new_id
 from fleet.model.cluster import DEFAULT_ADDRESS_POOL, DEFAULT_DATA_PATH_PORT
+from fleet.model.common import TlsInfo
 from fleet.model.ids import ClusterId
 from fleet.model.node import NodeDescription, NodeRole
 from fleet.network.host import HostNetwork
@@ -91,10 +89,9 @@ class _Active:
     """Everything that exists only while this host is a member."""
 
     state: SwarmState
-    identity: NodeIdentity
+    keeper: IdentityKeeper
     agent: Agent
     listener: Listener
-    server_tls: ssl.SSLContext
     store: Store | None = None
     engine: Engine | None = None
     role: ManagerRole | None = None
@@ -149,7 +146,7 @@ class Membership:
 
     @property
     def identity(self) -> NodeIdentity | None:
-        return self._active.identity if self._active else None
+        return self._active.keeper.identity if self._active else None
 
     @property
     def agent(self) -> Agent | None:
@@ -184,8 +181,8 @@ class Membership:
 
     def description(self) -> NodeDescription:
         """This host, as told to managers."""
-        ca = self._active.identity.ca_pem if self._active else ""
-        return describe_host(hostname=self._config.hostname, labels=self._config.engine_labels, trust_root_pem=ca)
+        tls_info = self._active.keeper.tls_info if self._active else TlsInfo()
+        return describe_host(hostname=self._config.hostname, labels=self._config.engine_labels, tls_info=tls_info)
 
     # Life -----------------------------------------------------------------------------------------------------
 
@@ -389,17 +386,25 @@ class Membership:
             raise
 
     async def _activate(self, state: SwarmState, identity: NodeIdentity) -> None:
-        tls = _ClientTls(lambda: self._active.identity if self._active else identity)
-        server_tls = server_context(identity, client_certificates="optional")
+        keeper = IdentityKeeper(
+            self._identity_folder, identity, self._clock, managers=lambda: self.state.managers if self.state else ()
+        )
+        tls = keeper.client_tls
         folder = self._folder / "agent"
         await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
         host, port = split_address(state.listen_address, default_port=CLUSTER_PORT, what="listen address")
         listening = tcp_socket(_listen_host(host), port)
         listener = Listener(
-            cluster_app(cluster_id=state.cluster_id, manager=self.manager, images=self._images, engine=self._engine),
+            cluster_app(
+                cluster_id=state.cluster_id,
+                manager=self.manager,
+                images=self._images,
+                engine=self._engine,
+                removed=lambda: keeper.removed,
+            ),
             [listening],
             name="cluster",
-            tls=server_tls,
+            tls=keeper.listener_tls,
         )
         own = f"{state.advertise_address}:{state.cluster_port}"
         agent = Agent(
@@ -415,9 +420,10 @@ class Membership:
             cluster_port=state.cluster_port,
             managers=state.managers,
             managers_changed=self._managers_changed,
+            trust_changed=keeper.follow,
             description=self.description,
         )
-        active = _Active(state=state, identity=identity, agent=agent, listener=listener, server_tls=server_tls)
+        active = _Active(state=state, keeper=keeper, agent=agent, listener=listener)
         self._active = active
         self.error = ""
         self._locator.tls = tls
@@ -436,7 +442,7 @@ class Membership:
             raise
         active.tasks.append(self._spawn(listener.run(), "cluster listener"))
         active.tasks.append(self._spawn(agent.run(), "agent"))
-        active.tasks.append(self._spawn(self._renew(active), "certificate renewal"))
+        active.tasks.append(self._spawn(keeper.run(), "node identity"))
 
     async def _take_control(self, active: _Active, own: str, tls: Callable[[], ssl.SSLContext]) -> None:
         """Be the manager. Raises ``UnavailableError`` while the state cannot be reached."""
@@ -512,8 +518,7 @@ class Membership:
                     await self._engine.remove(container.id, force=True, volumes=True)
 
     async def _say_farewell(self, active: _Active) -> None:
-        context = client_context(active.identity, active.state.cluster_id)
-        async with httpx.AsyncClient(verify=context, timeout=3.0, trust_env=False) as client:
+        async with httpx.AsyncClient(verify=active.keeper.client_tls(), timeout=3.0, trust_env=False) as client:
             for manager in active.state.managers:
                 try:
                     answer = await client.post(f"https://{manager}/cluster/v1/leave")
@@ -522,45 +527,6 @@ class Membership:
                     continue
                 if answer.status_code < 400:
                     return
-
-    async def _renew(self, active: _Active) -> None:
-        """Replace the certificate when 50 to 80 % of its life are over (SEC-04); sessions take it up as they reopen."""
-        fraction = random.random()  # noqa: S311 - spreading renewals, not secrets
-        while True:
-            due = renewal_instant(active.identity.cert_pem, fraction)
-            wait = max((due - self._clock.now()).total_seconds(), 1.0)
-            await self._clock.sleep(min(wait, timedelta(hours=1).total_seconds()))
-            if self._clock.now() < due:
-                continue
-            key = generate_request()
-            context = client_context(active.identity, active.state.cluster_id)
-            async with httpx.AsyncClient(verify=context, timeout=10.0, trust_env=False) as client:
-                for manager in active.state.managers:
-                    with suppress(httpx.HTTPError):
-                        answer = await client.post(f"https://{manager}/cluster/v1/renew", content=key.csr_pem)
-                        answer.raise_for_status()
-                        identity = make_identity(
-                            cert_pem=answer.text, key_pem=key.key_pem, ca_pem=active.identity.ca_pem
-                        )
-                        await asyncio.to_thread(save_identity, self._identity_folder, identity)
-                        active.identity = identity
-                        present(active.server_tls, identity)
-                        log.info("certificate renewed", not_after=identity.not_after.isoformat())
-                        break
-
-
-class _ClientTls:
-    """The client context of the present identity, made once for each: loading keys takes milliseconds."""
-
-    def __init__(self, identity: Callable[[], NodeIdentity]) -> None:
-        self._identity = identity
-        self._made: tuple[NodeIdentity, ssl.SSLContext] | None = None
-
-    def __call__(self) -> ssl.SSLContext:
-        identity = self._identity()
-        if self._made is None or self._made[0] is not identity:
-            self._made = (identity, client_context(identity))
-        return self._made[1]
 
 
 def _store_key(folder: Path) -> bytes:

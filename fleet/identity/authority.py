@@ -6,6 +6,7 @@ No intermediates: whoever holds the root key is a manager with the store, so an 
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,20 +16,22 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet import errors
 from fleet.identity.certificates import BACKDATE, parse_certificate, subject_name
+from fleet.model.common import TlsInfo
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
 
-__all__ = ["NODE_DNS_NAME", "RootAuthority", "create_root", "root_digest"]
+__all__ = ["NODE_DNS_NAME", "RootAuthority", "create_root", "import_root", "root_digest", "root_info"]
 
 ROOT_LIFETIME: Final = timedelta(days=20 * 365)
 CSR_BYTES_MAX: Final = 8 * 1024
 """A P-256 request is about 500 bytes."""
 ADDRESSES_MAX: Final = 32
+_RSA_BITS_MIN: Final = 2048
 NODE_DNS_NAME: Final = "fleet-node"
 """In every node's certificate: a name that clients which insist on checking one can ask for."""
 
@@ -77,7 +80,7 @@ class RootAuthority:
             )
             .add_extension(x509.SubjectAlternativeName(_names(node_id, addresses)), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(request.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+            .add_extension(_authority_key_identifier(root), critical=False)
         )
         return _pem(builder.sign(key, hashes.SHA256()))
 
@@ -110,6 +113,46 @@ def create_root(cluster_id: ClusterId, now: datetime) -> RootAuthority:
     return RootAuthority(cert_pem=_pem(certificate), key_pem=key_pem.decode())
 
 
+def import_root(cert_pem: str, key_pem: str, now: datetime) -> RootAuthority:
+    """A root that somebody brings along (``swarm ca --rotate --ca-cert --ca-key``).
+
+    Raises ``UserError`` unless it is one self-signed CA certificate, valid now, with its own key, ECDSA or RSA from 2048
+    bits. Whether OpenSSL accepts what it signs is proved by ``tls.prove_root``.
+    """
+    root = parse_certificate(cert_pem, what="root certificate")
+    try:
+        key = _signing_key(key_pem)
+    except errors.InvariantError as cause:
+        raise errors.UserError("root key: expected an unencrypted ECDSA or RSA key in PEM form") from cause
+    if key.public_key() != root.public_key():
+        raise errors.UserError("root key: not the key of the given certificate")
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < _RSA_BITS_MIN:
+        raise errors.UserError(f"root key: {key.key_size} bits RSA, at least {_RSA_BITS_MIN}")
+    try:
+        root.verify_directly_issued_by(root)
+        is_authority = root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as cause:
+        raise errors.UserError("root certificate: not a self-signed certificate of an authority") from cause
+    if not is_authority:
+        raise errors.UserError("root certificate: its basic constraints say that it is no authority (CA:FALSE)")
+    if not root.not_valid_before_utc <= now < root.not_valid_after_utc:
+        raise errors.UserError(
+            f"root certificate: valid from {root.not_valid_before_utc} to {root.not_valid_after_utc}, now is {now}"
+        )
+    return RootAuthority(cert_pem=_pem(root), key_pem=key_pem)
+
+
+def root_info(cert_pem: str) -> TlsInfo:
+    """The root as Docker's API shows it: its PEM, and subject and public key as base64 of the DER."""
+    root = parse_certificate(cert_pem, what="root certificate")
+    key = root.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return TlsInfo(
+        trust_root=cert_pem,
+        cert_issuer_subject=base64.b64encode(root.subject.public_bytes()).decode(),
+        cert_issuer_public_key=base64.b64encode(key).decode(),
+    )
+
+
 def root_digest(cert_pem: str) -> bytes:
     """SHA-256 (32 bytes) of the root certificate in DER: line ends and comments of the PEM do not count."""
     return parse_certificate(cert_pem, what="root certificate").fingerprint(hashes.SHA256())
@@ -131,14 +174,25 @@ def _parse_request(csr_pem: str) -> x509.CertificateSigningRequest:
     return request
 
 
-def _signing_key(key_pem: str) -> ec.EllipticCurvePrivateKey:
+def _signing_key(key_pem: str) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
     try:
         key = serialization.load_pem_private_key(key_pem.encode(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as cause:
         raise errors.InvariantError("the stored root key does not parse") from cause
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise errors.InvariantError("the stored root key is not ECDSA")
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise errors.InvariantError("the stored root key is neither ECDSA nor RSA")
     return key
+
+
+def _authority_key_identifier(root: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """As the root spells its own: others than fleet derive it in other ways."""
+    try:
+        own = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        key = root.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 def _names(node_id: NodeId, addresses: Sequence[str]) -> list[x509.GeneralName]:

@@ -34,6 +34,7 @@ __all__ = [
     "KeyRequest",
     "NodeIdentity",
     "generate_request",
+    "issuing_root",
     "load_identity",
     "make_identity",
     "remove_identity",
@@ -101,6 +102,15 @@ def make_identity(*, cert_pem: str, key_pem: str, ca_pem: str) -> NodeIdentity:
         ca_pem=ca_pem,
         not_after=peer.not_after,
     )
+
+
+def issuing_root(identity: NodeIdentity) -> str:
+    """The PEM of that root among the trusted ones which issued the node's certificate."""
+    certificate = parse_certificate(identity.cert_pem, what="node certificate")
+    for root in _roots(identity.ca_pem):
+        if _issued_by(certificate, root):
+            return root.public_bytes(serialization.Encoding.PEM).decode()
+    raise errors.InvariantError(f"identity of node {identity.node_id}: none of its roots issued its certificate")
 
 
 def save_identity(folder: Path, identity: NodeIdentity) -> None:

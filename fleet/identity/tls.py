@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from typing import Literal
+from typing import Final, Literal
 
 from cryptography import x509
 
@@ -22,9 +22,10 @@ from fleet.identity.keys import NodeIdentity
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
 
-__all__ = ["client_context", "insecure_context", "pinned_context", "present", "server_context", "verify_peer"]
+__all__ = ["client_context", "insecure_context", "pinned_context", "prove_identity", "server_context", "verify_peer"]
 
 ClientCertificates = Literal["optional", "required"]
+_ANY_NAME: Final = "fleet-node"
 
 
 def server_context(identity: NodeIdentity, *, client_certificates: ClientCertificates) -> ssl.SSLContext:
@@ -34,7 +35,7 @@ def server_context(identity: NodeIdentity, *, client_certificates: ClientCertifi
     context.num_tickets = 0
     _trust(context, identity.ca_pem)
     context.verify_mode = ssl.CERT_REQUIRED if client_certificates == "required" else ssl.CERT_OPTIONAL
-    present(context, identity)
+    _present(context, identity)
     return context
 
 
@@ -45,7 +46,7 @@ def client_context(identity: NodeIdentity, expect_cluster: ClusterId | None = No
             f"this node's identity is of cluster {identity.cluster_id}, expected {expect_cluster}"
         )
     context = pinned_context(identity.ca_pem)
-    present(context, identity)
+    _present(context, identity)
     return context
 
 
@@ -108,8 +109,31 @@ def _trust(context: ssl.SSLContext, ca_pem: str) -> None:
         raise errors.UserError(f"root certificate: not usable: {cause}") from cause
 
 
-def present(context: ssl.SSLContext, identity: NodeIdentity) -> None:
-    """Show this certificate from now on, also on a context already in use (renewal); open connections keep theirs."""
+def prove_identity(identity: NodeIdentity) -> None:
+    """Shake hands with oneself in memory, both ways. Raises ``UserError`` if OpenSSL does not accept what the root signed:
+    a root of somebody else's making may lack what strict checking asks for (key usage, key identifier)."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = server_context(identity, client_certificates="required").wrap_bio(to_server, to_client, server_side=True)
+    client = client_context(identity).wrap_bio(to_client, to_server, server_hostname=_ANY_NAME)
+    open_ends = [client, server]
+    for _ in range(8):
+        for end in list(open_ends):
+            try:
+                end.do_handshake()
+                open_ends.remove(end)
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLError as cause:
+                raise errors.UserError(
+                    f"root certificate: connections with certificates of this root fail: {cause.reason or cause}"
+                    f"{f' ({cause.verify_message})' if isinstance(cause, ssl.SSLCertVerificationError) else ''}"
+                ) from cause
+        if not open_ends:
+            return
+    raise errors.InvariantError("a handshake in memory did not end")
+
+
+def _present(context: ssl.SSLContext, identity: NodeIdentity) -> None:
     descriptor = os.memfd_create("node-identity", os.MFD_CLOEXEC)
     with os.fdopen(descriptor, "wb") as file:
         file.write(f"{identity.key_pem}\n{identity.cert_pem}".encode())

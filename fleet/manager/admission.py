@@ -7,24 +7,20 @@ node object that never opens a session and can be removed as *down*; a certifica
 
 from __future__ import annotations
 
-import base64
-import secrets
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from fleet import errors
 from fleet.clock import Clock
-from fleet.identity.authority import RootAuthority, create_root
+from fleet.identity.authority import create_root, root_info
 from fleet.identity.keys import KeyRequest, NodeIdentity, make_identity
-from fleet.identity.tokens import SECRET_BYTES, make_token, token_role
+from fleet.identity.tokens import token_role
 from fleet.logs import get_logger
-from fleet.model.cluster import DEFAULT_CERT_EXPIRY_NS, Authority, Cluster, JoinTokens, SwarmSpec
-from fleet.model.common import TlsInfo
+from fleet.manager.root_rotation import new_tokens, signing_root, trusted_roots
+from fleet.model.cluster import DEFAULT_CERT_EXPIRY_NS, Authority, Cluster, SwarmSpec
 from fleet.model.defaults import nanoseconds
 from fleet.model.ids import ClusterId, NetworkId, NodeId
 from fleet.model.network import INGRESS_NETWORK_NAME, Network, NetworkSpec
@@ -72,18 +68,6 @@ class JoinAnswer(msgspec.Struct, frozen=True, kw_only=True):
     managers: tuple[str, ...]
 
 
-def _tls_info(cert_pem: str) -> TlsInfo:
-    certificate = x509.load_pem_x509_certificate(cert_pem.encode())
-    key = certificate.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return TlsInfo(
-        trust_root=cert_pem,
-        cert_issuer_subject=base64.b64encode(certificate.subject.public_bytes()).decode(),
-        cert_issuer_public_key=base64.b64encode(key).decode(),
-    )
-
-
 def _lifetime(spec: SwarmSpec) -> timedelta:
     return nanoseconds(spec.ca_config.node_cert_expiry_ns or DEFAULT_CERT_EXPIRY_NS)
 
@@ -120,11 +104,11 @@ async def found_cluster(
     cluster = Cluster(
         id=cluster_id,
         spec=spec,
-        tls_info=_tls_info(root.cert_pem),
+        tls_info=root_info(root.cert_pem),
         data_path_port=data_path_port,
         default_addr_pool=address_pools,
         subnet_size=subnet_size,
-        join_tokens=JoinTokens(worker=_new_token(root.cert_pem), manager=_new_token(root.cert_pem)),
+        join_tokens=new_tokens(root.cert_pem),
         created_at=now,
         updated_at=now,
     )
@@ -150,10 +134,6 @@ async def found_cluster(
     return make_identity(cert_pem=certificate, key_pem=key.key_pem, ca_pem=root.cert_pem)
 
 
-def _new_token(cert_pem: str) -> str:
-    return make_token(cert_pem, secrets.token_bytes(SECRET_BYTES))
-
-
 class Admission:
     """The manager's gate. ``managers`` are the cluster addresses a new node is told."""
 
@@ -172,17 +152,13 @@ class Admission:
         raise errors.UnavailableError("the cluster's state is not loaded yet")
 
     def root_pem(self) -> str:
-        """The root certificate; public."""
-        return self._authority().certificate_pem
+        """The root certificate that join tokens name; public."""
+        return signing_root(self._authority()).cert_pem
 
     def _authority(self) -> Authority:
         for authority in self._store.authorities.all():
             return authority
         raise errors.UnavailableError("the certificate authority is not loaded yet")
-
-    def _root(self) -> RootAuthority:
-        authority = self._authority()
-        return RootAuthority(cert_pem=authority.certificate_pem, key_pem=authority.key_pem)
 
     async def admit(self, request: JoinRequest) -> JoinAnswer:
         """Answer a join request. Raises ``UnauthorizedError`` for a wrong token, ``UserError`` for a bad request,
@@ -213,13 +189,13 @@ class Admission:
             node_id=node_id,
             cluster_id=cluster.id,
             certificate_pem=certificate,
-            ca_pem=self.root_pem(),
+            ca_pem=trusted_roots(self._authority()),
             managers=self._managers(),
         )
 
     def _certificate(self, csr_pem: str, *, node_id: NodeId, role: NodeRole, address: str) -> str:
         cluster = self.cluster()
-        return self._root().issue(
+        return signing_root(self._authority()).issue(
             csr_pem,
             node_id=node_id,
             role=role,
@@ -244,9 +220,11 @@ class Admission:
     async def rotate_token(self, role: NodeRole) -> None:
         """Replace the secret half of a role's token; nodes that are in stay in."""
         cluster = self.cluster()
-        token = _new_token(self.root_pem())
-        tokens = msgspec.structs.replace(
-            cluster.join_tokens, **{"manager" if role is NodeRole.MANAGER else "worker": token}
+        fresh = new_tokens(self.root_pem())
+        tokens = (
+            msgspec.structs.replace(cluster.join_tokens, manager=fresh.manager)
+            if role is NodeRole.MANAGER
+            else msgspec.structs.replace(cluster.join_tokens, worker=fresh.worker)
         )
         changed = msgspec.structs.replace(cluster, join_tokens=tokens, updated_at=self._clock.now())
         await self._store.commit(Transaction().replace(changed))

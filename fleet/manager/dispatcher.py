@@ -29,11 +29,12 @@ from fleet.api import dispatch
 from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.manager.assignments import Assembler, difference
+from fleet.manager.root_rotation import trust_of
 from fleet.model.common import SECOND_NS
 from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import Node, NodeDescription, NodeState, NodeStatus
 from fleet.model.task import Task, TaskState, TaskStatus, later
-from fleet.store import Kind, Store, Transaction
+from fleet.store import Change, Kind, Store, Transaction
 
 __all__ = ["Channel", "ChannelClosed", "Dispatcher", "Tolerances"]
 
@@ -83,6 +84,8 @@ class _Session:
     last_heard: float
     sequence: int = 0
     sent: dict[str, dispatch.Item] | None = None
+    trust: dispatch.Trust | None = None
+    """What it was last told."""
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -114,6 +117,7 @@ class Dispatcher:
         self._sessions: dict[NodeId, _Session] = {}
         self._silent: dict[NodeId, _Silence] = {}
         self._images: dict[NodeId, tuple[str, ...]] = {}
+        self._trust: dispatch.Trust | None = None
         self._reports: list[tuple[_Session, dispatch.Report]] = []
         self._reports_ready = asyncio.Event()
         self._reports_room = asyncio.Event()
@@ -153,14 +157,27 @@ class Dispatcher:
                     await session.channel.close("this manager is stopping")
 
     async def _watch_changes(self) -> None:
-        subscription = self._store.subscribe(Kind.TASK, Kind.SERVICE, Kind.NODE, Kind.NETWORK, Kind.SECRET, Kind.CONFIG)
+        subscription = self._store.subscribe(
+            Kind.TASK, Kind.SERVICE, Kind.NODE, Kind.NETWORK, Kind.SECRET, Kind.CONFIG, Kind.AUTHORITY
+        )
+        self._trust = trust_of(self._store)
         try:
             while True:
-                await subscription.wait()
+                changes = await subscription.wait()
+                if changes.resync or any(_concerns_trust(change) for change in changes):
+                    self._trust = trust_of(self._store)
+                    await self._end_removed()
                 for session in self._sessions.values():
                     session.dirty.set()
         finally:
             subscription.close()
+
+    async def _end_removed(self) -> None:
+        for node_id in list(self._sessions):
+            node = self._store.nodes.get(node_id)
+            if node is None or node.removed:
+                log.info("session ended: its node was removed", node=node_id)
+                await self.disconnect(node_id, "this node was removed from the cluster")
 
     # One session ----------------------------------------------------------------------------------------------
 
@@ -287,6 +304,10 @@ class Dispatcher:
             await session.dirty.wait()
             await self._clock.sleep(_COALESCE_S)
             session.dirty.clear()
+            trust = self._trust or trust_of(self._store)
+            if trust is not None and trust != session.trust:
+                session.trust = trust
+                await session.channel.send(dispatch.encode(trust))
             wanted = self._assembler().items_for(session.node_id)
             message: dispatch.Assign | None
             if session.sent is None:
@@ -427,3 +448,12 @@ class Dispatcher:
         self._silent.pop(node_id, None)
         if session is not None:
             await session.channel.close(reason)
+
+
+def _concerns_trust(change: Change) -> bool:
+    if change.kind is Kind.AUTHORITY:
+        return True
+    new, old = change.new, change.old
+    if new is None:
+        return isinstance(old, Node)
+    return isinstance(new, Node) and new.removed and not (isinstance(old, Node) and old.removed)

@@ -19,7 +19,7 @@ from fleet.manager.admission import Admission
 from fleet.manager.allocator import Allocator
 from fleet.manager.control import ControlApi
 from fleet.manager.dispatcher import Dispatcher, Tolerances
-from fleet.manager.loops import OrchestratorLoop, ReaperLoop, SchedulerLoop
+from fleet.manager.loops import OrchestratorLoop, ReaperLoop, RotationLoop, SchedulerLoop
 from fleet.model.ids import ID_ENTROPY_BYTES, NodeId, encode_id
 from fleet.store import EngineFailedError, Store
 
@@ -63,6 +63,7 @@ class ManagerRole:
             "orchestrator": OrchestratorLoop(store, clock, os.urandom).run,
             "scheduler": SchedulerLoop(store, clock).run,
             "reaper": ReaperLoop(store, clock).run,
+            "root rotation": RotationLoop(store, clock).run,
         }
 
     async def run(self) -> None:

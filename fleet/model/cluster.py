@@ -25,6 +25,7 @@ __all__ = [
     "JoinTokens",
     "OrchestrationConfig",
     "RaftConfig",
+    "RootRotation",
     "SwarmSpec",
     "TaskDefaults",
 ]
@@ -105,6 +106,18 @@ class Cluster(Value, frozen=True, kw_only=True):
     join_tokens: JoinTokens = JoinTokens()
 
 
+class RootRotation(Value, frozen=True, kw_only=True):
+    """The root on its way in, PEM. First every node is told to trust it besides the old one; when all do it is *signing*,
+    and every node asks for a certificate of it; when all have one it becomes the root."""
+
+    certificate_pem: str
+    key_pem: str = msgspec.field(name="KeyPEM")
+    is_signing: bool = False
+
+    def __repr__(self) -> str:
+        return f"RootRotation(<root key>, is_signing={self.is_signing})"
+
+
 class Authority(Value, frozen=True, kw_only=True):
     """The root's key pair, PEM; kept apart from the cluster object so that no read of that one can show it."""
 
@@ -114,6 +127,7 @@ class Authority(Value, frozen=True, kw_only=True):
     updated_at: datetime
     certificate_pem: str
     key_pem: str = msgspec.field(name="KeyPEM")
+    rotation: RootRotation | None = None
 
     def __repr__(self) -> str:
         return "Authority(<root key>)"

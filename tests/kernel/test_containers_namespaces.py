@@ -162,7 +162,9 @@ def test_a_device_by_its_cdi_name(unique: str) -> None:
         spec["devices"].append({"name": "hooked", "containerEdits": {"hooks": [{"hookName": "createContainer"}]}})  # type: ignore[attr-defined]
         (directory / "acme.json").write_text(json.dumps(spec))
         host.engine._core.cdi_directories = (directory,)
-        script = "echo $DEVICE; cat /opt/driver; head -c 3 /dev/widget0 | wc -c; touch /opt/driver 2>/dev/null || echo ro"
+        script = (
+            "echo $DEVICE; cat /opt/driver; head -c 3 /dev/widget0 | wc -c; touch /opt/driver 2>/dev/null || echo ro"
+        )
         _, status, output = await host.run("sh", "-c", script, cdi_devices=("acme.org/widget=0",))
         assert status.code == 0
         assert [line for line in output.splitlines() if "touch" not in line] == ["tunnel", "library", "3", "ro"]

@@ -1,4 +1,4 @@
-"""The cluster object: inspect, change settings, rotate join tokens."""
+"""The cluster object: inspect, change settings, rotate join tokens and the root certificate."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import msgspec
 from fleet import errors
 from fleet.manager.control.context import Context, required_version
 from fleet.manager.control.service_spec import check_labels
+from fleet.manager.root_rotation import begin_rotation
 from fleet.model.cluster import Cluster, SwarmSpec
-from fleet.model.common import SECOND_NS
+from fleet.model.common import SECOND_NS, Version
 from fleet.model.node import NodeRole
 from fleet.store import Transaction
 
@@ -48,7 +49,8 @@ class ClusterControl:
         rotate_manager_token: bool = False,
         rotate_unlock_key: bool = False,
     ) -> Cluster:
-        """Write the settings, then rotate. Raises ``UserError``, ``UnsupportedError``, ``OutOfSequenceError``."""
+        """Write the settings, then rotate. Raises ``UserError``, ``UnsupportedError``, ``OutOfSequenceError``, and
+        ``ConflictError`` while the root is being rotated already."""
         read_at = required_version(version, what="swarm")
         cluster = self.find()
         _check(cluster.spec, spec)
@@ -61,13 +63,30 @@ class ClusterControl:
         ]
         if rotated and self._rotate_token is None:
             raise errors.UnsupportedError("this manager cannot rotate join tokens")
-        changed = msgspec.structs.replace(cluster, spec=spec, version=read_at, updated_at=self._context.now())
-        tx = Transaction().require(changed) if spec == cluster.spec else Transaction().replace(changed)
+        tx = self._rotate_root(cluster, spec, read_at) if _wants_other_root(cluster.spec, spec) else None
+        if tx is None:
+            changed = msgspec.structs.replace(cluster, spec=spec, version=read_at, updated_at=self._context.now())
+            tx = Transaction().require(changed) if spec == cluster.spec else Transaction().replace(changed)
         await self._store.commit(tx)
         for role in rotated:
             assert self._rotate_token is not None
             await self._rotate_token(role)
         return self.find()
+
+    def _rotate_root(self, cluster: Cluster, spec: SwarmSpec, read_at: Version) -> Transaction:
+        authority = next(iter(self._store.authorities.all()), None)
+        if authority is None:
+            raise errors.UnavailableError("the certificate authority is not loaded yet", retry_after_s=1)
+        changed, rotating = begin_rotation(cluster, authority, spec.ca_config, self._context.now())
+        # The key lives in the authority alone; no read of the settings may show it.
+        public = msgspec.structs.replace(spec.ca_config, signing_ca_cert="", signing_ca_key="")
+        spec = msgspec.structs.replace(spec, ca_config=public)
+        return Transaction().replace(msgspec.structs.replace(changed, spec=spec, version=read_at)).replace(rotating)
+
+
+def _wants_other_root(before: SwarmSpec, after: SwarmSpec) -> bool:
+    old, new = before.ca_config, after.ca_config
+    return new.force_rotate != old.force_rotate or bool(new.signing_ca_cert or new.signing_ca_key)
 
 
 def _check(before: SwarmSpec, after: SwarmSpec) -> None:
@@ -82,10 +101,8 @@ def _check(before: SwarmSpec, after: SwarmSpec) -> None:
     expiry_ns = after.ca_config.node_cert_expiry_ns
     if expiry_ns and expiry_ns < _CERT_EXPIRY_MIN_NS:
         raise errors.UserError("CAConfig.NodeCertExpiry cannot be less than 1 hour")
-    if msgspec.structs.replace(after.ca_config, node_cert_expiry_ns=0) != msgspec.structs.replace(
-        before.ca_config, node_cert_expiry_ns=0
-    ):
-        raise errors.UnsupportedError("rotating the root or using an external authority (CAConfig) is not supported")
+    if after.ca_config.external_cas:
+        raise errors.UnsupportedError("external certificate authorities (CAConfig.ExternalCAs) are not supported")
     if after.encryption_config.auto_lock_managers:
         raise errors.UnsupportedError("autolock (EncryptionConfig.AutoLockManagers) is not supported")
     if after.raft != before.raft:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fleet.manager.loops.orchestrator import OrchestratorLoop
 from fleet.manager.loops.reaper import ReaperLoop
+from fleet.manager.loops.rotation import RotationLoop
 from fleet.manager.loops.scheduler import SchedulerLoop
 
-__all__ = ["OrchestratorLoop", "ReaperLoop", "SchedulerLoop"]
+__all__ = ["OrchestratorLoop", "ReaperLoop", "RotationLoop", "SchedulerLoop"]

@@ -321,7 +321,7 @@ def test_docker_pys_partial_swarm_update_keeps_the_rest(run) -> None:
     [
         ({"EncryptionConfig": {"AutoLockManagers": True}}, "autolock"),
         ({"Raft": {"SnapshotInterval": 5}}, "Raft"),
-        ({"CAConfig": {"ForceRotate": 1}}, "root"),
+        ({"CAConfig": {"ExternalCAs": [{"Protocol": "cfssl", "URL": "https://ca:1/sign"}]}}, "external"),
         ({"TaskDefaults": {"LogDriver": {"Name": "none"}}}, "LogDriver"),
     ],
 )

@@ -9,12 +9,23 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
 
 from fleet import errors
-from fleet.identity.authority import RootAuthority, create_root
+from fleet.identity.authority import RootAuthority, create_root, import_root
 from fleet.identity.certificates import PeerIdentity
 from fleet.identity.keys import NodeIdentity, generate_request, make_identity
-from fleet.identity.tls import client_context, insecure_context, pinned_context, server_context, verify_peer
+from fleet.identity.tls import (
+    client_context,
+    insecure_context,
+    pinned_context,
+    prove_identity,
+    server_context,
+    verify_peer,
+)
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
 
@@ -185,3 +196,56 @@ def test_tls_1_2_is_refused(root: RootAuthority) -> None:
 def test_identity_of_another_cluster_is_not_used(root: RootAuthority) -> None:
     with pytest.raises(errors.UnauthorizedError, match="expected ddddd"):
         client_context(identity(root, WORKER, NodeRole.WORKER), ClusterId("d" * 25))
+
+
+def test_a_root_of_somebody_elses_making_is_proved_by_a_handshake() -> None:
+    now = datetime.now(UTC)
+    for key in (
+        ec.generate_private_key(ec.SECP384R1()),
+        rsa.generate_private_key(public_exponent=65537, key_size=2048),
+    ):
+        whole = import_root(*_foreign_root(key, now, usage=True), now)
+        prove_identity(identity(whole, WORKER, NodeRole.WORKER))
+    bad = import_root(*_foreign_root(ec.generate_private_key(ec.SECP256R1()), now, usage=False), now)
+    with pytest.raises(errors.UserError, match="connections with certificates of this root fail"):
+        prove_identity(identity(bad, WORKER, NodeRole.WORKER))
+
+
+def test_a_certificate_that_is_no_authoritys_is_refused_as_root(root: RootAuthority) -> None:
+    now = datetime.now(UTC)
+    leaf = identity(root, WORKER, NodeRole.WORKER)
+    with pytest.raises(errors.UserError, match="not a self-signed"):
+        import_root(leaf.cert_pem, leaf.key_pem, now)
+    with pytest.raises(errors.UserError, match="valid from"):
+        import_root(root.cert_pem, root.key_pem, now + timedelta(days=30 * 365))
+    small = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+    with pytest.raises(errors.UserError, match="1024 bits"):
+        import_root(*_foreign_root(small, now, usage=True), now)
+
+
+def _foreign_root(
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, now: datetime, *, usage: bool
+) -> tuple[str, str]:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "corporate root")])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier(b"chosen by others"), critical=False)
+    )
+    signs = x509.KeyUsage(
+        digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
+        key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    if usage:
+        builder = builder.add_extension(signs, critical=True)
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return pem, private.decode()

@@ -13,8 +13,10 @@ from support.objects import NOW, make_node, make_task
 
 from fleet import errors
 from fleet.api import dispatch
+from fleet.identity.authority import create_root
 from fleet.manager.dispatcher import ChannelClosed, Dispatcher, Tolerances
-from fleet.model.ids import NodeId
+from fleet.model.cluster import Authority
+from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeDescription, NodeState
 from fleet.model.task import Task, TaskState, TaskStatus
 from fleet.store import Store, Transaction
@@ -285,5 +287,27 @@ def test_nodes_are_found_by_the_images_they_told_of() -> None:
         await settle()
         assert [n.id for n in scene.dispatcher.holders_of("docker.io/fleet/hello:1")] == ["node-w1"]
         assert scene.dispatcher.holders_of("docker.io/fleet/hello:2") == []
+
+    on_scene(body)
+
+
+def test_trust_is_told_at_the_start_and_when_it_changes_and_a_removed_nodes_session_ends() -> None:
+    async def body(scene: Scene) -> None:
+        root = create_root(ClusterId("c" * 25), NOW)
+        authority = Authority(created_at=NOW, updated_at=NOW, certificate_pem=root.cert_pem, key_pem=root.key_pem)
+        await scene.store.commit(Transaction().create(authority).create(make_node("w2", state=NodeState.READY)))
+        await settle()
+        wire, other = await scene.connect(), await scene.connect("node-w2")
+        told = [m for m in wire.got if isinstance(m, dispatch.Trust)]
+        assert [(t.roots_pem, t.removed) for t in told] == [(root.cert_pem, ())]
+        removed = scene.store.nodes.get("node-w2")
+        assert removed is not None
+        await scene.store.commit(Transaction().replace(msgspec.structs.replace(removed, removed=True)))
+        await scene.clock.advance(0.1)
+        told = [m for m in wire.got if isinstance(m, dispatch.Trust)]
+        assert [t.removed for t in told] == [(), ("node-w2",)]
+        assert "removed" in other.closed
+        assert not wire.closed
+        assert not any(isinstance(m, dispatch.Trust) and root.key_pem in m.roots_pem for m in wire.got)
 
     on_scene(body)

@@ -1,0 +1,159 @@
+"""This node's certificate while it is a member: shown to others, renewed in time, and the roots it trusts kept up to date.
+
+A certificate is renewed when 50 to 80 % of its life are over (SEC-04), when the cluster wants it from another root (a root
+rotation), and when its role is no longer the node's (promotion, demotion): ``renew_now``. Connections made from then on
+use the new one; open ones keep theirs. The cluster listener changes certificate *and* trust between two handshakes by its
+SNI callback, which OpenSSL lets choose the context of a connection: contexts themselves can learn roots but not forget them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import httpx
+import msgspec
+
+from fleet import errors
+from fleet.api.dispatch import Trust
+from fleet.clock import Clock
+from fleet.identity.authority import root_info
+from fleet.identity.certificates import renewal_instant
+from fleet.identity.keys import NodeIdentity, generate_request, issuing_root, make_identity, save_identity
+from fleet.identity.tls import client_context, server_context
+from fleet.logs import get_logger
+from fleet.model.common import TlsInfo
+from fleet.model.ids import NodeId
+
+__all__ = ["IdentityKeeper"]
+
+log = get_logger("identity")
+
+_LOOK_S: Final = 3600.0
+"""Wall clocks jump: however far off the renewal is, look again after this long."""
+_RETRY_FIRST_S: Final = 1.0
+_RETRY_MAX_S: Final = 60.0
+_ANSWER_MAX: Final = 64 * 1024
+
+
+class IdentityKeeper:
+    """``run`` until cancelled. ``managers`` are the cluster addresses to ask for certificates."""
+
+    def __init__(
+        self, folder: Path, identity: NodeIdentity, clock: Clock, *, managers: Callable[[], tuple[str, ...]]
+    ) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._managers = managers
+        self._due = asyncio.Event()
+        self._trust: Trust | None = None
+        self._trust_came = asyncio.Event()
+        self.removed: frozenset[NodeId] = frozenset()
+        """Nodes that are to be refused although their certificates are good."""
+        self._take(identity)
+        self.listener_tls = server_context(identity, client_certificates="optional")
+        self.listener_tls.sni_callback = self._choose_context
+
+    def _take(self, identity: NodeIdentity) -> None:
+        self.identity = identity
+        self._client = client_context(identity)
+        self._server = server_context(identity, client_certificates="optional")
+        self.tls_info: TlsInfo = msgspec.structs.replace(root_info(issuing_root(identity)), trust_root=identity.ca_pem)
+
+    def _choose_context(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _: ssl.SSLContext) -> None:
+        connection.context = self._server
+
+    def client_tls(self) -> ssl.SSLContext:
+        """The context for connections as this node, of the present identity."""
+        return self._client
+
+    def renew_now(self) -> None:
+        """Ask for a new certificate at once."""
+        self._due.set()
+
+    def follow(self, trust: Trust) -> None:
+        """What the manager said of whom to trust; taken up by ``run``."""
+        self.removed = frozenset(trust.removed)
+        self._trust = trust
+        self._trust_came.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_renewed())
+            group.create_task(self._keep_trust())
+
+    async def _keep_trust(self) -> None:
+        while True:
+            await self._trust_came.wait()
+            self._trust_came.clear()
+            trust = self._trust
+            if trust is None:
+                continue
+            if trust.roots_pem != self.identity.ca_pem:
+                try:
+                    changed = make_identity(
+                        cert_pem=self.identity.cert_pem, key_pem=self.identity.key_pem, ca_pem=trust.roots_pem
+                    )
+                except errors.FleetError as cause:
+                    log.error("trusted roots not changed: they would not vouch for this node", cause=str(cause))
+                    continue
+                await asyncio.to_thread(save_identity, self._folder, changed)
+                self._take(changed)
+                log.info("trusted roots changed", roots=trust.roots_pem.count("BEGIN CERTIFICATE"))
+            if self.tls_info.cert_issuer_public_key != trust.issuer_key:
+                self.renew_now()
+
+    async def _keep_renewed(self) -> None:
+        fraction = random.random()  # noqa: S311 - spreading renewals, not secrets
+        pause_s = _RETRY_FIRST_S
+        while True:
+            if not self._due.is_set():
+                remaining = renewal_instant(self.identity.cert_pem, fraction) - self._clock.now()
+                if remaining.total_seconds() > 0:
+                    await self._wait(min(remaining.total_seconds(), _LOOK_S))
+                    continue
+            if await self._renew():
+                self._due.clear()
+                pause_s = _RETRY_FIRST_S
+                if self._trust is not None:
+                    self._trust_came.set()  # it may have changed while the certificate was made
+                continue
+            await self._clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, _RETRY_MAX_S)
+
+    async def _wait(self, duration_s: float) -> None:
+        """For that long, or until ``renew_now``."""
+        due = asyncio.ensure_future(self._due.wait())
+        time = asyncio.ensure_future(self._clock.sleep(duration_s))
+        try:
+            await asyncio.wait({due, time}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (due, time):
+                task.cancel()
+            await asyncio.gather(due, time, return_exceptions=True)
+
+    async def _renew(self) -> bool:
+        key = generate_request()
+        problems = []
+        async with httpx.AsyncClient(verify=self._client, timeout=10.0, trust_env=False) as client:
+            for manager in self._managers():
+                try:
+                    answer = await client.post(f"https://{manager}/cluster/v1/renew", content=key.csr_pem)
+                    answer.raise_for_status()
+                    if len(answer.content) > _ANSWER_MAX:
+                        raise errors.TooLargeError(f"certificate of {len(answer.content)} bytes")
+                    identity = make_identity(cert_pem=answer.text, key_pem=key.key_pem, ca_pem=self.identity.ca_pem)
+                except (httpx.HTTPError, OSError, errors.FleetError) as cause:
+                    problems.append(f"{manager}: {cause or type(cause).__name__}")
+                    continue
+                await asyncio.to_thread(save_identity, self._folder, identity)
+                self._take(identity)
+                log.info("certificate renewed", not_after=identity.not_after.isoformat(), role=identity.role.value)
+                return True
+        log.warning("certificate not renewed; trying again", cause="; ".join(problems) or "no manager is known")
+        return False
