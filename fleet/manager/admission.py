@@ -20,7 +20,7 @@ from fleet.identity.keys import KeyRequest, NodeIdentity, make_identity
 from fleet.identity.tokens import token_role
 from fleet.logs import get_logger
 from fleet.manager.root_rotation import new_tokens, signing_root, trusted_roots
-from fleet.model.cluster import DEFAULT_CERT_EXPIRY_NS, Authority, Cluster, SwarmSpec
+from fleet.model.cluster import DEFAULT_CERT_EXPIRY_NS, ROOT_AUTHORITY, Authority, Cluster, SwarmSpec
 from fleet.model.defaults import nanoseconds
 from fleet.model.ids import ClusterId, NetworkId, NodeId
 from fleet.model.network import INGRESS_NETWORK_NAME, Network, NetworkSpec
@@ -156,9 +156,10 @@ class Admission:
         return signing_root(self._authority()).cert_pem
 
     def _authority(self) -> Authority:
-        for authority in self._store.authorities.all():
-            return authority
-        raise errors.UnavailableError("the certificate authority is not loaded yet")
+        authority = self._store.authorities.get(ROOT_AUTHORITY)
+        if authority is None:
+            raise errors.UnavailableError("the certificate authority is not loaded yet", retry_after_s=1.0)
+        return authority
 
     async def admit(self, request: JoinRequest) -> JoinAnswer:
         """Answer a join request. Raises ``UnauthorizedError`` for a wrong token, ``UserError`` for a bad request,

@@ -27,7 +27,7 @@ from fleet.identity.authority import RootAuthority, create_root, import_root, ro
 from fleet.identity.keys import generate_request, make_identity
 from fleet.identity.tls import prove_identity
 from fleet.identity.tokens import SECRET_BYTES, make_token
-from fleet.model.cluster import Authority, CaConfig, Cluster, JoinTokens, RootRotation
+from fleet.model.cluster import ROOT_AUTHORITY, Authority, CaConfig, Cluster, JoinTokens, RootRotation
 from fleet.model.ids import NodeId
 from fleet.model.node import Node, NodeRole
 from fleet.store import Store, Transaction
@@ -86,7 +86,7 @@ def trusted_roots(authority: Authority) -> str:
 
 def trust_of(store: Store) -> dispatch.Trust | None:
     """What every node has to know of whom to trust; None before the cluster is founded."""
-    authority = next(iter(store.authorities.all()), None)
+    authority = store.authorities.get(ROOT_AUTHORITY)
     if authority is None:
         return None
     return dispatch.Trust(

@@ -16,12 +16,15 @@ __all__ = [
     "DEFAULT_CERT_EXPIRY_NS",
     "DEFAULT_DATA_PATH_PORT",
     "DEFAULT_HEARTBEAT_NS",
+    "ROOT_AUTHORITY",
+    "STATE_AUTHORITY",
     "Authority",
     "CaConfig",
     "Cluster",
     "DispatcherConfig",
     "EncryptionConfig",
     "ExternalCa",
+    "Guard",
     "JoinTokens",
     "OrchestrationConfig",
     "RaftConfig",
@@ -30,6 +33,8 @@ __all__ = [
     "TaskDefaults",
 ]
 
+ROOT_AUTHORITY: Final = "root"
+STATE_AUTHORITY: Final = "state"
 DEFAULT_HEARTBEAT_NS: Final = 1 * SECOND_NS
 """fleet beats every second (Swarm: 5 s) because a beat is one small frame; *down* follows after 3 of them."""
 DEFAULT_CERT_EXPIRY_NS: Final = 90 * 24 * 3600 * SECOND_NS
@@ -118,10 +123,22 @@ class RootRotation(Value, frozen=True, kw_only=True):
         return f"RootRotation(<root key>, is_signing={self.is_signing})"
 
 
-class Authority(Value, frozen=True, kw_only=True):
-    """The root's key pair, PEM; kept apart from the cluster object so that no read of that one can show it."""
+class Guard(Value, frozen=True, kw_only=True):
+    """Written in the same transaction by all who make or break references between objects, on whichever manager: of two
+    that did not see each other one is refused, and looks again."""
 
-    id: str = "root"
+    id: str = "references"
+    version: Version = Version()
+    count: int = 0
+
+
+class Authority(Value, frozen=True, kw_only=True):
+    """The key pair of a root, PEM; kept apart from the cluster object so that no read of that one can show it.
+
+    ``root``: of the nodes' certificates. ``state``: of the managers' at the state engine, which no node's certificate opens.
+    """
+
+    id: str = ROOT_AUTHORITY
     version: Version = Version()
     created_at: datetime
     updated_at: datetime

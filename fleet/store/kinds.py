@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from typing import Final, TypeAlias, TypeVar
 
-from fleet.model.cluster import Authority, Cluster
+from fleet.model.cluster import Authority, Cluster, Guard
 from fleet.model.network import Network
 from fleet.model.node import Node
 from fleet.model.secret import Config, Secret
@@ -33,7 +33,7 @@ __all__ = [
 
 ROOT: Final = "/fleet/"
 
-Stored: TypeAlias = Service | Task | Node | Network | Secret | Config | Cluster | Authority
+Stored: TypeAlias = Service | Task | Node | Network | Secret | Config | Cluster | Authority | Guard
 T = TypeVar("T", bound=Stored)
 
 
@@ -48,6 +48,7 @@ class Kind(enum.StrEnum):
     CONFIG = "config"
     CLUSTER = "cluster"
     AUTHORITY = "authority"
+    GUARD = "guard"
 
     @property
     def prefix(self) -> str:
@@ -64,6 +65,7 @@ TYPE_OF: Final[dict[Kind, type[Stored]]] = {
     Kind.CONFIG: Config,
     Kind.CLUSTER: Cluster,
     Kind.AUTHORITY: Authority,
+    Kind.GUARD: Guard,
 }
 
 KIND_OF: Final[dict[type[Stored], Kind]] = {kind: name for name, kind in TYPE_OF.items()}

@@ -12,6 +12,7 @@ call too, so "look, then subscribe" has no gap.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
@@ -20,7 +21,7 @@ import msgspec
 
 from fleet import errors
 from fleet.model import wire
-from fleet.model.cluster import Authority, Cluster
+from fleet.model.cluster import Authority, Cluster, Guard
 from fleet.model.common import Version
 from fleet.model.network import Network
 from fleet.model.node import Node
@@ -46,6 +47,8 @@ __all__ = ["Sealer", "Store"]
 
 _CATCH_UP_S: Final = 5.0
 """How long a commit waits for the tables to reach a version its caller has seen elsewhere (another manager)."""
+
+_REMOVAL_S: Final = 0.25
 
 _ANY_TRIES: Final = 16
 """Rounds of a ``replace_any`` against concurrent writers before giving up."""
@@ -82,6 +85,7 @@ class Store:
         self.configs: Table[Config] = Table(Kind.CONFIG)
         self.clusters: Table[Cluster] = Table(Kind.CLUSTER)
         self.authorities: Table[Authority] = Table(Kind.AUTHORITY)
+        self.guards: Table[Guard] = Table(Kind.GUARD)
         tables = (
             self.services,
             self.tasks,
@@ -91,6 +95,7 @@ class Store:
             self.configs,
             self.clusters,
             self.authorities,
+            self.guards,
         )
         self._tables: dict[Kind, Table[Any]] = {table.kind: table for table in tables}
         self.fence: Compare | None = None
@@ -158,9 +163,9 @@ class Store:
             except CompareFailed as failed:
                 if self.fence is not None and self.fence.key in failed.actual:
                     raise errors.UnavailableError("this manager is no longer the leader", retry_after_s=1) from failed
+                await self._reach(failed)
                 if not _only_replace_any(tx, failed):
                     raise explain_conflict(tx, failed) from failed
-                await self.wait_revision(max(failed.actual.values()))
         raise errors.UnavailableError("the object changes faster than it can be written", retry_after_s=1)
 
     async def commit_all(self, txs: Iterable[Transaction]) -> Sequence[int | errors.FleetError]:
@@ -210,6 +215,14 @@ class Store:
                 raise errors.UnavailableError(
                     f"this manager has state up to version {self.revision}, the request names {newest}", retry_after_s=1
                 ) from None
+
+    async def _reach(self, failed: CompareFailed) -> None:
+        """Wait until the tables show what stood in the way, so that whoever tries again sees it. Where that is a removal, the
+        engine's newest revision may be of a key that no watch of ours shows: then a moment has to do."""
+        removed = not all(failed.actual.values())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REMOVAL_S if removed else _CATCH_UP_S):
+                await self.wait_revision(failed.revision if removed else max(failed.actual.values()))
 
     async def _send(self, compiled: Compiled) -> int:
         self._check_open()

@@ -11,7 +11,7 @@ from fleet import errors
 from fleet.manager.control.context import Context, required_version
 from fleet.manager.control.service_spec import check_labels
 from fleet.manager.root_rotation import begin_rotation
-from fleet.model.cluster import Cluster, SwarmSpec
+from fleet.model.cluster import ROOT_AUTHORITY, Cluster, SwarmSpec
 from fleet.model.common import SECOND_NS, Version
 from fleet.model.node import NodeRole
 from fleet.store import Transaction
@@ -74,7 +74,7 @@ class ClusterControl:
         return self.find()
 
     def _rotate_root(self, cluster: Cluster, spec: SwarmSpec, read_at: Version) -> Transaction:
-        authority = next(iter(self._store.authorities.all()), None)
+        authority = self._store.authorities.get(ROOT_AUTHORITY)
         if authority is None:
             raise errors.UnavailableError("the certificate authority is not loaded yet", retry_after_s=1)
         changed, rotating = begin_rotation(cluster, authority, spec.ca_config, self._context.now())

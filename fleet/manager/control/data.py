@@ -71,8 +71,7 @@ class _DataControl(Generic[T]):
                 )
             return Transaction().delete(item)
 
-        async with self._context.references:
-            await self._context.retry(attempt)
+        await self._context.guarded(attempt)
 
     def _uses(self, service: Service, id_: str) -> bool:
         return not service.pending_delete and id_ in self._references(service)

@@ -54,11 +54,14 @@ class NetworkControl:
         """Raises ``UserError``, ``UnsupportedError``, ``ForbiddenError`` (predefined), ``ConflictError`` (name or subnet)."""
         spec = msgspec.structs.replace(spec, driver=spec.driver or "overlay", scope="swarm")
         _check(spec)
-        async with self._context.references:
+        now = self._context.now()
+        network = Network(id=NetworkId(self._context.new_id()), created_at=now, updated_at=now, spec=spec)
+
+        def attempt() -> Transaction:
             self._check_conflicts(spec)
-            now = self._context.now()
-            network = Network(id=NetworkId(self._context.new_id()), created_at=now, updated_at=now, spec=spec)
-            await self._store.commit(Transaction().create(network))
+            return Transaction().create(network)
+
+        await self._context.guarded(attempt)
         return self.find(network.id)
 
     async def remove(self, text: str) -> None:
@@ -86,8 +89,7 @@ class NetworkControl:
                 )
             return Transaction().delete(network)
 
-        async with self._context.references:
-            await self._context.retry(attempt)
+        await self._context.guarded(attempt)
 
     async def _wait_unused(self, network: Network) -> None:
         with self._store.subscribe(Kind.TASK, Kind.SERVICE) as changes:

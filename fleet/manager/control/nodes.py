@@ -44,11 +44,16 @@ class NodeControl:
         """
         read_at = required_version(version, what="node")
         check_labels(spec.labels, what="node")
-        async with self._context.references:
-            node = self.find(text)
-            self._check_role(node, spec.role)
-            changed = msgspec.structs.replace(node, spec=spec, version=read_at, updated_at=self._context.now())
-            await self._store.commit(Transaction().replace(changed))
+        node = self.find(text)
+
+        def attempt() -> Transaction:
+            now = self.find(node.id)
+            self._check_role(now, spec.role)
+            if now.version != read_at:
+                raise errors.OutOfSequenceError(f"update out of sequence: node {text} changed since it was read")
+            return Transaction().replace(msgspec.structs.replace(now, spec=spec, updated_at=self._context.now()))
+
+        await self._context.guarded(attempt)
         return self.find(node.id)
 
     async def remove(self, text: str, *, force: bool = False) -> None:
@@ -77,8 +82,7 @@ class NodeControl:
                 )
             )
 
-        async with self._context.references:
-            await self._context.retry(attempt)
+        await self._context.guarded(attempt)
 
     def _check_role(self, node: Node, role: NodeRole) -> None:
         if role is node.spec.role:

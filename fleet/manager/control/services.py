@@ -88,8 +88,7 @@ class ServiceControl:
                 )
             )
 
-        async with context.references:
-            await context.retry(attempt)
+        await context.guarded(attempt)
         return self.find(id_)
 
     async def update(self, text: str, spec: ServiceSpec, *, version: int | None, rollback: bool = False) -> Service:
@@ -99,23 +98,21 @@ class ServiceControl:
         Raises ``OutOfSequenceError`` if the service changed since, else as ``create``.
         """
         read_at = required_version(version, what="service")
-        context = self._context
-        async with context.references:
+        service = self.find(text)
+        if read_at.index <= service.spec_base_revision or read_at.index > self._store.revision:
+            # The store knows best: it may be ahead of what is shown here, or the version stale.
+            await self._store.commit(Transaction().require(msgspec.structs.replace(service, version=read_at)))
             service = self.find(text)
-            if read_at.index <= service.spec_base_revision or read_at.index > self._store.revision:
-                # The store knows best: it may be ahead of what is shown here, or the version stale.
-                await self._store.commit(Transaction().require(msgspec.structs.replace(service, version=read_at)))
-                service = self.find(text)
-            if rollback:
-                return await self._roll_back(service)
-            wanted = normal_spec(spec)
-            _check_change(service, wanted)
-            check_service_spec(wanted)
-            resolved = resolve(self._store, wanted)
-            check_ports(self._store, resolved.spec, service_id=service.id)
-            if resolved.spec == service.spec:
-                return service
-            await self._write_spec(service.id, wanted)
+        if rollback:
+            return await self._roll_back(service)
+        wanted = normal_spec(spec)
+        _check_change(service, wanted)
+        check_service_spec(wanted)
+        resolved = resolve(self._store, wanted)
+        check_ports(self._store, resolved.spec, service_id=service.id)
+        if resolved.spec == service.spec:
+            return service
+        await self._write_spec(service, wanted)
         return self.find(service.id)
 
     async def remove(self, text: str) -> None:
@@ -128,8 +125,7 @@ class ServiceControl:
                 msgspec.structs.replace(service, pending_delete=True, updated_at=self._context.now())
             )
 
-        async with self._context.references:
-            await self._context.retry(attempt)
+        await self._context.guarded(attempt)
 
     async def _roll_back(self, service: Service) -> Service:
         if service.previous_spec is None:
@@ -137,21 +133,25 @@ class ServiceControl:
         status = UpdateStatus(
             state="rollback_started", started_at=self._context.now(), message="manually requested rollback"
         )
-        await self._write_spec(service.id, service.previous_spec, status=status)
+        await self._write_spec(service, service.previous_spec, status=status)
         return self.find(service.id)
 
-    async def _write_spec(self, id_: ServiceId, spec: ServiceSpec, *, status: UpdateStatus | None = None) -> None:
-        """Held under ``references``: no other spec is written meanwhile; loops may change the rest of the object, and the
-        objects it refers to, so the attempt is made anew on what is there then."""
+    async def _write_spec(self, seen: Service, spec: ServiceSpec, *, status: UpdateStatus | None = None) -> None:
+        """Unless another spec has been written since ``seen``. Loops may change the rest of the object, and the objects it
+        refers to, so the attempt is made anew on what is there then."""
 
         def attempt() -> Transaction:
-            service = self.find(id_)
+            service = self.find(seen.id)
+            if service.spec_version != seen.spec_version:
+                raise errors.OutOfSequenceError(
+                    f"update out of sequence: service {service.spec.name} was updated since it was read"
+                )
             resolved = resolve(self._store, spec)
-            check_ports(self._store, resolved.spec, service_id=id_)
+            check_ports(self._store, resolved.spec, service_id=service.id)
             changed = msgspec.structs.replace(self._with_spec(service, resolved.spec), update_status=status)
             return resolved.require(Transaction().replace(changed))
 
-        await self._context.retry(attempt)
+        await self._context.guarded(attempt)
 
     def _with_spec(self, service: Service, spec: ServiceSpec) -> Service:
         number = service.spec_version + 1

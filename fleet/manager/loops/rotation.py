@@ -7,6 +7,7 @@ from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.root_rotation import next_step, rotation_state
+from fleet.model.cluster import ROOT_AUTHORITY
 from fleet.store import Kind, Store
 
 __all__ = ["RotationLoop"]
@@ -31,7 +32,7 @@ class RotationLoop:
     async def _advance(self) -> None:
         while True:
             cluster = next(iter(self._store.clusters.all()), None)
-            authority = next(iter(self._store.authorities.all()), None)
+            authority = self._store.authorities.get(ROOT_AUTHORITY)
             if cluster is None or authority is None or authority.rotation is None:
                 return
             step = next_step(cluster, authority, self._store.nodes.all(), self._clock.now())
