@@ -32,8 +32,16 @@ log = get_logger("session")
 
 _OPEN_TIMEOUT_S: Final = 5.0
 _SILENT_BEATS: Final = 5
+_REDIRECTS_MAX: Final = 3
+"""In a row without a pause: managers may point at each other while they have not all heard who leads."""
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 2.0
+_RETRY_SEVERAL_S: Final = 0.5
+"""With several managers one of them will lead soon."""
+
+
+class _Redirected(errors.UnavailableError):
+    """The manager does not lead; ``_managers`` has the one that does in front."""
 
 
 class Session:
@@ -62,6 +70,7 @@ class Session:
         self._trust_changed = trust_changed
         self._hello = hello
         self._connection: ClientConnection | None = None
+        self._redirects = 0
         self._heard = 0.0
         self._period_s = 1.0
         self.connected = asyncio.Event()
@@ -72,9 +81,13 @@ class Session:
         delay_s = _RETRY_FIRST_S
         while True:
             address = self._managers[0]
+            redirected = False
             try:
                 await self._hold(address)
                 delay_s = _RETRY_FIRST_S
+            except* _Redirected as group:
+                redirected = self._managers[0] != address
+                self.last_error = _sentence(_first(group))
             except* (OSError, WebSocketException, TimeoutError, errors.FleetError) as group:
                 first = _first(group)
                 if self.connected.is_set():
@@ -85,9 +98,14 @@ class Session:
                 self.connected.clear()
                 self._connection = None
                 self._reporter.rewind()
-            self._managers.append(self._managers.pop(0))
+            if redirected and self._redirects < _REDIRECTS_MAX:
+                self._redirects += 1
+                continue
+            if not redirected:
+                self._managers.append(self._managers.pop(0))
+            self._redirects = 0
             await self._clock.sleep(delay_s * random.uniform(0.7, 1.3))  # noqa: S311 - spreading load, not secrets
-            delay_s = min(delay_s * 2, _RETRY_MAX_S)
+            delay_s = min(delay_s * 2, _RETRY_MAX_S if len(self._managers) == 1 else _RETRY_SEVERAL_S)
 
     async def describe(self, description: NodeDescription, images: tuple[str, ...]) -> None:
         """Tell the manager; nothing when no session is open (``Hello`` will say it)."""
@@ -112,6 +130,8 @@ class Session:
             await connection.send(dispatch.encode(self._hello()))
             async with asyncio.timeout(_OPEN_TIMEOUT_S):
                 welcome = dispatch.decode_manager(await _frame(connection))
+            if isinstance(welcome, dispatch.Redirect):
+                self._redirect(address, welcome)
             if not isinstance(welcome, dispatch.Welcome):
                 raise errors.UserError(f"manager {address}: expected Welcome first, got {type(welcome).__name__}")
             log.info("session opened", manager=address, session=welcome.session_id)
@@ -119,6 +139,7 @@ class Session:
             self._period_s = welcome.beat_period_s
             self._heard = self._clock.monotonic()
             self.last_error = ""
+            self._redirects = 0
             if welcome.managers:
                 self._managers = [address, *(m for m in welcome.managers if m != address)]
                 self._managers_changed(welcome.managers)
@@ -128,6 +149,14 @@ class Session:
                 group.create_task(self._receive(connection))
                 group.create_task(self._beat(connection))
                 group.create_task(self._reporter.run(lambda r: connection.send(dispatch.encode(r))))
+
+    def _redirect(self, address: str, said: dispatch.Redirect) -> None:
+        others = [manager for manager in said.managers or self._managers if manager not in (address, said.leader)]
+        if said.leader and said.leader != address:
+            self._managers = [said.leader, *others, address]
+            raise _Redirected(f"manager {address} does not lead, {said.leader} does")
+        self._managers = [address, *others]
+        raise _Redirected(f"manager {address} does not lead, and does not know who does")
 
     async def _receive(self, connection: ClientConnection) -> None:
         while True:
@@ -141,8 +170,11 @@ class Session:
                 case dispatch.BeatReply():
                     self._period_s = message.beat_period_s
                 case dispatch.Trust():
+                    if message.managers:
+                        self._managers = [self._managers[0], *(m for m in message.managers if m != self._managers[0])]
+                        self._managers_changed(message.managers)
                     self._trust_changed(message)
-                case dispatch.Welcome():
+                case dispatch.Welcome() | dispatch.Redirect():
                     raise OutOfStepError("a second Welcome in one session")
 
     async def _beat(self, connection: ClientConnection) -> None:

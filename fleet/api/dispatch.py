@@ -21,7 +21,7 @@ import msgspec
 from fleet import errors
 from fleet.model.ids import ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId
 from fleet.model.network import Network
-from fleet.model.node import NodeDescription
+from fleet.model.node import NodeDescription, NodeRole
 from fleet.model.service import Protocol
 from fleet.model.task import Task, TaskStatus
 
@@ -41,6 +41,7 @@ __all__ = [
     "NetworkItem",
     "NodeItem",
     "PublishedItem",
+    "Redirect",
     "Report",
     "Reported",
     "SecretItem",
@@ -245,16 +246,26 @@ class Trust(_Message, frozen=True, kw_only=True):
 
     ``roots_pem``: the root certificates to trust, two of them while the root is being rotated. ``issuer_key``: public key
     (base64 of DER) of the root that should have issued the node's certificate; a node with another asks for a new one.
-    ``removed``: nodes whose certificates are good and yet worth nothing any more.
+    ``role``: what the node's certificate should name; with another it asks for a new one as well. ``removed``: nodes whose
+    certificates are good and yet worth nothing any more. ``managers``: cluster addresses, the leader's first.
     """
 
     roots_pem: str
     issuer_key: str
+    role: NodeRole = NodeRole.WORKER
     removed: tuple[NodeId, ...] = ()
+    managers: tuple[str, ...] = ()
+
+
+class Redirect(_Message, frozen=True, kw_only=True):
+    """Instead of ``Welcome``: this manager does not lead; ``leader`` does, if it is known."""
+
+    leader: str = ""
+    managers: tuple[str, ...] = ()
 
 
 AgentMessage = Hello | Describe | Report | Beat
-ManagerMessage = Welcome | Assign | Reported | BeatReply | Trust
+ManagerMessage = Welcome | Redirect | Assign | Reported | BeatReply | Trust
 
 _encoder = msgspec.msgpack.Encoder()
 _agent_decoder: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)

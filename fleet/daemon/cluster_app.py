@@ -7,9 +7,10 @@ route                                          answered by                  call
 =============================================  ===========================  ==========================
 GET  /cluster/v1/root                          managers                     anyone (public certificate)
 POST /cluster/v1/join                          managers                     anyone with a join token
-WS   /cluster/v1/session                       managers                     nodes
+WS   /cluster/v1/session                       the leader; others redirect  nodes
 POST /cluster/v1/renew, /leave                 managers                     nodes, for themselves
-GET  /cluster/v1/images/holders                managers                     nodes
+POST /cluster/v1/managers/kit                  managers                     managers, for themselves
+GET  /cluster/v1/images/holders                the leader                   nodes
 GET  /cluster/v1/images/manifest, /blobs/...   every node                   nodes
 GET  /cluster/v1/containers/{name}/logs        every node                   managers
 =============================================  ===========================  ==========================
@@ -19,7 +20,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Container
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +35,7 @@ from fleet import errors
 from fleet.api import dispatch
 from fleet.api.http import install_error_handlers, json_response, read_body
 from fleet.containers.engine import ContainerEngine
+from fleet.daemon.joining import ManagerKit
 from fleet.daemon.listeners import TLS_EXTENSION
 from fleet.daemon.log_stream import LogQuery, container_log_frames
 from fleet.identity.certificates import PeerIdentity
@@ -41,7 +44,7 @@ from fleet.images import ImageStore
 from fleet.logs import get_logger
 from fleet.manager.admission import JoinRequest
 from fleet.manager.dispatcher import ChannelClosed
-from fleet.manager.role import ManagerRole
+from fleet.manager.role import ManagerRole, NotLeadingError
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
 
@@ -94,9 +97,10 @@ def cluster_app(
     images: ImageStore,
     engine: ContainerEngine,
     removed: Callable[[], Container[NodeId]],
+    equip: Callable[[NodeId], Awaitable[ManagerKit]],
 ) -> FastAPI:
     """The application of the cluster listener. ``manager`` raises ``UnavailableError`` on workers; ``removed`` are nodes
-    that are refused although their certificates are good."""
+    that are refused although their certificates are good; ``equip`` makes what a new manager needs."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     install_error_handlers(app)
 
@@ -131,9 +135,19 @@ def cluster_app(
     @app.post("/cluster/v1/leave")
     async def leave(request: Request) -> Response:
         peer = caller(request)
-        await manager().admission.farewell(peer.node_id)
-        await manager().dispatcher.disconnect(peer.node_id, "the node left")
+        role = manager()
+        await role.admission.farewell(peer.node_id)
+        with suppress(NotLeadingError):
+            await role.dispatcher.disconnect(peer.node_id, "the node left")
         return json_response({})
+
+    @app.post("/cluster/v1/managers/kit")
+    async def kit(request: Request) -> Response:
+        peer = caller(request, role=NodeRole.MANAGER)
+        node = manager().admission.member(peer.node_id)
+        if node.spec.role is not NodeRole.MANAGER:
+            raise errors.ForbiddenError(f"node {peer.node_id} is not to be a manager: it was demoted")
+        return json_response(await equip(peer.node_id))
 
     @app.get("/cluster/v1/images/holders")
     async def holders(request: Request, reference: str) -> Response:
@@ -172,6 +186,12 @@ def cluster_app(
         channel = _WebSocketChannel(socket)
         try:
             await role.dispatcher.serve(channel, peer.node_id)
+        except NotLeadingError as elsewhere:
+            with suppress(ChannelClosed):
+                await channel.send(
+                    dispatch.encode(dispatch.Redirect(leader=elsewhere.leader, managers=role.addresses()))
+                )
+                await channel.close(str(elsewhere))
         except ChannelClosed:
             log.debug("session closed before it began", node=peer.node_id)
         except errors.FleetError as cause:

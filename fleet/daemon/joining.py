@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import httpx
@@ -16,7 +17,16 @@ from fleet.manager.admission import JoinAnswer, JoinRequest
 from fleet.model.cluster import SwarmSpec
 from fleet.model.node import Availability
 
-__all__ = ["JOIN_TIMEOUT_S", "InitRequest", "JoinSwarmRequest", "ask_managers", "parse_availability", "request_to_join"]
+__all__ = [
+    "JOIN_TIMEOUT_S",
+    "InitRequest",
+    "JoinSwarmRequest",
+    "ManagerKit",
+    "ask_managers",
+    "fetch_kit",
+    "parse_availability",
+    "request_to_join",
+]
 
 JOIN_TIMEOUT_S: Final = 20.0
 _ROOT_MAX: Final = 64 * 1024
@@ -48,6 +58,35 @@ class JoinSwarmRequest(msgspec.Struct, frozen=True, kw_only=True):
     join_token: str = msgspec.field(default="", name="JoinToken")
     availability: str = msgspec.field(default="", name="Availability")
     labels: dict[str, str] = msgspec.field(default_factory=dict, name="Labels")
+
+
+class ManagerKit(msgspec.Struct, frozen=True, kw_only=True):
+    """What a manager has that others have not: the key that secrets, the root key and the cluster object are sealed with."""
+
+    sealing_key: bytes
+
+    def __repr__(self) -> str:
+        return "ManagerKit(<key>)"
+
+
+async def fetch_kit(managers: Iterable[str], tls: ssl.SSLContext) -> ManagerKit:
+    """Ask managers, one after the other, with this node's certificate, which must name it a manager.
+
+    Raises ``UnavailableError`` when none gives it, with what each said.
+    """
+    problems = []
+    async with httpx.AsyncClient(verify=tls, timeout=JOIN_TIMEOUT_S, trust_env=False) as client:
+        for manager in managers:
+            try:
+                answer = await client.post(f"https://{manager}/cluster/v1/managers/kit")
+                if answer.status_code == 200 and len(answer.content) <= _ROOT_MAX:
+                    return msgspec.json.decode(answer.content, type=ManagerKit)
+                problems.append(f"{manager}: {_message(answer)}")
+            except (httpx.HTTPError, OSError, msgspec.DecodeError) as cause:
+                problems.append(f"{manager}: {cause or type(cause).__name__}")
+    raise errors.UnavailableError(
+        f"no manager gives this node what a manager needs: {'; '.join(problems) or 'none is known'}", retry_after_s=1.0
+    )
 
 
 def parse_availability(text: str) -> Availability:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,7 +35,9 @@ from fleet.daemon.joining import (
     JOIN_TIMEOUT_S,
     InitRequest,
     JoinSwarmRequest,
+    ManagerKit,
     ask_managers,
+    fetch_kit,
     parse_availability,
     request_to_join,
 )
@@ -60,12 +61,12 @@ from fleet.manager.admission import JoinRequest, found_cluster
 from fleet.manager.role import ManagerRole, new_id
 from fleet.model.cluster import DEFAULT_ADDRESS_POOL, DEFAULT_DATA_PATH_PORT
 from fleet.model.common import TlsInfo
-from fleet.model.ids import ClusterId
+from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeDescription, NodeRole
 from fleet.network.host import HostNetwork
 from fleet.store import Store
 from fleet.store.engine import Engine
-from fleet.store.sealing import AesSealer, load_or_create_key
+from fleet.store.sealing import AesSealer, load_or_create_key, save_key
 
 __all__ = ["Membership"]
 
@@ -97,6 +98,8 @@ class _Active:
     role: ManagerRole | None = None
     logs: ServiceLogs | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    control: list[asyncio.Task[None]] = field(default_factory=list)
+    """What exists only while this host manages, or is about to."""
 
 
 class Membership:
@@ -196,6 +199,9 @@ class Membership:
             self.error = "the node's certificate is missing; leave the swarm and join again"
             log.error("not a member any more", cause=self.error)
             return
+        if identity.role is not state.role:  # the certificate changed, then the host went down
+            state = msgspec.structs.replace(state, role=identity.role)
+            await asyncio.to_thread(self._file.save, state)
         await self._activate(state, identity)
 
     async def close(self) -> None:
@@ -227,13 +233,15 @@ class Membership:
             await asyncio.to_thread(self._clean)
             probe = tcp_socket(_listen_host(listen), port)
             probe.close()
-            engine, store = await self._open_store(cluster_id)
+            node_id = NodeId(new_id())
+            engine, store = await self._open_store(cluster_id, node_id)
             try:
                 identity = await found_cluster(
                     store,
                     self._clock,
                     new_id,
                     cluster_id=cluster_id,
+                    node_id=node_id,
                     key=generate_request(),
                     spec=request.spec,
                     hostname=self._config.hostname,
@@ -292,6 +300,7 @@ class Membership:
                     address=data_path or address,
                     availability=availability,
                     labels=request.labels,
+                    has_store=bool(self._config.store),
                 )
                 answer = await ask_managers(
                     request.remote_addrs,
@@ -338,14 +347,15 @@ class Membership:
             if active.state.role is NodeRole.MANAGER and not force:
                 raise errors.UnavailableError(
                     "You are attempting to leave the swarm on a node that is participating as a manager. "
-                    "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
+                    f"{_cost_of_leaving(active)} Use `--force` to ignore this message. "
                 )
+            is_last = active.state.role is NodeRole.MANAGER and _others(active) == 0
             networks = active.agent.worker.assigned_networks()
             await asyncio.to_thread(self._file.remove)
-            await self._deactivate(erase=True)
+            await self._deactivate(erase=is_last)
             self.error = ""
             # After the agent has ended: it would open its session again, and the node be ready.
-            if active.state.role is not NodeRole.MANAGER:
+            if not is_last:
                 await self._say_farewell(active)
             await self._remove_tasks()
             for network_id in networks:
@@ -369,15 +379,16 @@ class Membership:
         """Remove what a former membership or an interrupted init or join left."""
         self._file.remove()
         remove_identity(self._identity_folder)
-        for name in ("store", "agent"):
-            shutil.rmtree(self._folder / name, ignore_errors=True)
-        (self._folder / "store.key").unlink(missing_ok=True)
+        shutil.rmtree(self._folder / "agent", ignore_errors=True)
+        self._forget_store()
 
-    async def _open_store(self, cluster_id: ClusterId) -> tuple[Engine, Store]:
+    async def _open_store(self, cluster_id: ClusterId, node_id: NodeId) -> tuple[Engine, Store]:
         folder = self._folder / "store"
         await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
         key = await asyncio.to_thread(_store_key, folder)
-        engine = await asyncio.to_thread(choose_engine, self._config, folder, cluster_id=cluster_id, clock=self._clock)
+        engine = await asyncio.to_thread(
+            choose_engine, self._config, folder, cluster_id=cluster_id, node_id=node_id, clock=self._clock
+        )
         try:
             await engine.start()
             return engine, await Store.open(engine, sealer=AesSealer(key))
@@ -387,7 +398,11 @@ class Membership:
 
     async def _activate(self, state: SwarmState, identity: NodeIdentity) -> None:
         keeper = IdentityKeeper(
-            self._identity_folder, identity, self._clock, managers=lambda: self.state.managers if self.state else ()
+            self._identity_folder,
+            identity,
+            self._clock,
+            managers=lambda: self.state.managers if self.state else (),
+            role_changed=self._role_changed,
         )
         tls = keeper.client_tls
         folder = self._folder / "agent"
@@ -401,6 +416,7 @@ class Membership:
                 images=self._images,
                 engine=self._engine,
                 removed=lambda: keeper.removed,
+                equip=self._equip,
             ),
             [listening],
             name="cluster",
@@ -431,11 +447,7 @@ class Membership:
         self._locator.managers = lambda: self.state.managers if self.state else ()
         try:
             if state.role is NodeRole.MANAGER:
-                try:
-                    await self._take_control(active, own, tls)
-                except errors.UnavailableError as cause:
-                    self._cannot_open(cause)
-                    active.tasks.append(self._spawn(self._take_control_later(active, own, tls), "opening of the state"))
+                await self._begin_control(active)
         except BaseException:
             listening.close()
             self._active = None
@@ -444,29 +456,94 @@ class Membership:
         active.tasks.append(self._spawn(agent.run(), "agent"))
         active.tasks.append(self._spawn(keeper.run(), "node identity"))
 
-    async def _take_control(self, active: _Active, own: str, tls: Callable[[], ssl.SSLContext]) -> None:
-        """Be the manager. Raises ``UnavailableError`` while the state cannot be reached."""
-        active.engine, active.store = await self._open_store(active.state.cluster_id)
-        role = ManagerRole(active.store, self._clock, node_id=active.state.node_id, cluster_addr=own)
-        active.logs = ServiceLogs(store=active.store, engine=self._engine, node_id=active.state.node_id, tls=tls)
+    async def _begin_control(self, active: _Active) -> None:
+        try:
+            await self._take_control(active)
+        except errors.UnavailableError as cause:
+            self._cannot_open(cause)
+            active.control.append(self._spawn(self._take_control_later(active), "opening of the state"))
+
+    async def _take_control(self, active: _Active) -> None:
+        """Be a manager. Raises ``UnavailableError`` while the state cannot be reached."""
+        state, tls = active.state, active.keeper.client_tls
+        own = f"{state.advertise_address}:{state.cluster_port}"
+        if not (self._folder / "store.key").exists() and any(address != own for address in state.managers):
+            kit = await fetch_kit((address for address in state.managers if address != own), tls())
+            await asyncio.to_thread(save_key, self._folder / "store.key", kit.sealing_key)
+        active.engine, active.store = await self._open_store(state.cluster_id, state.node_id)
+        role = ManagerRole(
+            active.store,
+            active.engine,
+            self._clock,
+            node_id=state.node_id,
+            cluster_addr=own,
+            is_sole=not self._config.store,
+            suspects_leader=lambda: not active.agent.session.connected.is_set(),
+        )
+        active.logs = ServiceLogs(store=active.store, engine=self._engine, node_id=state.node_id, tls=tls)
         active.role = role
-        active.tasks.append(self._spawn(role.run(), "manager"))
-        active.tasks.append(self._spawn(self._events.follow_store(active.store), "cluster events"))
+        active.control.append(self._spawn(role.run(), "manager"))
+        active.control.append(self._spawn(self._events.follow_store(active.store), "cluster events"))
         self.error = ""
 
-    async def _take_control_later(self, active: _Active, own: str, tls: Callable[[], ssl.SSLContext]) -> None:
+    async def _take_control_later(self, active: _Active) -> None:
         """Containers and agent go on meanwhile. State that turns out to be another's ends the daemon, as at its start."""
         pause_s = _REOPEN_FIRST_S
         while True:
             await self._clock.sleep(pause_s)
             pause_s = min(pause_s * 2, _REOPEN_MAX_S)
             try:
-                await self._take_control(active, own, tls)
+                await self._take_control(active)
             except errors.UnavailableError as cause:
                 self._cannot_open(cause)
             else:
                 log.info("the cluster's state is reachable again")
                 return
+
+    async def _end_control(self, active: _Active) -> None:
+        """Manage no more: everything of the role ends, then its store and engine are closed. Idempotent."""
+        tasks, active.control = active.control, []
+        for task in reversed(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        active.role = active.logs = None
+        store, active.store = active.store, None
+        if store is not None:
+            await store.close()
+        engine, active.engine = active.engine, None
+        if engine is not None:
+            await engine.close()
+
+    def _role_changed(self) -> None:
+        active = self._active
+        if active is not None:
+            active.tasks.append(self._spawn(self._follow_role(active), "change of role"))
+
+    async def _follow_role(self, active: _Active) -> None:
+        """Promoted or demoted: the certificate says so already."""
+        async with self._verb:
+            role = active.keeper.identity.role
+            if self._active is not active or role is active.state.role:
+                return
+            active.state = msgspec.structs.replace(active.state, role=role)
+            await asyncio.to_thread(self._file.save, active.state)
+            log.info("role changed", role=role.value)
+            if role is NodeRole.MANAGER:
+                await self._begin_control(active)
+                return
+            await self._end_control(active)
+            self.error = ""
+            await asyncio.to_thread(self._forget_store)
+
+    def _forget_store(self) -> None:
+        shutil.rmtree(self._folder / "store", ignore_errors=True)
+        (self._folder / "store.key").unlink(missing_ok=True)
+
+    async def _equip(self, node_id: NodeId) -> ManagerKit:
+        """What a new manager needs from one that is."""
+        key = await asyncio.to_thread(_store_key, self._folder / "store")
+        log.info("a new manager was given the cluster's key", node=node_id)
+        return ManagerKit(sealing_key=key)
 
     def _cannot_open(self, cause: errors.UnavailableError) -> None:
         self.error = f"the cluster's state cannot be reached: {cause}"
@@ -491,16 +568,18 @@ class Membership:
             return
         self._locator.tls = None
         active.listener.stop()
-        for task in reversed(active.tasks):
+        current = asyncio.current_task()
+        tasks = [task for task in active.tasks if task is not current]
+        for task in reversed(tasks):
             if task.get_name() != "cluster listener":
                 task.cancel()
-        await asyncio.gather(*active.tasks, return_exceptions=True)
-        if active.store is not None:
-            await active.store.close()
-        if erase and active.state.role is NodeRole.MANAGER:
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if erase:
+            for task in active.control:
+                task.cancel()
+            await asyncio.gather(*active.control, return_exceptions=True)
             await erase_state(active.engine, self._config, active.state.cluster_id)
-        if active.engine is not None:
-            await active.engine.close()
+        await self._end_control(active)
 
     def _managers_changed(self, managers: tuple[str, ...]) -> None:
         active = self._active
@@ -519,7 +598,10 @@ class Membership:
 
     async def _say_farewell(self, active: _Active) -> None:
         async with httpx.AsyncClient(verify=active.keeper.client_tls(), timeout=3.0, trust_env=False) as client:
+            own = f"{active.state.advertise_address}:{active.state.cluster_port}"
             for manager in active.state.managers:
+                if manager == own:
+                    continue
                 try:
                     answer = await client.post(f"https://{manager}/cluster/v1/leave")
                 except httpx.HTTPError as cause:
@@ -527,6 +609,24 @@ class Membership:
                     continue
                 if answer.status_code < 400:
                     return
+
+
+def _others(active: _Active) -> int:
+    """How many managers there are besides this one, as far as is known here."""
+    if active.store is None:
+        return len(active.state.managers) - 1
+    nodes = active.store.nodes.all()
+    return sum(node.manager_status is not None and node.id != active.state.node_id for node in nodes)
+
+
+def _cost_of_leaving(active: _Active) -> str:
+    others = _others(active)
+    if not others:
+        return "Removing the last manager erases all current state of the swarm."
+    return (
+        f"{others} manager{'s are' if others > 1 else ' is'} left then; demote the node first (fleet node demote), so that the "
+        "others let go of it in order."
+    )
 
 
 def _store_key(folder: Path) -> bytes:

@@ -41,14 +41,22 @@ _ANSWER_MAX: Final = 64 * 1024
 
 
 class IdentityKeeper:
-    """``run`` until cancelled. ``managers`` are the cluster addresses to ask for certificates."""
+    """``run`` until cancelled. ``managers`` are the cluster addresses to ask for certificates; ``role_changed`` is called when
+    a new certificate names another role."""
 
     def __init__(
-        self, folder: Path, identity: NodeIdentity, clock: Clock, *, managers: Callable[[], tuple[str, ...]]
+        self,
+        folder: Path,
+        identity: NodeIdentity,
+        clock: Clock,
+        *,
+        managers: Callable[[], tuple[str, ...]],
+        role_changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = folder
         self._clock = clock
         self._managers = managers
+        self._role_changed = role_changed
         self._due = asyncio.Event()
         self._trust: Trust | None = None
         self._trust_came = asyncio.Event()
@@ -105,8 +113,11 @@ class IdentityKeeper:
                 await asyncio.to_thread(save_identity, self._folder, changed)
                 self._take(changed)
                 log.info("trusted roots changed", roots=trust.roots_pem.count("BEGIN CERTIFICATE"))
-            if self.tls_info.cert_issuer_public_key != trust.issuer_key:
+            if not self._is_as_wanted(trust):
                 self.renew_now()
+
+    def _is_as_wanted(self, trust: Trust) -> bool:
+        return self.tls_info.cert_issuer_public_key == trust.issuer_key and self.identity.role is trust.role
 
     async def _keep_renewed(self) -> None:
         fraction = random.random()  # noqa: S311 - spreading renewals, not secrets
@@ -120,8 +131,11 @@ class IdentityKeeper:
             if await self._renew():
                 self._due.clear()
                 pause_s = _RETRY_FIRST_S
-                if self._trust is not None:
-                    self._trust_came.set()  # it may have changed while the certificate was made
+                if self._trust is not None and not self._is_as_wanted(self._trust):
+                    await self._clock.sleep(
+                        _RETRY_FIRST_S
+                    )  # that manager has not heard of it yet, or it changed meanwhile
+                    self._trust_came.set()
                 continue
             await self._clock.sleep(pause_s)
             pause_s = min(pause_s * 2, _RETRY_MAX_S)
@@ -151,8 +165,11 @@ class IdentityKeeper:
                 except (httpx.HTTPError, OSError, errors.FleetError) as cause:
                     problems.append(f"{manager}: {cause or type(cause).__name__}")
                     continue
+                before = self.identity.role
                 await asyncio.to_thread(save_identity, self._folder, identity)
                 self._take(identity)
+                if identity.role is not before:
+                    self._role_changed()
                 log.info("certificate renewed", not_after=identity.not_after.isoformat(), role=identity.role.value)
                 return True
         log.warning("certificate not renewed; trying again", cause="; ".join(problems) or "no manager is known")

@@ -15,7 +15,7 @@ from fleet.clock import Clock
 from fleet.daemon.config import DaemonConfig
 from fleet.engines.sqlite import SqliteEngine
 from fleet.logs import get_logger
-from fleet.model.ids import ClusterId
+from fleet.model.ids import ClusterId, NodeId
 from fleet.store.engine import Engine
 
 __all__ = ["choose_engine", "erase_state"]
@@ -25,7 +25,9 @@ log = get_logger("state")
 _MARK: Final = "in-etcd"
 
 
-def choose_engine(config: DaemonConfig, folder: Path, *, cluster_id: ClusterId, clock: Clock) -> Engine:
+def choose_engine(
+    config: DaemonConfig, folder: Path, *, cluster_id: ClusterId, node_id: NodeId, clock: Clock
+) -> Engine:
     """The engine, not started. ``folder`` exists. Blocks shortly; raises ``UserError`` if state was kept elsewhere so far."""
     mark = folder / _MARK
     if not config.store:
@@ -52,6 +54,7 @@ def choose_engine(config: DaemonConfig, folder: Path, *, cluster_id: ClusterId, 
         endpoints,
         cluster_id=cluster_id,
         prefix=f"/fleet-cluster/{cluster_id}",
+        client=node_id,
         tls=tls,
         known_at=known,
         claimed=lambda: _write_mark(mark, config.store),

@@ -7,6 +7,7 @@ node object that never opens a session and can be removed as *down*; a certifica
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -19,6 +20,7 @@ from fleet.identity.authority import create_root, root_info
 from fleet.identity.keys import KeyRequest, NodeIdentity, make_identity
 from fleet.identity.tokens import token_role
 from fleet.logs import get_logger
+from fleet.manager.managers import MANAGERS_MAX, certified_role
 from fleet.manager.root_rotation import new_tokens, signing_root, trusted_roots
 from fleet.model.cluster import DEFAULT_CERT_EXPIRY_NS, ROOT_AUTHORITY, Authority, Cluster, SwarmSpec
 from fleet.model.defaults import nanoseconds
@@ -42,6 +44,7 @@ __all__ = ["Admission", "JoinAnswer", "JoinRequest", "found_cluster"]
 log = get_logger("admission")
 
 _LABELS_MAX: Final = 64
+_TRIES: Final = 16
 
 
 class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +56,8 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     availability: Availability = Availability.ACTIVE
     labels: dict[str, str] = {}
+    has_store: bool = False
+    """Whether the node's daemon was told of an external state engine (``--store``)."""
 
     def __repr__(self) -> str:
         return f"JoinRequest(hostname={self.hostname!r}, address={self.address!r})"
@@ -78,6 +83,7 @@ async def found_cluster(
     new_id: Callable[[], str],
     *,
     cluster_id: ClusterId,
+    node_id: NodeId,
     key: KeyRequest,
     spec: SwarmSpec,
     hostname: str,
@@ -90,7 +96,6 @@ async def found_cluster(
 ) -> NodeIdentity:
     """``swarm init``: root, tokens, cluster object, ingress network and the first manager's node, in one transaction."""
     now = clock.now()
-    node_id = NodeId(new_id())
     root = create_root(cluster_id, now)
     certificate = root.issue(
         key.csr_pem,
@@ -135,15 +140,23 @@ async def found_cluster(
 
 
 class Admission:
-    """The manager's gate. ``managers`` are the cluster addresses a new node is told."""
+    """The managers' gate. ``managers`` are the cluster addresses a new node is told; ``is_sole``: the state engine serves one
+    manager and no more."""
 
     def __init__(
-        self, store: Store, clock: Clock, new_id: Callable[[], str], *, managers: Callable[[], tuple[str, ...]]
+        self,
+        store: Store,
+        clock: Clock,
+        new_id: Callable[[], str],
+        *,
+        managers: Callable[[], tuple[str, ...]],
+        is_sole: bool,
     ) -> None:
         self._store = store
         self._clock = clock
         self._new_id = new_id
         self._managers = managers
+        self._is_sole = is_sole
 
     def cluster(self) -> Cluster:
         """The cluster object. Raises ``UnavailableError`` before there is one."""
@@ -167,10 +180,7 @@ class Admission:
         cluster = self.cluster()
         role = token_role(request.token, worker=cluster.join_tokens.worker, manager=cluster.join_tokens.manager)
         if role is NodeRole.MANAGER:
-            raise errors.UnsupportedError(
-                "this cluster keeps its state in the SQLite database of its one manager; more managers need the etcd "
-                "state engine, which this version does not have: join as a worker (fleet swarm join-token worker)"
-            )
+            self._check_manager(request)
         if not request.hostname or len(request.hostname) > 253 or len(request.labels) > _LABELS_MAX:
             raise errors.UserError("join request: hostname or labels are missing or too long")
         now = self._clock.now()
@@ -194,6 +204,23 @@ class Admission:
             managers=self._managers(),
         )
 
+    def _check_manager(self, request: JoinRequest) -> None:
+        if self._is_sole:
+            raise errors.UnsupportedError(
+                "this cluster keeps its state in the SQLite database of its one manager; for more managers it has to be "
+                "founded on etcd (fleetd --store etcd://HOST:PORT,...): join as a worker (fleet swarm join-token worker)"
+            )
+        if not request.has_store:
+            raise errors.UserError(
+                "this cluster keeps its state in an etcd of yours: start fleetd on this host with the --store (and "
+                "--store-cacert, --store-cert, --store-key) of the other managers, then join again"
+            )
+        count = sum(node.spec.role is NodeRole.MANAGER and not node.removed for node in self._store.nodes.all())
+        if count >= MANAGERS_MAX:
+            raise errors.UserError(
+                f"this cluster has {count} managers already, the most that make sense: join as a worker"
+            )
+
     def _certificate(self, csr_pem: str, *, node_id: NodeId, role: NodeRole, address: str) -> str:
         cluster = self.cluster()
         return signing_root(self._authority()).issue(
@@ -209,7 +236,7 @@ class Admission:
     def renew(self, csr_pem: str, node_id: NodeId) -> str:
         """A fresh certificate for a member, in its present role. Raises ``ForbiddenError`` for one that is none."""
         node = self.member(node_id)
-        return self._certificate(csr_pem, node_id=node_id, role=node.spec.role, address=node.status.addr)
+        return self._certificate(csr_pem, node_id=node_id, role=certified_role(node), address=node.status.addr)
 
     def member(self, node_id: NodeId) -> Node:
         """The node, if it is one of the cluster. Raises ``ForbiddenError`` otherwise: its certificate is cut off."""
@@ -231,11 +258,28 @@ class Admission:
         await self._store.commit(Transaction().replace(changed))
 
     async def farewell(self, node_id: NodeId) -> None:
-        """The node left by its own wish: it is *down* at once, so its tasks move and it can be removed."""
+        """The node left by its own wish: it is *down* at once, so its tasks move and it can be removed; it manages no more."""
         node = self.member(node_id)
         status = msgspec.structs.replace(node.status, state=NodeState.DOWN, message="the node left the swarm")
         now = self._clock.now()
-        await self._store.commit(
-            Transaction().replace_any(msgspec.structs.replace(node, status=status, down_since=now, updated_at=now))
-        )
+        spec = msgspec.structs.replace(node.spec, role=NodeRole.WORKER)
+        gone = msgspec.structs.replace(node, spec=spec, status=status, down_since=now, updated_at=now)
+        await self._store.commit(Transaction().replace_any(gone))
         log.info("node left", node=node_id, hostname=node.description.hostname)
+
+    async def register(self, node_id: NodeId, address: str) -> None:
+        """The node manages from now on: its cluster listener is at ``address``. Nothing if that is known, or not wanted any
+        more."""
+        for _ in range(_TRIES):
+            node = self._store.nodes.get(node_id)
+            if node is None or node.removed or node.spec.role is not NodeRole.MANAGER:
+                return
+            if node.manager_status is not None and node.manager_status.addr == address:
+                return
+            status = ManagerStatus(reachability=Reachability.REACHABLE, addr=address)
+            changed = msgspec.structs.replace(node, manager_status=status, updated_at=self._clock.now())
+            with contextlib.suppress(errors.OutOfSequenceError):
+                await self._store.commit(Transaction().replace(changed))
+        raise errors.UnavailableError(
+            f"node {node_id} kept changing while it was registered as a manager", retry_after_s=1
+        )

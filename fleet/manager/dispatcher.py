@@ -29,6 +29,7 @@ from fleet.api import dispatch
 from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.manager.assignments import Assembler, difference
+from fleet.manager.managers import certified_role
 from fleet.manager.root_rotation import trust_of
 from fleet.model.common import SECOND_NS
 from fleet.model.ids import NodeId, TaskId
@@ -172,6 +173,12 @@ class Dispatcher:
         finally:
             subscription.close()
 
+    def _trust_for(self, node_id: NodeId) -> dispatch.Trust | None:
+        trust, node = self._trust or trust_of(self._store), self._store.nodes.get(node_id)
+        if trust is None or node is None:
+            return None
+        return msgspec.structs.replace(trust, role=certified_role(node), managers=self._manager_addresses())
+
     async def _end_removed(self) -> None:
         for node_id in list(self._sessions):
             node = self._store.nodes.get(node_id)
@@ -304,7 +311,7 @@ class Dispatcher:
             await session.dirty.wait()
             await self._clock.sleep(_COALESCE_S)
             session.dirty.clear()
-            trust = self._trust or trust_of(self._store)
+            trust = self._trust_for(session.node_id)
             if trust is not None and trust != session.trust:
                 session.trust = trust
                 await session.channel.send(dispatch.encode(trust))

@@ -1,8 +1,10 @@
-"""The manager role of one host: everything that runs while this host is the (leading) manager.
+"""The manager role of one host: what every manager does, and what only the one that leads does.
 
-Loops do not call each other; each looks at the store and changes it. A loop that fails with an error of the tree is logged
-and started again after a pause, because it begins by looking at everything; an ``InvariantError`` or a failed state engine
-ends the role, and with it the daemon, which its supervisor starts anew.
+Every manager has the whole state in its tables, answers reads from them and writes by itself. The leader also runs the loops
+and the dispatcher, for as long as its term lasts. Loops do not call each other; each looks at the store and changes it. A
+loop that fails with an error of the tree is logged and started again after a pause, because it begins by looking at
+everything; an ``InvariantError`` or a failed state engine ends the role, and with it the daemon, which its supervisor starts
+anew.
 """
 
 from __future__ import annotations
@@ -19,16 +21,28 @@ from fleet.manager.admission import Admission
 from fleet.manager.allocator import Allocator
 from fleet.manager.control import ControlApi
 from fleet.manager.dispatcher import Dispatcher, Tolerances
-from fleet.manager.loops import OrchestratorLoop, ReaperLoop, RotationLoop, SchedulerLoop
+from fleet.manager.leadership import Leader, Leadership
+from fleet.manager.loops import ManagersLoop, OrchestratorLoop, ReaperLoop, RotationLoop, SchedulerLoop
+from fleet.manager.managers import MANAGERS_MAX, manager_addresses
 from fleet.model.ids import ID_ENTROPY_BYTES, NodeId, encode_id
 from fleet.store import EngineFailedError, Store
+from fleet.store.engine import Engine
 
-__all__ = ["ManagerRole", "new_id"]
+__all__ = ["ManagerRole", "NotLeadingError", "new_id"]
 
 log = get_logger("manager")
 
 _RETRY_FIRST_S: Final = 0.2
 _RETRY_MAX_S: Final = 5.0
+
+
+class NotLeadingError(errors.UnavailableError):
+    """Another manager leads, or none at the moment; ``leader`` is its cluster address or empty."""
+
+    def __init__(self, leader: Leader | None) -> None:
+        who = f"node {leader.node_id} at {leader.address} does" if leader else "no manager does at the moment"
+        super().__init__(f"this manager does not lead, {who}", retry_after_s=1.0)
+        self.leader = leader.address if leader else ""
 
 
 def new_id() -> str:
@@ -37,42 +51,83 @@ def new_id() -> str:
 
 
 class ManagerRole:
-    """Built on an open store; ``run`` until cancelled."""
+    """Built on an open store; ``run`` until cancelled. ``suspects_leader``: whether this host's own session is broken."""
 
     def __init__(
         self,
         store: Store,
+        engine: Engine,
         clock: Clock,
         *,
         node_id: NodeId,
         cluster_addr: str,
+        is_sole: bool,
+        suspects_leader: Callable[[], bool] = lambda: False,
         tolerances: Tolerances | None = None,
     ) -> None:
         self.store = store
         self.node_id = node_id
+        self._address = cluster_addr
         self._clock = clock
-        self._addresses = (cluster_addr,)
-        self.admission = Admission(store, clock, new_id, managers=lambda: self._addresses)
-        self.dispatcher = Dispatcher(
-            store, clock, new_session_id=new_id, manager_addresses=lambda: self._addresses, tolerances=tolerances
+        self._tolerances = tolerances
+        self._dispatcher: Dispatcher | None = None
+        self.leadership = Leadership(
+            engine, store, clock, node_id=node_id, address=cluster_addr, suspects=suspects_leader
         )
-        self.control = ControlApi(store, clock, os.urandom, rotate_token=self.admission.rotate_token)
-        self._loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
-            "dispatcher": self.dispatcher.run,
+        self.admission = Admission(store, clock, new_id, managers=self.addresses, is_sole=is_sole)
+        self.control = ControlApi(
+            store,
+            clock,
+            os.urandom,
+            rotate_token=self.admission.rotate_token,
+            managers_max=1 if is_sole else MANAGERS_MAX,
+        )
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """The sessions. Raises ``NotLeadingError`` where another manager has them."""
+        if self._dispatcher is None:
+            raise NotLeadingError(self.leadership.leader)
+        return self._dispatcher
+
+    def addresses(self) -> tuple[str, ...]:
+        """Cluster addresses of all managers, the leader's first."""
+        return manager_addresses(self.store, self.leadership.leader)
+
+    async def run(self) -> None:
+        """Until cancelled. Raises what ended the role."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep("registration", self._register), name="registration")
+            group.create_task(self.leadership.run(self._lead), name="leadership")
+            failed: BaseException = await self.store.failed()
+            raise failed
+
+    async def _register(self) -> None:
+        await self.admission.register(self.node_id, self._address)
+        await asyncio.get_running_loop().create_future()  # done, for as long as this role lasts
+
+    async def _lead(self) -> None:
+        """One term: everything that only one manager may do."""
+        store, clock = self.store, self._clock
+        dispatcher = Dispatcher(
+            store, clock, new_session_id=new_id, manager_addresses=self.addresses, tolerances=self._tolerances
+        )
+        loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "dispatcher": dispatcher.run,
             "allocator": Allocator(store, clock).run,
             "orchestrator": OrchestratorLoop(store, clock, os.urandom).run,
             "scheduler": SchedulerLoop(store, clock).run,
             "reaper": ReaperLoop(store, clock).run,
             "root rotation": RotationLoop(store, clock).run,
+            "managers": ManagersLoop(store, clock, node_id=self.node_id).run,
         }
-
-    async def run(self) -> None:
-        """Until cancelled. Raises what ended the role."""
-        async with asyncio.TaskGroup() as group:
-            for name, loop in self._loops.items():
-                group.create_task(self._keep(name, loop), name=name)
-            failed: BaseException = await self.store.failed()
-            raise failed
+        self._dispatcher = dispatcher
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, loop in loops.items():
+                    group.create_task(self._keep(name, loop), name=name)
+        finally:
+            self._dispatcher = None
 
     async def _keep(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
         pause_s = _RETRY_FIRST_S

@@ -85,7 +85,7 @@ def trusted_roots(authority: Authority) -> str:
 
 
 def trust_of(store: Store) -> dispatch.Trust | None:
-    """What every node has to know of whom to trust; None before the cluster is founded."""
+    """What every node has to know of whom to trust, but for its own role and the managers; None before the founding."""
     authority = store.authorities.get(ROOT_AUTHORITY)
     if authority is None:
         return None

@@ -21,13 +21,14 @@ from fleet.store.engine import (
     WatchBatch,
 )
 from fleet.store.feed import Action, Change, Changes, Subscription
-from fleet.store.kinds import Kind
+from fleet.store.kinds import ROOT, Kind
 from fleet.store.sealing import AesSealer, load_or_create_key
 from fleet.store.store import Sealer, Store
 from fleet.store.table import Table, TaskTable
 from fleet.store.transaction import Transaction
 
 __all__ = [
+    "ROOT",
     "Action",
     "AesSealer",
     "Change",

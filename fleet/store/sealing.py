@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fleet import errors
 
-__all__ = ["KEY_BYTES", "AesSealer", "load_or_create_key"]
+__all__ = ["KEY_BYTES", "AesSealer", "load_or_create_key", "save_key"]
 
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
@@ -77,9 +77,21 @@ def load_or_create_key(path: Path, *, is_new: bool) -> bytes:
     return key
 
 
+def save_key(path: Path, key: bytes) -> None:
+    """Keep a key that came from another manager. Raises ``UserError`` if it is none."""
+    if len(key) != KEY_BYTES:
+        raise errors.UserError(f"a sealing key has {KEY_BYTES} bytes, not {len(key)}")
+    _write_key(path, key)
+
+
 def _create_key(path: Path) -> bytes:
-    """Written aside and renamed, so that a crash leaves the whole key or none."""
     key = os.urandom(KEY_BYTES)
+    _write_key(path, key)
+    return key
+
+
+def _write_key(path: Path, key: bytes) -> None:
+    """Aside and renamed, so that a crash leaves the whole key or none."""
     aside = path.with_name(f".{path.name}.new")
     aside.unlink(missing_ok=True)
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -93,4 +105,3 @@ def _create_key(path: Path) -> bytes:
         os.fsync(directory)
     finally:
         os.close(directory)
-    return key

@@ -95,7 +95,7 @@ class NodeControl:
             raise errors.UserError(f"attempting to demote the last manager of the swarm: {name}")
         if role is NodeRole.MANAGER and len(managers) >= self._managers_max:
             raise errors.UnsupportedError(
-                f"cannot promote node {name}: the embedded state engine of this cluster serves {self._managers_max} manager(s)"
+                f"cannot promote node {name}: this cluster's state engine serves {self._managers_max} manager(s)"
             )
 
 

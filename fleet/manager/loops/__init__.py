@@ -5,9 +5,10 @@ They hold nothing that matters: a loop that is cancelled, fails or moves to anot
 
 from __future__ import annotations
 
+from fleet.manager.loops.managers import ManagersLoop
 from fleet.manager.loops.orchestrator import OrchestratorLoop
 from fleet.manager.loops.reaper import ReaperLoop
 from fleet.manager.loops.rotation import RotationLoop
 from fleet.manager.loops.scheduler import SchedulerLoop
 
-__all__ = ["OrchestratorLoop", "ReaperLoop", "RotationLoop", "SchedulerLoop"]
+__all__ = ["ManagersLoop", "OrchestratorLoop", "ReaperLoop", "RotationLoop", "SchedulerLoop"]
