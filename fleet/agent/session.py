@@ -31,7 +31,9 @@ __all__ = ["Session"]
 log = get_logger("session")
 
 _OPEN_TIMEOUT_S: Final = 5.0
-_SILENT_BEATS: Final = 5
+_SILENT_BEATS: Final = 5.0
+_SILENT_BEATS_SEVERAL: Final = 2.5
+"""With several managers another may lead by then, and asking costs nothing."""
 _REDIRECTS_MAX: Final = 3
 """In a row without a pause: managers may point at each other while they have not all heard who leads."""
 _RETRY_FIRST_S: Final = 0.1
@@ -186,7 +188,8 @@ class Session:
             self._heard += max(0.0, now - woke - self._period_s)  # our own stall is not the manager's silence
             woke = now
             silence_s = now - self._heard
-            if silence_s > _SILENT_BEATS * self._period_s:
+            beats = _SILENT_BEATS if len(self._managers) == 1 else _SILENT_BEATS_SEVERAL
+            if silence_s > beats * self._period_s:
                 raise errors.UnavailableError(f"the manager has been silent for {silence_s:.1f} s")
             await connection.send(beat)
 

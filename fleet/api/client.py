@@ -57,6 +57,8 @@ class EngineClient:
 
     def __init__(self, url: str, *, tls: ssl.SSLContext | None = None, timeout_s: float | None = 60.0) -> None:
         self.url = url
+        self.stale_s: str | None = None
+        """Seconds since what a manager last showed was known to be the newest; None while it is."""
         self._tls = tls
         self._timeout_s = timeout_s
         self._connection: http.client.HTTPConnection | None = None
@@ -103,6 +105,7 @@ class EngineClient:
             raise errors.UnavailableError(
                 f"cannot reach the fleet daemon at {self.url}: {cause}; is fleetd running?"
             ) from cause
+        self.stale_s = response.headers.get("Fleet-Stale")
         if response.status >= 400:
             text = response.read(_MAX_BODY)
             connection.close()

@@ -78,8 +78,13 @@ class App:
         return EngineClient(url, tls=self._tls.context(), timeout_s=None)
 
     def close(self) -> None:
-        """Close the connection; idempotent."""
+        """Close the connection, and say it when what was shown may be old; idempotent."""
         if self._client is not None:
+            if self._client.stale_s is not None:
+                click.echo(
+                    f"WARNING: the managers have no majority; this is what was known {self._client.stale_s} s ago",
+                    err=True,
+                )
             self._client.close()
             self._client = None
 

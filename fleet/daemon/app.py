@@ -21,6 +21,7 @@ from fleet.daemon.http.networks import network_routes
 from fleet.daemon.http.swarm import swarm_routes
 from fleet.daemon.http.system import system_routes
 from fleet.daemon.membership import Membership
+from fleet.daemon.staleness import StaleState
 from fleet.daemon.versions import VersionPrefix
 from fleet.images import ImageStore
 from fleet.manager.http import swarm_routes as swarm_object_routes
@@ -57,4 +58,4 @@ def engine_app(
     ]
     for router in routers:
         app.include_router(router)
-    return VersionPrefix(app)
+    return VersionPrefix(StaleState(app, membership.majority))

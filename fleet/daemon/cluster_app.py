@@ -9,7 +9,7 @@ GET  /cluster/v1/root                          managers                     anyo
 POST /cluster/v1/join                          managers                     anyone with a join token
 WS   /cluster/v1/session                       the leader; others redirect  nodes
 POST /cluster/v1/renew, /leave                 managers                     nodes, for themselves
-POST /cluster/v1/managers/kit                  managers                     managers, for themselves
+POST /cluster/v1/managers/kit, .../vote        managers                     managers, for themselves
 GET  /cluster/v1/images/holders                the leader                   nodes
 GET  /cluster/v1/images/manifest, /blobs/...   every node                   nodes
 GET  /cluster/v1/containers/{name}/logs        every node                   managers
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from collections.abc import AsyncIterator, Callable, Container
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -33,9 +33,10 @@ from starlette.websockets import WebSocketDisconnect
 
 from fleet import errors
 from fleet.api import dispatch
-from fleet.api.http import install_error_handlers, json_response, read_body
+from fleet.api.http import install_error_handlers, json_response, read_body, read_struct
 from fleet.containers.engine import ContainerEngine
-from fleet.daemon.joining import ManagerKit
+from fleet.daemon.control import Control
+from fleet.daemon.joining import KitRequest
 from fleet.daemon.listeners import TLS_EXTENSION
 from fleet.daemon.log_stream import LogQuery, container_log_frames
 from fleet.identity.certificates import PeerIdentity
@@ -97,10 +98,10 @@ def cluster_app(
     images: ImageStore,
     engine: ContainerEngine,
     removed: Callable[[], Container[NodeId]],
-    equip: Callable[[NodeId], Awaitable[ManagerKit]],
+    control: Control,
 ) -> FastAPI:
     """The application of the cluster listener. ``manager`` raises ``UnavailableError`` on workers; ``removed`` are nodes
-    that are refused although their certificates are good; ``equip`` makes what a new manager needs."""
+    that are refused although their certificates are good; ``control`` is this host as a manager."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     install_error_handlers(app)
 
@@ -112,6 +113,10 @@ def cluster_app(
         if peer.node_id in removed():
             raise errors.ForbiddenError(f"node {peer.node_id} is not a member of this cluster: it was removed")
         return peer
+
+    def check_manager(node_id: NodeId) -> None:
+        if manager().admission.member(node_id).spec.role is not NodeRole.MANAGER:
+            raise errors.ForbiddenError(f"node {node_id} is not to be a manager: it was demoted")
 
     @app.get("/cluster/v1/root")
     async def root() -> Response:
@@ -144,10 +149,17 @@ def cluster_app(
     @app.post("/cluster/v1/managers/kit")
     async def kit(request: Request) -> Response:
         peer = caller(request, role=NodeRole.MANAGER)
-        node = manager().admission.member(peer.node_id)
-        if node.spec.role is not NodeRole.MANAGER:
-            raise errors.ForbiddenError(f"node {peer.node_id} is not to be a manager: it was demoted")
-        return json_response(await equip(peer.node_id))
+        check_manager(peer.node_id)
+        return json_response(
+            await control.equip(peer.node_id, await read_struct(request, KitRequest, what="kit request"))
+        )
+
+    @app.post("/cluster/v1/managers/vote")
+    async def vote(request: Request) -> Response:
+        peer = caller(request, role=NodeRole.MANAGER)
+        check_manager(peer.node_id)
+        await control.give_vote((await read_body(request, limit=_JOIN_LIMIT)).decode("ascii", errors="replace"))
+        return json_response({})
 
     @app.get("/cluster/v1/images/holders")
     async def holders(request: Request, reference: str) -> Response:
@@ -187,7 +199,9 @@ def cluster_app(
         try:
             await role.dispatcher.serve(channel, peer.node_id)
         except NotLeadingError as elsewhere:
-            with suppress(ChannelClosed):
+            with suppress(ChannelClosed, TimeoutError):
+                async with asyncio.timeout(_HELLO_TIMEOUT_S):
+                    await channel.receive()  # the agent speaks first, and would not hear an answer that came before
                 await channel.send(
                     dispatch.encode(dispatch.Redirect(leader=elsewhere.leader, managers=role.addresses()))
                 )

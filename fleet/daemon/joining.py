@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import httpx
@@ -21,9 +20,11 @@ __all__ = [
     "JOIN_TIMEOUT_S",
     "InitRequest",
     "JoinSwarmRequest",
+    "KitRequest",
     "ManagerKit",
+    "MemberKit",
+    "answer_message",
     "ask_managers",
-    "fetch_kit",
     "parse_availability",
     "request_to_join",
 ]
@@ -60,33 +61,31 @@ class JoinSwarmRequest(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict, name="Labels")
 
 
+class KitRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A new manager's signing request for its etcd member, and host:port where the others will reach that."""
+
+    csr_pem: str
+    peer: str
+
+
+class MemberKit(msgspec.Struct, frozen=True, kw_only=True):
+    """What its etcd member starts with: PEM of the state authority and of the certificate, etcd's flags."""
+
+    ca_pem: str
+    certificate_pem: str
+    initial_cluster: str
+    token: str
+
+
 class ManagerKit(msgspec.Struct, frozen=True, kw_only=True):
-    """What a manager has that others have not: the key that secrets, the root key and the cluster object are sealed with."""
+    """What a manager has that others have not: the key that secrets, the root key and the cluster object are sealed with; and
+    where fleet keeps the etcd, its member of that."""
 
     sealing_key: bytes
+    member: MemberKit | None = None
 
     def __repr__(self) -> str:
         return "ManagerKit(<key>)"
-
-
-async def fetch_kit(managers: Iterable[str], tls: ssl.SSLContext) -> ManagerKit:
-    """Ask managers, one after the other, with this node's certificate, which must name it a manager.
-
-    Raises ``UnavailableError`` when none gives it, with what each said.
-    """
-    problems = []
-    async with httpx.AsyncClient(verify=tls, timeout=JOIN_TIMEOUT_S, trust_env=False) as client:
-        for manager in managers:
-            try:
-                answer = await client.post(f"https://{manager}/cluster/v1/managers/kit")
-                if answer.status_code == 200 and len(answer.content) <= _ROOT_MAX:
-                    return msgspec.json.decode(answer.content, type=ManagerKit)
-                problems.append(f"{manager}: {_message(answer)}")
-            except (httpx.HTTPError, OSError, msgspec.DecodeError) as cause:
-                problems.append(f"{manager}: {cause or type(cause).__name__}")
-    raise errors.UnavailableError(
-        f"no manager gives this node what a manager needs: {'; '.join(problems) or 'none is known'}", retry_after_s=1.0
-    )
 
 
 def parse_availability(text: str) -> Availability:
@@ -113,7 +112,7 @@ async def request_to_join(remote: str, wish: JoinRequest, check: Callable[[str],
     async with httpx.AsyncClient(verify=insecure_context(), timeout=JOIN_TIMEOUT_S, trust_env=False) as client:
         answer = await client.get(f"{base}/root")
         if answer.status_code != 200 or len(answer.content) > _ROOT_MAX:
-            raise errors.UnavailableError(f"{remote} is not a manager: {_message(answer)}")
+            raise errors.UnavailableError(f"{remote} is not a manager: {answer_message(answer)}")
     check(answer.text)
     async with httpx.AsyncClient(verify=pinned_context(answer.text), timeout=JOIN_TIMEOUT_S, trust_env=False) as client:
         joined = await _post_patiently(client, f"{base}/join", msgspec.json.encode(wish))
@@ -124,7 +123,7 @@ async def request_to_join(remote: str, wish: JoinRequest, check: Callable[[str],
             403: errors.ForbiddenError,
             501: errors.UnsupportedError,
         }
-        raise kinds.get(joined.status_code, errors.UnavailableError)(_message(joined))
+        raise kinds.get(joined.status_code, errors.UnavailableError)(answer_message(joined))
     try:
         return msgspec.json.decode(joined.content, type=JoinAnswer)
     except msgspec.DecodeError as cause:
@@ -143,7 +142,8 @@ async def _post_patiently(client: httpx.AsyncClient, url: str, body: bytes) -> h
     return await client.post(url, content=body)
 
 
-def _message(answer: httpx.Response) -> str:
+def answer_message(answer: httpx.Response) -> str:
+    """What a daemon said in an answer that is an error."""
     try:
         return str(answer.json()["message"])
     except (ValueError, KeyError, TypeError):

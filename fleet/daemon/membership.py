@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import httpx
@@ -30,22 +29,21 @@ from fleet.containers.engine import ContainerEngine
 from fleet.daemon.addresses import CLUSTER_PORT, choose_address, host_addresses, split_address
 from fleet.daemon.cluster_app import cluster_app
 from fleet.daemon.config import DaemonConfig
+from fleet.daemon.control import Control
 from fleet.daemon.events import EventLog
 from fleet.daemon.joining import (
     JOIN_TIMEOUT_S,
     InitRequest,
     JoinSwarmRequest,
-    ManagerKit,
     ask_managers,
-    fetch_kit,
     parse_availability,
     request_to_join,
 )
 from fleet.daemon.listeners import Listener, tcp_socket
 from fleet.daemon.node_identity import IdentityKeeper
 from fleet.daemon.service_logs import ServiceLogs
-from fleet.daemon.state_engine import choose_engine, erase_state
 from fleet.daemon.swarm_state import SwarmState, SwarmStateFile
+from fleet.engines.etcd_member import find_etcd
 from fleet.identity.keys import (
     NodeIdentity,
     generate_request,
@@ -58,22 +56,20 @@ from fleet.identity.tokens import check_root, parse_token
 from fleet.images import ImageStore
 from fleet.logs import get_logger
 from fleet.manager.admission import JoinRequest, found_cluster
+from fleet.manager.majority import Majority
 from fleet.manager.role import ManagerRole, new_id
 from fleet.model.cluster import DEFAULT_ADDRESS_POOL, DEFAULT_DATA_PATH_PORT
 from fleet.model.common import TlsInfo
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeDescription, NodeRole
 from fleet.network.host import HostNetwork
-from fleet.store import Store
-from fleet.store.engine import Engine
-from fleet.store.sealing import AesSealer, load_or_create_key, save_key
 
 __all__ = ["Membership"]
 
 log = get_logger("membership")
 
-_REOPEN_FIRST_S: Final = 1.0
-_REOPEN_MAX_S: Final = 15.0
+
+_LOOK_S: Final = 0.05
 
 NOT_A_MANAGER: Final = (
     "This node is not a swarm manager. "
@@ -93,13 +89,7 @@ class _Active:
     keeper: IdentityKeeper
     agent: Agent
     listener: Listener
-    store: Store | None = None
-    engine: Engine | None = None
-    role: ManagerRole | None = None
-    logs: ServiceLogs | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    control: list[asyncio.Task[None]] = field(default_factory=list)
-    """What exists only while this host manages, or is about to."""
 
 
 class Membership:
@@ -128,9 +118,10 @@ class Membership:
         self._folder = config.data_root / "swarm"
         self._file = SwarmStateFile(self._folder)
         self._identity_folder = self._folder / "identity"
+        self._control = Control(self._folder, config, clock, containers=engine, events=events, spawn=self._spawn)
         self._active: _Active | None = None
         self._verb = asyncio.Lock()
-        self.error = ""
+        self._error = ""
         self.is_pending = False
 
     # What others ask ------------------------------------------------------------------------------------------
@@ -139,6 +130,11 @@ class Membership:
     def state(self) -> SwarmState | None:
         """Present while this host is a member."""
         return self._active.state if self._active else None
+
+    @property
+    def error(self) -> str:
+        """Why this host is not what it should be; empty if it is."""
+        return self._error or self._control.error
 
     @property
     def local_state(self) -> str:
@@ -159,23 +155,26 @@ class Membership:
         """The manager role. Raises ``UnavailableError`` with Docker's text when this host has none."""
         if self._active is None:
             raise errors.UnavailableError(f"{NOT_A_MANAGER}{f' ({self.error})' if self.error else ''}")
-        if self._active.role is None:
+        if self._control.role is None:
             if self._active.state.role is NodeRole.MANAGER:
                 raise errors.UnavailableError(self.error or "the cluster's state is being opened", retry_after_s=1.0)
             raise errors.UnavailableError(WORKER_ONLY)
-        return self._active.role
+        return self._control.role
 
     @property
     def has_control(self) -> bool:
         """Whether ``manager`` has an answer: not at a worker, nor while the cluster's state cannot be reached."""
-        return self._active is not None and self._active.role is not None
+        return self._active is not None and self._control.role is not None
+
+    def majority(self) -> Majority | None:
+        """Whether the state is sure to be the newest; None where this host has none."""
+        return self._control.role.majority if self._control.role is not None else None
 
     def service_logs(self) -> ServiceLogs:
         """Reader of tasks' logs; managers only, see ``manager``."""
         self.manager()
-        assert self._active is not None
-        assert self._active.logs is not None
-        return self._active.logs
+        assert self._control.logs is not None
+        return self._control.logs
 
     def underlay_address(self) -> str:
         """Where this host's VXLAN ends; loopback while in no cluster."""
@@ -196,7 +195,7 @@ class Membership:
             return
         identity = await asyncio.to_thread(load_identity, self._identity_folder)
         if identity is None or identity.cluster_id != state.cluster_id:
-            self.error = "the node's certificate is missing; leave the swarm and join again"
+            self._error = "the node's certificate is missing; leave the swarm and join again"
             log.error("not a member any more", cause=self.error)
             return
         if identity.role is not state.role:  # the certificate changed, then the host went down
@@ -230,11 +229,11 @@ class Membership:
             port_ = request.data_path_port or DEFAULT_DATA_PATH_PORT
             if not 1024 <= port_ <= 49151:
                 raise errors.UserError(f"--data-path-port: {port_} is not between 1024 and 49151")
-            await asyncio.to_thread(self._clean)
+            await self._clean()
             probe = tcp_socket(_listen_host(listen), port)
             probe.close()
             node_id = NodeId(new_id())
-            engine, store = await self._open_store(cluster_id, node_id)
+            engine, store = await self._control.open_state(cluster_id, node_id)
             try:
                 identity = await found_cluster(
                     store,
@@ -289,7 +288,7 @@ class Membership:
             )
             address = choose_address("" if wanted == "-" else wanted, candidates=candidates, what="--advertise-addr")
             data_path = self._data_path(request.data_path_addr, candidates)
-            await asyncio.to_thread(self._clean)
+            await self._clean()
             self.is_pending = True
             try:
                 key = generate_request()
@@ -301,6 +300,7 @@ class Membership:
                     availability=availability,
                     labels=request.labels,
                     has_store=bool(self._config.store),
+                    lacks=await asyncio.to_thread(_lacks),
                 )
                 answer = await ask_managers(
                     request.remote_addrs,
@@ -328,10 +328,12 @@ class Membership:
             with suppress(TimeoutError):
                 async with asyncio.timeout(JOIN_TIMEOUT_S):
                     await agent.session.connected.wait()
+                    while identity.role is NodeRole.MANAGER and not self.has_control:
+                        await self._clock.sleep(_LOOK_S)
                 return
             raise errors.UnavailableError(
                 "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. "
-                f"({agent.session.last_error})"
+                f"({self.error or agent.session.last_error})"
             )
 
     async def leave(self, *, force: bool) -> None:
@@ -341,30 +343,36 @@ class Membership:
             if active is None:
                 if not self.error:
                     raise errors.UnavailableError("This node is not part of a swarm")
-                await asyncio.to_thread(self._clean)
-                self.error = ""
+                await self._clean()
+                self._error = ""
                 return
             if active.state.role is NodeRole.MANAGER and not force:
                 raise errors.UnavailableError(
                     "You are attempting to leave the swarm on a node that is participating as a manager. "
-                    f"{_cost_of_leaving(active)} Use `--force` to ignore this message. "
+                    f"{_cost_of_leaving(self._others(active))} Use `--force` to ignore this message. "
                 )
-            is_last = active.state.role is NodeRole.MANAGER and _others(active) == 0
+            is_last = active.state.role is NodeRole.MANAGER and self._others(active) == 0
             networks = active.agent.worker.assigned_networks()
             await asyncio.to_thread(self._file.remove)
             await self._deactivate(erase=is_last)
-            self.error = ""
+            self._error = ""
             # After the agent has ended: it would open its session again, and the node be ready.
             if not is_last:
                 await self._say_farewell(active)
+                await self._control.await_removal()
             await self._remove_tasks()
             for network_id in networks:
                 await self._network.remove_network(network_id)
             await self._network.apply_published(())
-            await asyncio.to_thread(self._clean)
+            await self._clean()
             log.info("left", cluster=active.state.cluster_id, node=active.state.node_id)
 
     # Parts ----------------------------------------------------------------------------------------------------
+
+    def _others(self, active: _Active) -> int:
+        """How many managers there are besides this one, as far as is known here."""
+        others = self._control.others()
+        return len(active.state.managers) - 1 if others is None else others
 
     def _refuse_member(self) -> None:
         if self._active is not None or self.error:
@@ -375,26 +383,12 @@ class Membership:
     def _data_path(self, wanted: str, candidates: list[tuple[str, str]]) -> str:
         return choose_address(wanted, candidates=candidates, what="--data-path-addr") if wanted else ""
 
-    def _clean(self) -> None:
+    async def _clean(self) -> None:
         """Remove what a former membership or an interrupted init or join left."""
-        self._file.remove()
-        remove_identity(self._identity_folder)
-        shutil.rmtree(self._folder / "agent", ignore_errors=True)
-        self._forget_store()
-
-    async def _open_store(self, cluster_id: ClusterId, node_id: NodeId) -> tuple[Engine, Store]:
-        folder = self._folder / "store"
-        await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
-        key = await asyncio.to_thread(_store_key, folder)
-        engine = await asyncio.to_thread(
-            choose_engine, self._config, folder, cluster_id=cluster_id, node_id=node_id, clock=self._clock
-        )
-        try:
-            await engine.start()
-            return engine, await Store.open(engine, sealer=AesSealer(key))
-        except BaseException:
-            await engine.close()
-            raise
+        await asyncio.to_thread(self._file.remove)
+        await asyncio.to_thread(remove_identity, self._identity_folder)
+        await asyncio.to_thread(shutil.rmtree, self._folder / "agent", ignore_errors=True)
+        await self._control.forget()
 
     async def _activate(self, state: SwarmState, identity: NodeIdentity) -> None:
         keeper = IdentityKeeper(
@@ -416,7 +410,7 @@ class Membership:
                 images=self._images,
                 engine=self._engine,
                 removed=lambda: keeper.removed,
-                equip=self._equip,
+                control=self._control,
             ),
             [listening],
             name="cluster",
@@ -441,13 +435,15 @@ class Membership:
         )
         active = _Active(state=state, keeper=keeper, agent=agent, listener=listener)
         self._active = active
-        self.error = ""
+        self._error = ""
         self._locator.tls = tls
         self._locator.own_address = own
         self._locator.managers = lambda: self.state.managers if self.state else ()
         try:
             if state.role is NodeRole.MANAGER:
                 await self._begin_control(active)
+            elif (self._folder / "store").exists():  # demoted, then the host went down
+                await self._control.forget()
         except BaseException:
             listening.close()
             self._active = None
@@ -457,62 +453,11 @@ class Membership:
         active.tasks.append(self._spawn(keeper.run(), "node identity"))
 
     async def _begin_control(self, active: _Active) -> None:
-        try:
-            await self._take_control(active)
-        except errors.UnavailableError as cause:
-            self._cannot_open(cause)
-            active.control.append(self._spawn(self._take_control_later(active), "opening of the state"))
-
-    async def _take_control(self, active: _Active) -> None:
-        """Be a manager. Raises ``UnavailableError`` while the state cannot be reached."""
-        state, tls = active.state, active.keeper.client_tls
-        own = f"{state.advertise_address}:{state.cluster_port}"
-        if not (self._folder / "store.key").exists() and any(address != own for address in state.managers):
-            kit = await fetch_kit((address for address in state.managers if address != own), tls())
-            await asyncio.to_thread(save_key, self._folder / "store.key", kit.sealing_key)
-        active.engine, active.store = await self._open_store(state.cluster_id, state.node_id)
-        role = ManagerRole(
-            active.store,
-            active.engine,
-            self._clock,
-            node_id=state.node_id,
-            cluster_addr=own,
-            is_sole=not self._config.store,
+        await self._control.begin(
+            lambda: active.state,
+            active.keeper.client_tls,
             suspects_leader=lambda: not active.agent.session.connected.is_set(),
         )
-        active.logs = ServiceLogs(store=active.store, engine=self._engine, node_id=state.node_id, tls=tls)
-        active.role = role
-        active.control.append(self._spawn(role.run(), "manager"))
-        active.control.append(self._spawn(self._events.follow_store(active.store), "cluster events"))
-        self.error = ""
-
-    async def _take_control_later(self, active: _Active) -> None:
-        """Containers and agent go on meanwhile. State that turns out to be another's ends the daemon, as at its start."""
-        pause_s = _REOPEN_FIRST_S
-        while True:
-            await self._clock.sleep(pause_s)
-            pause_s = min(pause_s * 2, _REOPEN_MAX_S)
-            try:
-                await self._take_control(active)
-            except errors.UnavailableError as cause:
-                self._cannot_open(cause)
-            else:
-                log.info("the cluster's state is reachable again")
-                return
-
-    async def _end_control(self, active: _Active) -> None:
-        """Manage no more: everything of the role ends, then its store and engine are closed. Idempotent."""
-        tasks, active.control = active.control, []
-        for task in reversed(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        active.role = active.logs = None
-        store, active.store = active.store, None
-        if store is not None:
-            await store.close()
-        engine, active.engine = active.engine, None
-        if engine is not None:
-            await engine.close()
 
     def _role_changed(self) -> None:
         active = self._active
@@ -531,23 +476,8 @@ class Membership:
             if role is NodeRole.MANAGER:
                 await self._begin_control(active)
                 return
-            await self._end_control(active)
-            self.error = ""
-            await asyncio.to_thread(self._forget_store)
-
-    def _forget_store(self) -> None:
-        shutil.rmtree(self._folder / "store", ignore_errors=True)
-        (self._folder / "store.key").unlink(missing_ok=True)
-
-    async def _equip(self, node_id: NodeId) -> ManagerKit:
-        """What a new manager needs from one that is."""
-        key = await asyncio.to_thread(_store_key, self._folder / "store")
-        log.info("a new manager was given the cluster's key", node=node_id)
-        return ManagerKit(sealing_key=key)
-
-    def _cannot_open(self, cause: errors.UnavailableError) -> None:
-        self.error = f"the cluster's state cannot be reached: {cause}"
-        log.warning("state not opened; trying again", cause=str(cause))
+            await self._control.end()
+            await self._control.forget()
 
     def _spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
         async def watched() -> None:
@@ -575,11 +505,9 @@ class Membership:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if erase:
-            for task in active.control:
-                task.cancel()
-            await asyncio.gather(*active.control, return_exceptions=True)
-            await erase_state(active.engine, self._config, active.state.cluster_id)
-        await self._end_control(active)
+            await self._control.erase(active.state.cluster_id)
+        else:
+            await self._control.end()
 
     def _managers_changed(self, managers: tuple[str, ...]) -> None:
         active = self._active
@@ -611,29 +539,21 @@ class Membership:
                     return
 
 
-def _others(active: _Active) -> int:
-    """How many managers there are besides this one, as far as is known here."""
-    if active.store is None:
-        return len(active.state.managers) - 1
-    nodes = active.store.nodes.all()
-    return sum(node.manager_status is not None and node.id != active.state.node_id for node in nodes)
+def _lacks() -> str:
+    try:
+        find_etcd()
+    except errors.UserError as cause:
+        return str(cause)
+    return ""
 
 
-def _cost_of_leaving(active: _Active) -> str:
-    others = _others(active)
+def _cost_of_leaving(others: int) -> str:
     if not others:
         return "Removing the last manager erases all current state of the swarm."
     return (
         f"{others} manager{'s are' if others > 1 else ' is'} left then; demote the node first (fleet node demote), so that the "
         "others let go of it in order."
     )
-
-
-def _store_key(folder: Path) -> bytes:
-    """The key that secrets and the root key are sealed with at rest; beside the state, not in it, so that a copy of the
-    database alone tells nothing."""
-    is_new = not any(entry.name != "lock" for entry in folder.iterdir())
-    return load_or_create_key(folder.parent / "store.key", is_new=is_new)
 
 
 def _listen_host(text: str) -> str:

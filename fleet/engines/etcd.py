@@ -1,7 +1,8 @@
 """The engine of a cluster whose state is kept in etcd (3.4 or later), spoken to through its JSON gateway.
 
-Below ``prefix`` lie ``owner`` (the cluster's id), ``holder/<client>``, ``slot/<client>/<n>`` and ``data`` + the caller's
-key. Revisions are etcd's own: they start later than 1 and skip numbers when others write to the same etcd.
+Below ``prefix`` lie ``owner`` (the cluster's id), ``base``, ``holder/<client>``, ``slot/<client>/<n>`` and ``data`` + the
+caller's key. Revisions are etcd's own plus ``base``: where the state was moved from an engine that had got that far, so that
+they go on growing. They start later than 1 and skip numbers when others write to the same etcd.
 
 **Lost answers.** Every transaction that puts something also moves a slot from the mark it had to a fresh one. When the
 answer to it is lost, a second transaction moves the slot on: if it finds the fresh mark, the first one happened, at the
@@ -83,6 +84,7 @@ class EtcdEngine:
         self._holder = f"{self._prefix}holder/{client}"
         self._nonce = secrets.token_hex(8)
         self._changed = 0
+        self._base = 0
         self._cluster_id = cluster_id
         self._known_at = known_at
         self._claimed = claimed
@@ -100,6 +102,8 @@ class EtcdEngine:
         """See ``Engine.start``."""
         await self._claim()
         await asyncio.to_thread(self._claimed)
+        found = (await self._call("/v3/kv/range", {"key": encode(self._prefix + "base")}, repeatable=True)).get("kvs")
+        self._base = int(decode(found[0].get("value"))) if found else 0
         await self._call("/v3/kv/put", {"key": encode(self._holder), "value": encode(self._nonce)}, repeatable=True)
         await self._call(
             "/v3/kv/deleterange",
@@ -170,19 +174,21 @@ class EtcdEngine:
         """See ``Engine.list``: pages, all of the first one's revision."""
         first = (self._data + prefix).encode()
         end = encode(range_end(self._data + prefix))
-        revision = at_revision or 0
+        if at_revision and at_revision <= self._base:
+            raise CompactedError(at_revision, oldest=self._base + 1)
+        revision = at_revision - self._base if at_revision else 0
         entries: list[Entry] = []
         while True:
             body = {"key": encode(first), "range_end": end, "limit": _PAGE_KEYS, "revision": str(revision)}
             try:
                 answer = await self._read("/v3/kv/range", body)
             except RevisionGoneError as cause:
-                raise CompactedError(revision, oldest=await self._oldest()) from cause
+                raise CompactedError(revision + self._base, oldest=await self._oldest()) from cause
             revision = revision or int(answer["header"]["revision"])
             page = answer.get("kvs", [])
             entries.extend(self._entry(item) for item in page)
             if not page or not answer.get("more"):
-                return Listing(tuple(entries), revision)
+                return Listing(tuple(entries), revision + self._base)
             first = decode(page[-1]["key"]) + b"\0"
 
     async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[WatchBatch]:
@@ -193,14 +199,14 @@ class EtcdEngine:
             request = {
                 "key": encode(self._data + prefix),
                 "range_end": encode(range_end(self._data + prefix)),
-                "start_revision": str(following),
+                "start_revision": str(max(1, following - self._base)),
             }
             messages = self._gateway.stream("/v3/watch", {"create_request": request})
             try:
                 while (message := await self._unless_stopped(anext(messages))) is not None:
                     oldest = int(message.get("compact_revision", 0))
                     if oldest:
-                        raise CompactedError(following, oldest=oldest)
+                        raise CompactedError(following, oldest=oldest + self._base)
                     if message.get("canceled"):
                         break
                     for batch in self._batches(message.get("events", []), first=following):
@@ -251,9 +257,13 @@ class EtcdEngine:
         """Take the prefix unless its state is known to exist, or find that it is ours; repeating it is harmless."""
         key = encode(self._prefix + "owner")
         if self._known_at and not (await self._call("/v3/kv/range", {"key": key}, repeatable=True)).get("kvs"):
-            raise errors.UserError(
-                f"the etcd at {', '.join(self._endpoints)} does not hold the state of cluster {self._cluster_id}: "
+            way_out = (
                 f"start fleetd with --store {self._known_at}, or restore that etcd from a backup"
+                if self._known_at.startswith("etcd://")
+                else f"{self._known_at} has lost it; demote this node on another manager and promote it again"
+            )
+            raise errors.UserError(
+                f"the etcd at {', '.join(self._endpoints)} does not hold the state of cluster {self._cluster_id}: {way_out}"
             )
         body = {
             "compare": [{"key": key, "target": "CREATE", "result": "EQUAL", "create_revision": "0"}],
@@ -276,7 +286,7 @@ class EtcdEngine:
                     "key": encode(self._data + compare.key),
                     "target": "MOD",
                     "result": "EQUAL",
-                    "mod_revision": str(compare.mod_revision),
+                    "mod_revision": str(self._bare(compare.mod_revision)),
                 }
                 for compare in txn.compares
             ),
@@ -295,7 +305,7 @@ class EtcdEngine:
         ]
         body = {"compare": compares, "success": changes, "failure": lookups}
         answer = await self._call("/v3/kv/txn", body, repeatable=repeatable)
-        revision = int(answer["header"]["revision"])
+        revision = int(answer["header"]["revision"]) + self._base
         if answer.get("succeeded"):
             removed = any("deleted" in item.get("response_delete_range", {}) for item in answer.get("responses", []))
             if txn.deletes and not txn.puts and not removed:
@@ -308,7 +318,7 @@ class EtcdEngine:
         if not holders or decode(holders[0].get("value")).decode(errors="replace") != self._nonce:
             raise errors.UnavailableError("another process has taken this manager's place in etcd; nothing was changed")
         actual = {
-            compare.key: int(kvs[0]["mod_revision"]) if kvs else 0
+            compare.key: int(kvs[0]["mod_revision"]) + self._base if kvs else 0
             for compare, kvs in zip(txn.compares, found, strict=True)
         }
         wrong = {c.key: actual[c.key] for c in txn.compares if actual[c.key] != c.mod_revision}
@@ -333,16 +343,22 @@ class EtcdEngine:
         found = answer["responses"][0]["response_range"].get("kvs", [])
         now = decode(found[0].get("value")).decode() if found else ""
         if now == fresh:
-            return int(found[0]["mod_revision"]), fresh
+            return int(found[0]["mod_revision"]) + self._base, fresh
         if now == fence:  # the fence itself was sent twice
             return 0, fence
         raise lost
+
+    def _bare(self, revision: int) -> int:
+        """etcd's own number; one from before the state was moved here is no revision of any key."""
+        if revision == 0:
+            return 0
+        return revision - self._base if revision > self._base else -1
 
     def _batches(self, events: Sequence[dict[str, Any]], *, first: int) -> Sequence[WatchBatch]:
         grouped: dict[int, list[Entry | Deleted]] = {}
         for event in events:
             item = event["kv"]
-            revision = int(item["mod_revision"])
+            revision = int(item["mod_revision"]) + self._base
             deleted = event.get("type") == "DELETE"
             grouped.setdefault(revision, []).append(Deleted(self._key(item)) if deleted else self._entry(item))
         return [WatchBatch(revision, tuple(found)) for revision, found in sorted(grouped.items()) if revision >= first]
@@ -354,8 +370,8 @@ class EtcdEngine:
         return Entry(
             self._key(item),
             decode(item.get("value")),
-            int(item["mod_revision"]),
-            int(item["create_revision"]),
+            int(item["mod_revision"]) + self._base,
+            int(item["create_revision"]) + self._base,
             int(item.get("lease", 0)),
         )
 
@@ -366,7 +382,7 @@ class EtcdEngine:
         try:
             async for message in messages:
                 if "compact_revision" in message:
-                    return int(message["compact_revision"])
+                    return int(message["compact_revision"]) + self._base
                 if not message.get("created"):
                     break
         finally:

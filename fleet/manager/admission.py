@@ -58,6 +58,8 @@ class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     has_store: bool = False
     """Whether the node's daemon was told of an external state engine (``--store``)."""
+    lacks: str = ""
+    """Why the node could not keep a part of the state itself; said when it is to be a manager."""
 
     def __repr__(self) -> str:
         return f"JoinRequest(hostname={self.hostname!r}, address={self.address!r})"
@@ -140,8 +142,8 @@ async def found_cluster(
 
 
 class Admission:
-    """The managers' gate. ``managers`` are the cluster addresses a new node is told; ``is_sole``: the state engine serves one
-    manager and no more."""
+    """The managers' gate. ``managers`` are the cluster addresses a new node is told; ``has_external_store``:
+    the state is in an etcd of the operator's, which a new manager must have been told of."""
 
     def __init__(
         self,
@@ -150,13 +152,13 @@ class Admission:
         new_id: Callable[[], str],
         *,
         managers: Callable[[], tuple[str, ...]],
-        is_sole: bool,
+        has_external_store: bool,
     ) -> None:
         self._store = store
         self._clock = clock
         self._new_id = new_id
         self._managers = managers
-        self._is_sole = is_sole
+        self._has_external_store = has_external_store
 
     def cluster(self) -> Cluster:
         """The cluster object. Raises ``UnavailableError`` before there is one."""
@@ -205,12 +207,13 @@ class Admission:
         )
 
     def _check_manager(self, request: JoinRequest) -> None:
-        if self._is_sole:
-            raise errors.UnsupportedError(
-                "this cluster keeps its state in the SQLite database of its one manager; for more managers it has to be "
-                "founded on etcd (fleetd --store etcd://HOST:PORT,...): join as a worker (fleet swarm join-token worker)"
+        if not self._has_external_store and request.has_store:
+            raise errors.UserError(
+                "this cluster keeps its state itself: start fleetd on this host without --store, then join again"
             )
-        if not request.has_store:
+        if not self._has_external_store and request.lacks:
+            raise errors.UserError(request.lacks)
+        if self._has_external_store and not request.has_store:
             raise errors.UserError(
                 "this cluster keeps its state in an etcd of yours: start fleetd on this host with the --store (and "
                 "--store-cacert, --store-cert, --store-key) of the other managers, then join again"

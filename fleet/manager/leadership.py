@@ -64,7 +64,7 @@ async def is_refused(address: str) -> bool:
 
 class Leadership:
     """``run`` until cancelled. ``suspects``: whether this manager's own session with the leader is broken; ``probe``: whether
-    nobody listens at an address."""
+    nobody listens at an address; ``is_eligible``: whether this manager may lead at all."""
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class Leadership:
         node_id: NodeId,
         address: str,
         suspects: Callable[[], bool] = lambda: False,
+        is_eligible: Callable[[], bool] = lambda: True,
         probe: Callable[[str], Awaitable[bool]] = is_refused,
     ) -> None:
         self._engine = engine
@@ -82,11 +83,17 @@ class Leadership:
         self._clock = clock
         self._own = Leader(node_id=node_id, address=address)
         self._suspects = suspects
+        self._is_eligible = is_eligible
+        self._stepping_down = asyncio.Event()
         self._probe = probe
         self._changed = asyncio.Event()
         self.leader: Leader | None = None
         """Who leads, as far as is known here."""
         self.is_leading = False
+
+    def step_down(self) -> None:
+        """End this term, if there is one."""
+        self._stepping_down.set()
 
     async def run(self, term: Callable[[], Awaitable[None]]) -> None:
         """Follow and, whenever it is this manager's turn, run ``term``, which is cancelled when the lease is lost.
@@ -113,6 +120,8 @@ class Leadership:
         """The lease and the revision of the key, or None while another leads."""
         entry = await self._engine.get(LEADER_KEY)
         self._see(entry)
+        if not self._is_eligible():
+            return None
         if entry is not None and self.leader is not None and self.leader.node_id != self._own.node_id:
             return None
         return await self._take(entry)
@@ -135,21 +144,24 @@ class Leadership:
     async def _lead(self, lease: int, revision: int, term: Callable[[], Awaitable[None]]) -> None:
         self._store.fence = Compare(LEADER_KEY, revision)
         work: asyncio.Task[None] | None = None
+        self._stepping_down.clear()
         try:
             await self._store.wait_revision(revision)  # everything that former leaders wrote is seen
             self.leader, self.is_leading = self._own, True
             log.info("leading", revision=revision)
             work = asyncio.ensure_future(term())
             keeper = asyncio.create_task(self._keep(lease), name="leader lease")
+            stepping = asyncio.create_task(self._stepping_down.wait(), name="stepping down")
             try:
-                await asyncio.wait({work, keeper}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({work, keeper, stepping}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                keeper.cancel()
-                await asyncio.gather(keeper, return_exceptions=True)
+                for task in (keeper, stepping):
+                    task.cancel()
+                await asyncio.gather(keeper, stepping, return_exceptions=True)
             if work.done():
                 work.result()
                 return
-            log.warning("no longer leading: the lease was lost")
+            log.warning("no longer leading", cause="asked to" if self._stepping_down.is_set() else "the lease was lost")
         finally:
             self.is_leading = False
             if work is not None:
@@ -188,6 +200,8 @@ class Leadership:
                     await self._changed.wait()
             self._changed.clear()
             leader = self.leader
+            if not self._is_eligible():
+                continue
             if leader is None:
                 return
             if self._suspects() and await self._probe(leader.address):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from fleet import errors
@@ -23,8 +23,10 @@ from fleet.manager.control import ControlApi
 from fleet.manager.dispatcher import Dispatcher, Tolerances
 from fleet.manager.leadership import Leader, Leadership
 from fleet.manager.loops import ManagersLoop, OrchestratorLoop, ReaperLoop, RotationLoop, SchedulerLoop
+from fleet.manager.majority import Majority
 from fleet.manager.managers import MANAGERS_MAX, manager_addresses
 from fleet.model.ids import ID_ENTROPY_BYTES, NodeId, encode_id
+from fleet.model.node import Node, NodeRole
 from fleet.store import EngineFailedError, Store
 from fleet.store.engine import Engine
 
@@ -51,7 +53,8 @@ def new_id() -> str:
 
 
 class ManagerRole:
-    """Built on an open store; ``run`` until cancelled. ``suspects_leader``: whether this host's own session is broken."""
+    """Built on an open store; ``run`` until cancelled. ``suspects_leader``: whether this host's own session is broken;
+    ``release``: frees the state engine of a node that is to manage no more."""
 
     def __init__(
         self,
@@ -61,8 +64,9 @@ class ManagerRole:
         *,
         node_id: NodeId,
         cluster_addr: str,
-        is_sole: bool,
+        has_external_store: bool,
         suspects_leader: Callable[[], bool] = lambda: False,
+        release: Callable[[Node], Awaitable[None]] | None = None,
         tolerances: Tolerances | None = None,
     ) -> None:
         self.store = store
@@ -70,18 +74,30 @@ class ManagerRole:
         self._address = cluster_addr
         self._clock = clock
         self._tolerances = tolerances
+        self._release = release
         self._dispatcher: Dispatcher | None = None
         self.leadership = Leadership(
-            engine, store, clock, node_id=node_id, address=cluster_addr, suspects=suspects_leader
+            engine,
+            store,
+            clock,
+            node_id=node_id,
+            address=cluster_addr,
+            suspects=suspects_leader,
+            is_eligible=self._is_eligible,
         )
-        self.admission = Admission(store, clock, new_id, managers=self.addresses, is_sole=is_sole)
+        self.majority = Majority(engine, clock)
+        self.admission = Admission(store, clock, new_id, managers=self.addresses, has_external_store=has_external_store)
         self.control = ControlApi(
             store,
             clock,
             os.urandom,
             rotate_token=self.admission.rotate_token,
-            managers_max=1 if is_sole else MANAGERS_MAX,
+            managers_max=MANAGERS_MAX,
         )
+
+    def _is_eligible(self) -> bool:
+        node = self.store.nodes.get(self.node_id)
+        return node is None or (node.spec.role is NodeRole.MANAGER and not node.removed)
 
     @property
     def dispatcher(self) -> Dispatcher:
@@ -99,6 +115,7 @@ class ManagerRole:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep("registration", self._register), name="registration")
             group.create_task(self.leadership.run(self._lead), name="leadership")
+            group.create_task(self.majority.run(), name="majority")
             failed: BaseException = await self.store.failed()
             raise failed
 
@@ -119,7 +136,9 @@ class ManagerRole:
             "scheduler": SchedulerLoop(store, clock).run,
             "reaper": ReaperLoop(store, clock).run,
             "root rotation": RotationLoop(store, clock).run,
-            "managers": ManagersLoop(store, clock, node_id=self.node_id).run,
+            "managers": ManagersLoop(
+                store, clock, node_id=self.node_id, release=self._release, step_down=self.leadership.step_down
+            ).run,
         }
         self._dispatcher = dispatcher
         try:

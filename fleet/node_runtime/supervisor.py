@@ -643,6 +643,9 @@ class Supervisor:
 
     def _op_signal(self, message: dict[str, Any], _fds: list[int], answer: Answer) -> None:
         container = self._need(message, *_LIVING)
+        if container.pidfd < 0:  # adopted dead, and its end is about to be told
+            answer({})
+            return
         signal.pidfd_send_signal(container.pidfd, int(message["signal"]))
         if int(message["signal"]) == signal.SIGKILL and container.status == "paused":
             self._cgroups.thaw(container.spec["cgroup"])  # v1 delivers it only to what runs

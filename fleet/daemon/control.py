@@ -1,0 +1,303 @@
+"""This host as a manager: which state engine it uses, opening the state, moving it, and the role that stands on it.
+
+There are three places for the cluster's state, and a host is told by what it finds: an *external* etcd (``--store``), the
+*own* etcd of fleet (``own_state``), or, for a single manager, an SQLite file. The file becomes an own etcd by itself when a
+second manager asks for its kit.
+
+Opening never ends in failure for want of a majority or of another manager: it is tried again, and meanwhile containers and
+agent go on and ``error`` says what is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Final
+
+from fleet import errors
+from fleet.clock import Clock
+from fleet.containers.engine import ContainerEngine
+from fleet.daemon.config import DaemonConfig
+from fleet.daemon.events import EventLog
+from fleet.daemon.joining import KitRequest, ManagerKit
+from fleet.daemon.own_state import OwnState, fetch_kit
+from fleet.daemon.service_logs import ServiceLogs
+from fleet.daemon.state_engine import choose_engine, erase_state
+from fleet.daemon.swarm_state import SwarmState
+from fleet.engines.etcd_member import find_etcd
+from fleet.identity.keys import generate_request
+from fleet.logs import get_logger
+from fleet.manager.role import ManagerRole
+from fleet.model.ids import ClusterId, NodeId
+from fleet.model.node import Node
+from fleet.store import Store
+from fleet.store.engine import Engine
+from fleet.store.sealing import AesSealer, load_or_create_key, save_key
+
+__all__ = ["Control", "Spawn"]
+
+log = get_logger("control")
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
+
+_REOPEN_FIRST_S: Final = 1.0
+_REOPEN_MAX_S: Final = 15.0
+
+
+class Control:
+    """``begin`` and ``end`` it; in between ``role`` is there whenever the state could be opened.
+
+    ``state`` is this host's membership, ``tls`` its client context, ``suspects_leader`` whether its session is broken.
+    ``spawn`` runs a task whose failure ends the daemon.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: DaemonConfig,
+        clock: Clock,
+        *,
+        containers: ContainerEngine,
+        events: EventLog,
+        spawn: Spawn,
+    ) -> None:
+        self._folder = folder
+        self._config = config
+        self._clock = clock
+        self._containers = containers
+        self._events = events
+        self._spawn = spawn
+        self._own = OwnState(folder, clock)
+        self._moving = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._state: Callable[[], SwarmState] | None = None
+        self._tls: Callable[[], ssl.SSLContext] | None = None
+        self._suspects_leader: Callable[[], bool] = lambda: False
+        self._engine: Engine | None = None
+        self.store: Store | None = None
+        self.role: ManagerRole | None = None
+        self.logs: ServiceLogs | None = None
+        self.error = ""
+        """Why there is no role; empty when there is one, or none is wanted."""
+
+    # -- opening and closing
+
+    async def open_state(self, cluster_id: ClusterId, node_id: NodeId) -> tuple[Engine, Store]:
+        """Both started; the caller closes them. Raises ``UnavailableError``, and ``UserError`` when the state is another's."""
+        folder = self._folder / "store"
+        await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
+        key = await asyncio.to_thread(_store_key, folder)
+        engine: Engine
+        if self._own.is_used and not self._config.store:
+            engine = await self._own.open(cluster_id=cluster_id, node_id=node_id)
+        else:
+            engine = await asyncio.to_thread(
+                choose_engine, self._config, folder, cluster_id=cluster_id, node_id=node_id, clock=self._clock
+            )
+        try:
+            await engine.start()
+            return engine, await Store.open(engine, sealer=AesSealer(key))
+        except BaseException:
+            await engine.close()
+            raise
+
+    async def begin(
+        self,
+        state: Callable[[], SwarmState],
+        tls: Callable[[], ssl.SSLContext],
+        *,
+        suspects_leader: Callable[[], bool],
+    ) -> None:
+        """Be a manager, now or as soon as the state can be opened. Raises ``UserError`` when it is another cluster's."""
+        self._state, self._tls, self._suspects_leader = state, tls, suspects_leader
+        if not self._config.store:
+            await self._own.remove_leftovers()
+        try:
+            await self._take()
+        except errors.UnavailableError as cause:
+            self._cannot_open(cause)
+            self._tasks.append(self._spawn(self._take_later(), "opening of the state"))
+
+    async def _take(self) -> None:
+        assert self._state is not None
+        assert self._tls is not None
+        state = self._state()
+        own = f"{state.advertise_address}:{state.cluster_port}"
+        others = [address for address in state.managers if address != own]
+        if not (self._folder / "store.key").exists() and others:
+            await self._equip_self(state, others)
+        if self._own.is_used and not self._config.store:
+            await self._own.ask_for_vote(others, self._tls(), peer=_peer(state))
+        self._engine, self.store = await self.open_state(state.cluster_id, state.node_id)
+        role = ManagerRole(
+            self.store,
+            self._engine,
+            self._clock,
+            node_id=state.node_id,
+            cluster_addr=own,
+            has_external_store=bool(self._config.store),
+            suspects_leader=self._suspects_leader,
+            release=self._release,
+        )
+        self.logs = ServiceLogs(store=self.store, engine=self._containers, node_id=state.node_id, tls=self._tls)
+        self.role = role
+        if self._own.is_used and not self._config.store:
+            self._tasks.append(self._spawn(self._own.keep(), "etcd"))
+        self._tasks.append(self._spawn(role.run(), "manager"))
+        self._tasks.append(self._spawn(self._events.follow_store(self.store), "cluster events"))
+        self.error = ""
+
+    async def _equip_self(self, state: SwarmState, others: list[str]) -> None:
+        assert self._tls is not None
+        if not self._config.store:
+            try:
+                await asyncio.to_thread(find_etcd)
+            except errors.UserError as cause:
+                raise errors.UnavailableError(f"this node is to be a manager: {cause}") from cause
+        key = generate_request()
+        kit = await fetch_kit(others, self._tls(), key=key, peer=_peer(state))
+        if kit.member is not None:
+            await self._own.settle_in(kit.member, key, node_id=state.node_id, peer=_peer(state))
+        # Last: without it the next start asks for a kit again.
+        await asyncio.to_thread(save_key, self._folder / "store.key", kit.sealing_key)
+
+    async def _take_later(self) -> None:
+        """State that turns out to be another's ends the daemon, as at its start."""
+        pause_s = _REOPEN_FIRST_S
+        while True:
+            await self._clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, _REOPEN_MAX_S)
+            try:
+                await self._take()
+            except errors.UnavailableError as cause:
+                self._cannot_open(cause)
+            else:
+                log.info("the cluster's state is open")
+                return
+
+    def _cannot_open(self, cause: errors.UnavailableError) -> None:
+        self.error = f"the cluster's state cannot be reached: {cause}"
+        log.warning("state not opened; trying again", cause=str(cause))
+
+    async def end(self) -> None:
+        """Manage no more for now; an own etcd goes on. Idempotent."""
+        await self._end_role()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.close()
+        self.error = ""
+
+    async def _end_role(self) -> None:
+        """Everything that uses the store, and the store; the engine stays open."""
+        current = asyncio.current_task()
+        tasks, self._tasks = [task for task in self._tasks if task is not current], []
+        for task in reversed(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.role = self.logs = None
+        store, self.store = self.store, None
+        if store is not None:
+            await store.close()
+
+    async def erase(self, cluster_id: ClusterId) -> None:
+        """End, and remove the cluster's state from wherever it is: this was the last manager."""
+        await self._end_role()
+        await erase_state(self._engine, self._config, cluster_id)
+        await self.end()
+        await self.forget()
+
+    async def forget(self) -> None:
+        """Remove what this host has of the cluster's state; it has ended. Idempotent."""
+        await self._own.erase()
+        await asyncio.to_thread(shutil.rmtree, self._folder / "store", ignore_errors=True)
+        await asyncio.to_thread((self._folder / "store.key").unlink, missing_ok=True)
+
+    async def await_removal(self) -> None:
+        """See ``OwnState``."""
+        await self._own.await_removal()
+
+    def others(self) -> int | None:
+        """How many managers there are besides this one; None while the state is not open."""
+        if self.store is None or self._state is None:
+            return None
+        own = self._state().node_id
+        return sum(node.manager_status is not None and node.id != own for node in self.store.nodes.all())
+
+    # -- other managers
+
+    async def equip(self, node_id: NodeId, wish: KitRequest) -> ManagerKit:
+        """What a new manager needs from one that is. The first time it is asked, the state moves to an own etcd.
+
+        Raises ``UnavailableError`` while that cannot be done, ``UserError`` when this host has no etcd.
+        """
+        key = await asyncio.to_thread(_store_key, self._folder / "store")
+        if self._config.store:
+            return ManagerKit(sealing_key=key)
+        async with self._moving:
+            if not self._own.is_used:
+                # Not to be left half-done because the asking host went away.
+                await asyncio.shield(asyncio.create_task(self._move(), name="move to etcd"))
+            store, state = self._open_store()
+            member = await self._own.let_in(
+                store, node_id=node_id, cluster_id=state.cluster_id, csr_pem=wish.csr_pem, peer=wish.peer
+            )
+        return ManagerKit(sealing_key=key, member=member)
+
+    async def give_vote(self, peer: str) -> None:
+        """A new manager's etcd member is running: let it vote once it has caught up."""
+        await self._own.give_vote(peer)
+
+    async def _release(self, node: Node) -> None:
+        """Before a node ceases to be a manager."""
+        if self._own.is_used and not self._config.store:
+            await self._own.let_go(node.id)
+
+    def _open_store(self) -> tuple[Store, SwarmState]:
+        if self.store is None or self._state is None:
+            raise errors.UnavailableError(self.error or "the cluster's state is being opened", retry_after_s=1.0)
+        return self.store, self._state()
+
+    async def _move(self) -> None:
+        store, state = self._open_store()
+        engine = self._engine
+        assert engine is not None
+        assert self._tls is not None
+        log.info("a second manager is coming: the state moves to an etcd")
+        await self._own.begin_move(store, node_id=state.node_id, cluster_id=state.cluster_id, peer=_peer(state))
+        try:
+            async with aclosing(self._own.copy(engine, state.cluster_id)) as copy:
+                await copy.first()
+                began = self._clock.monotonic()
+                await self._end_role()
+                await copy.rest()
+                await copy.finish(state.cluster_id)
+                await asyncio.to_thread(self._own.set_mark)
+        except BaseException:
+            log.error("the state has not moved; it stays where it was")
+            if self.store is None:
+                await self.end()
+            if not self._own.is_used:
+                await self._own.erase()
+            raise
+        finally:
+            if self.store is None:
+                await self.end()
+                assert self._state is not None
+                await self.begin(self._state, self._tls, suspects_leader=self._suspects_leader)
+        log.info("the state has moved", keys=copy.objects, paused_s=round(self._clock.monotonic() - began, 3))
+
+
+def _peer(state: SwarmState) -> str:
+    """host:port of this host's etcd member for the others: the port after the cluster listener's."""
+    return f"{state.advertise_address}:{state.cluster_port + 1}"
+
+
+def _store_key(folder: Path) -> bytes:
+    """The key that secrets and the root key are sealed with at rest; beside the state, not in it, so that a copy of the
+    database alone tells nothing."""
+    is_new = not any(entry.name not in ("lock", "in-own-etcd", "in-etcd") for entry in folder.iterdir())
+    return load_or_create_key(folder.parent / "store.key", is_new=is_new)

@@ -1,0 +1,295 @@
+"""Three managers on an etcd that fleet keeps: what is killed, cut off, demoted and left, and what goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from support.etcd import has_etcd
+from support.lab import TestLab
+
+from fleet.api.client import EngineError
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.story,
+    pytest.mark.skipif(not has_etcd(), reason="needs etcd (package etcd-server)"),
+]
+
+SLEEP = ("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done")
+MANAGERS = ("m1", "m2", "m3")
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: Callable[..., TestLab]) -> TestLab:
+    made = make_lab(managers=1, workers=1)
+    made.load_hello()
+    return made
+
+
+@pytest.fixture(scope="module")
+def three(make_lab: Callable[..., TestLab]) -> TestLab:
+    made = make_lab(managers=3, workers=2)
+    made.load_hello()
+    made.fleet("service", "create", "--name", "s", "--replicas", "4", "--restart-delay", "0s", "fleet/hello:1", *SLEEP)
+    made.wait_until(lambda: len(made.tasks("s")) == 4, 40, what="four tasks run")
+    return made
+
+
+def standing(lab: TestLab, *, at: str = "m1") -> dict[str, str]:
+    """Manager status by host name; empty while the host has not opened the state."""
+    result = {}
+    try:
+        nodes = lab.get("/nodes", host=at)
+    except EngineError as cause:
+        assert cause.status == 503, cause
+        return {}
+    for node in nodes:
+        status = node.get("ManagerStatus")
+        if status:
+            result[node["Description"]["Hostname"]] = "leader" if status.get("Leader") else status["Reachability"]
+    return result
+
+
+def leader(lab: TestLab, *, at: str) -> str:
+    return next((host for host, status in standing(lab, at=at).items() if status == "leader"), "")
+
+
+def other(than: str) -> str:
+    return next(host for host in MANAGERS if host != than)
+
+
+def containers(lab: TestLab, hosts: tuple[str, ...]) -> set[tuple[str, str]]:
+    return {(host, c["Id"]) for host in hosts for c in lab.get("/containers/json", host=host)}
+
+
+def scaled(lab: TestLab, replicas: int, *, at: str) -> bool:
+    done = lab.fleet("service", "scale", "--detach", f"s={replicas}", host=at, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode == 0
+
+
+def test_all_managers_answer_and_write(three: TestLab) -> None:
+    assert standing(three) == {"m1": "leader", "m2": "reachable", "m3": "reachable"}
+    assert three.get("/info")["Swarm"]["Managers"] == 3
+    for host in MANAGERS:
+        three.fleet("config", "create", f"from-{host}", "-", host=host, stdin=host)
+        taken = three.fleet("config", "create", "from-m1", "-", host=host, stdin="x", check=False)
+        assert "already exists" in taken.stderr
+    for host in MANAGERS:
+        three.wait_until(
+            lambda host=host: (
+                {c["Spec"]["Name"] for c in three.get("/configs", host=host)} == {f"from-{h}" for h in MANAGERS}
+            ),
+            10,
+            what=f"{host} shows what the others wrote",
+        )
+    refused = three.fleet("service", "ls", host="w1", check=False)
+    assert "not a swarm manager" in refused.stderr
+
+
+def test_two_managers_cannot_give_one_port_away_twice(three: TestLab) -> None:
+    made: list[int] = []
+
+    def create(host: str) -> None:
+        done = three.fleet(
+            "service", "create", "--detach", "--name", f"port-{host}", "-p", "18080:80", "fleet/hello:1", *SLEEP,
+            host=host, check=False,
+        )  # fmt: skip
+        made.append(done.returncode)
+
+    threads = [threading.Thread(target=create, args=(host,)) for host in MANAGERS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == [0, 1, 1]
+    for host in MANAGERS:
+        three.fleet("service", "rm", f"port-{host}", check=False)
+
+
+def test_a_leader_killed_with_9_is_replaced_and_no_task_notices(three: TestLab) -> None:
+    before = containers(three, (*MANAGERS, "w1", "w2"))
+    first = leader(three, at="m2")
+    three.restart_daemon(first, signum=signal.SIGKILL)
+    witness = other(first)
+    three.wait_until(lambda: leader(three, at=witness) not in ("", first), 20, what="another leads")
+    assert scaled(three, 5, at=witness)
+    three.wait_until(lambda: len(three.tasks("s")) == 5, 30, what="the new leader schedules")
+    assert before <= containers(three, (*MANAGERS, "w1", "w2"))
+    three.wait_until(lambda: "unreachable" not in standing(three).values(), 20, what="all managers are back")
+
+
+def test_a_leader_whose_host_is_cut_off_is_replaced_and_writes_nothing(three: TestLab) -> None:
+    first = leader(three, at="m1")
+    rest = [host for host in (*MANAGERS, "w1", "w2") if host != first]
+    witness = other(first)
+    three.partition([first], rest)
+    try:
+        three.wait_until(lambda: leader(three, at=witness) not in ("", first), 40, what="another leads")
+        three.wait_until(lambda: scaled(three, 6, at=witness), 20, what="the majority takes writes")
+        alone = three.fleet("service", "scale", "--detach", "s=1", host=first, check=False)
+        assert alone.returncode != 0
+        assert "Traceback" not in alone.stderr
+    finally:
+        three.heal()
+    three.wait_until(
+        lambda: len(standing(three, at=first)) == 3 and leader(three, at=first) != first, 40, what="it follows"
+    )
+    for host in MANAGERS:
+        three.wait_until(
+            lambda host=host: three.get("/services/s", host=host)["Spec"]["Mode"]["Replicated"]["Replicas"] == 6,
+            20,
+            what=f"{host} has the majority's state",
+        )
+
+
+def test_without_a_majority_reads_are_answered_and_writes_refused_until_it_is_back(three: TestLab) -> None:
+    three.wait_until(lambda: scaled(three, 6, at="m1"), 20, what="a write is taken")
+    three.wait_until(lambda: len(three.tasks("s")) == 6, 40, what="six tasks run")
+    before = containers(three, ("m1", "w1", "w2"))
+    for host in ("m2", "m3"):
+        three.kill(host)
+    # Not yet known to be in vain, so nobody can tell whether it will have happened.
+    first = three.fleet("config", "create", "perhaps", "-", stdin="x", check=False)
+    assert first.returncode != 0
+    assert "etcd" in first.stderr or "no majority" in first.stderr
+    three.wait_until(
+        lambda: "WARNING: the managers have no majority" in three.fleet("service", "ls").stderr, 20, what="it is said"
+    )
+    refused = three.fleet("service", "scale", "--detach", "s=1", check=False)
+    assert refused.returncode != 0
+    assert "nothing can be changed" in refused.stderr
+    assert "try again" in refused.stderr
+    assert [s["Spec"]["Name"] for s in three.get("/services")] == ["s"]
+    assert containers(three, ("m1", "w1", "w2")) == before
+    for host in ("m2", "m3"):
+        three.start(host)
+    three.wait_until(lambda: scaled(three, 6, at="m1"), 60, what="writes are taken again")
+    three.wait_until(lambda: len(three.tasks("s")) == 6, 60, what="six tasks run")
+    assert before <= containers(three, ("m1", "w1", "w2"))
+
+
+def test_a_demoted_manager_works_and_a_promoted_worker_manages(three: TestLab) -> None:
+    three.wait_until(
+        lambda: sorted(standing(three).values()) == ["leader", "reachable", "reachable"], 40, what="all well"
+    )
+    first = leader(three, at="m1")
+    witness = other(first)
+    three.fleet("node", "demote", first, host=witness)
+    three.wait_until(lambda: first not in standing(three, at=witness), 40, what="the leader is a worker")
+    three.wait_until(
+        lambda: not three.get("/info", host=first)["Swarm"]["ControlAvailable"], 20, what="its daemon knows"
+    )
+    assert not (three.layout.data(first) / "swarm" / "store.key").exists()
+    three.fleet("node", "promote", "w1", host=witness)
+    three.wait_until(lambda: standing(three, at=witness).get("w1") == "reachable", 60, what="w1 manages")
+    three.wait_until(
+        lambda: [s["Spec"]["Name"] for s in three.get("/services", host="w1")] == ["s"], 20, what="w1 answers"
+    )
+    left = three.fleet("swarm", "leave", host="w1", check=False)
+    assert "demote" in left.stderr
+    three.fleet("swarm", "leave", "--force", host="w1")
+    three.wait_until(lambda: "w1" not in standing(three, at=witness), 40, what="w1 is out")
+    assert scaled(three, 3, at=witness)
+    three.fleet("node", "rm", "--force", "w1", host=witness)
+
+
+def test_the_second_manager_moves_the_state_and_nobody_notices(lab: TestLab) -> None:
+    lab.fleet("service", "create", "--name", "s", "--replicas", "2", "fleet/hello:1", *SLEEP)
+    before, version = containers(lab, ("m1", "w1")), lab.get("/services/s")["Version"]["Index"]
+    acknowledged: list[str] = []
+    stop = threading.Event()
+    refusals: list[str] = []
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            name = f"c{number}"
+            try:
+                with lab.client("m1") as client:
+                    client.post("/configs/create", {"Name": name, "Data": "eA=="})
+                acknowledged.append(name)
+                number += 1
+            except (EngineError, OSError, httpx.HTTPError) as cause:
+                refusals.append(str(cause))
+                time.sleep(0.05)
+                number += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        lab.fleet("node", "promote", "w1")
+        lab.wait_until(lambda: standing(lab).get("w1") == "reachable", 60, what="w1 manages")
+    finally:
+        stop.set()
+        writer.join()
+    assert acknowledged
+    names = {c["Spec"]["Name"] for c in lab.get("/configs", host="w1")}
+    assert names >= set(acknowledged)
+    assert containers(lab, ("m1", "w1")) == before
+    assert lab.get("/services/s")["Version"]["Index"] > version
+    assert not (lab.layout.data("m1") / "swarm" / "store" / "state.db").exists()
+    for refusal in refusals:
+        assert "Internal" not in refusal
+
+
+def etcd_pid(lab: TestLab, host: str) -> int:
+    """Of the host's etcd, as the test's own process namespace numbers it; 0 while there is none."""
+    wanted = f"--data-dir={lab.layout.data(host) / 'swarm' / 'etcd' / 'data'}".encode()
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and wanted in (entry / "cmdline").read_bytes().split(b"\0"):
+                return int(entry.name)
+        except OSError:
+            continue
+    return 0
+
+
+def test_etcd_opens_for_no_nodes_certificate(lab: TestLab) -> None:
+    identity = lab.layout.data("m1") / "swarm" / "identity" / "current"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.load_cert_chain(identity / "node.crt", identity / "node.key")
+    with pytest.raises(httpx.HTTPError, match=r"(?i)certificate|closed|reset|disconnected"):
+        httpx.get(f"https://{lab.address('m1')}:2378/members", verify=context, timeout=5, trust_env=False)
+
+
+def test_etcd_killed_with_9_is_started_again(lab: TestLab) -> None:
+    first = etcd_pid(lab, "m1")
+    os.kill(first, signal.SIGKILL)
+    lab.wait_until(lambda: etcd_pid(lab, "m1") not in (0, first), 20, what="etcd runs again")
+    lab.wait_until(
+        lambda: (
+            lab.fleet("config", "create", "after", "-", stdin="x", check=False).returncode == 0
+            or any(c["Spec"]["Name"] == "after" for c in lab.get("/configs"))
+        ),
+        40,
+        what="writes are taken again",
+    )
+
+
+def test_a_restarted_daemon_takes_its_running_etcd_up(lab: TestLab) -> None:
+    before = etcd_pid(lab, "m1")
+    lab.restart_daemon("m1", signum=signal.SIGKILL)
+    lab.wait_until(lambda: lab.get("/info")["Swarm"]["ControlAvailable"], 40, what="m1 manages again")
+    assert etcd_pid(lab, "m1") == before
+
+
+def test_the_last_manager_that_is_left_begins_anew(lab: TestLab) -> None:
+    lab.fleet("node", "demote", "w1")
+    lab.wait_until(lambda: set(standing(lab)) == {"m1"}, 40, what="m1 manages alone")
+    lab.wait_until(lambda: etcd_pid(lab, "w1") == 0, 20, what="the worker's etcd is gone")
+    lab.fleet("swarm", "leave", "--force")
+    assert etcd_pid(lab, "m1") == 0
+    assert not (lab.layout.data("m1") / "swarm" / "etcd").exists()
+    lab.fleet("swarm", "init", "--advertise-addr", lab.address("m1"))
+    assert set(standing(lab)) == {"m1"}
