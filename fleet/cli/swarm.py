@@ -8,6 +8,7 @@ import click
 
 from fleet.cli.app import App, pass_app
 from fleet.cli.render import echo
+from fleet.cli.swarm_backup import backup, restore
 from fleet.cli.swarm_ca import ca
 from fleet.cli.swarm_settings import DURATION, update_swarm
 
@@ -189,3 +190,5 @@ def update(app: App, **flags: Any) -> None:
 
 
 swarm.add_command(ca)
+swarm.add_command(backup)
+swarm.add_command(restore)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -31,10 +31,12 @@ from fleet.daemon.swarm_state import SwarmState
 from fleet.engines.etcd_member import find_etcd
 from fleet.identity.keys import generate_request
 from fleet.logs import get_logger
+from fleet.manager.admission import release_other_managers
 from fleet.manager.role import ManagerRole
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import Node
 from fleet.store import Store
+from fleet.store.backup import backup_lines, put_into
 from fleet.store.engine import Engine
 from fleet.store.sealing import AesSealer, load_or_create_key, save_key
 
@@ -46,6 +48,8 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
 
 _REOPEN_FIRST_S: Final = 1.0
 _REOPEN_MAX_S: Final = 15.0
+_PATIENCE_S: Final = 3.0
+"""For how long a start of the daemon waits for the state; then it goes on opening while everything else begins."""
 
 
 class Control:
@@ -86,8 +90,12 @@ class Control:
 
     # -- opening and closing
 
-    async def open_state(self, cluster_id: ClusterId, node_id: NodeId) -> tuple[Engine, Store]:
-        """Both started; the caller closes them. Raises ``UnavailableError``, and ``UserError`` when the state is another's."""
+    async def open_state(
+        self, cluster_id: ClusterId, node_id: NodeId, *, entries: dict[str, bytes] | None = None
+    ) -> tuple[Engine, Store]:
+        """Both started; the caller closes them. ``entries`` go into an empty engine first.
+
+        Raises ``UnavailableError``, and ``UserError`` when the state is another's."""
         folder = self._folder / "store"
         await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
         key = await asyncio.to_thread(_store_key, folder)
@@ -100,6 +108,8 @@ class Control:
             )
         try:
             await engine.start()
+            if entries is not None:
+                await put_into(engine, entries)
             return engine, await Store.open(engine, sealer=AesSealer(key))
         except BaseException:
             await engine.close()
@@ -112,15 +122,17 @@ class Control:
         *,
         suspects_leader: Callable[[], bool],
     ) -> None:
-        """Be a manager, now or as soon as the state can be opened. Raises ``UserError`` when it is another cluster's."""
+        """Be a manager, in a moment or as soon as the state can be opened. Raises ``UserError`` when it is another cluster's."""
         self._state, self._tls, self._suspects_leader = state, tls, suspects_leader
         if not self._config.store:
             await self._own.remove_leftovers()
-        try:
-            await self._take()
-        except errors.UnavailableError as cause:
-            self._cannot_open(cause)
-            self._tasks.append(self._spawn(self._take_later(), "opening of the state"))
+        opening = self._spawn(self._open(), "opening of the state")
+        self._tasks.append(opening)
+        await asyncio.wait({opening}, timeout=_PATIENCE_S)
+        if opening.done():
+            opening.result()
+        elif not self.error:
+            self.error = "the cluster's state cannot be reached yet; trying on"
 
     async def _take(self) -> None:
         assert self._state is not None
@@ -165,19 +177,18 @@ class Control:
         # Last: without it the next start asks for a kit again.
         await asyncio.to_thread(save_key, self._folder / "store.key", kit.sealing_key)
 
-    async def _take_later(self) -> None:
-        """State that turns out to be another's ends the daemon, as at its start."""
+    async def _open(self) -> None:
+        """Until it is open. State that turns out to be another's ends the daemon."""
         pause_s = _REOPEN_FIRST_S
         while True:
-            await self._clock.sleep(pause_s)
-            pause_s = min(pause_s * 2, _REOPEN_MAX_S)
             try:
                 await self._take()
             except errors.UnavailableError as cause:
                 self._cannot_open(cause)
             else:
-                log.info("the cluster's state is open")
                 return
+            await self._clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, _REOPEN_MAX_S)
 
     def _cannot_open(self, cause: errors.UnavailableError) -> None:
         self.error = f"the cluster's state cannot be reached: {cause}"
@@ -226,6 +237,34 @@ class Control:
             return None
         own = self._state().node_id
         return sum(node.manager_status is not None and node.id != own for node in self.store.nodes.all())
+
+    # -- begun anew, kept elsewhere
+
+    async def begin_anew(self) -> None:
+        """Go on without the other managers, whose majority is lost for good. Raises ``UnsupportedError`` on an etcd that is not
+        fleet's to repair."""
+        if self._config.store:
+            raise errors.UnsupportedError(
+                f"the state is in an etcd of yours ({self._config.store}): repair or restore that; fleet goes on when it answers"
+            )
+        assert self._state is not None
+        assert self._tls is not None
+        if self._own.is_used:
+            await self.end()
+            await self._own.begin_anew()
+            await self.begin(self._state, self._tls, suspects_leader=self._suspects_leader)
+        store, state = self._open_store()
+        await release_other_managers(store, self._clock, own=state.node_id)
+
+    async def backup(self, cluster_id: ClusterId) -> AsyncIterator[bytes]:
+        """See ``fleet.store.backup``."""
+        self._open_store()
+        assert self._engine is not None
+        key = await asyncio.to_thread(_store_key, self._folder / "store")
+        async for line in backup_lines(
+            self._engine, cluster_id=cluster_id, created_at=self._clock.now(), sealing_key=key
+        ):
+            yield line
 
     # -- other managers
 

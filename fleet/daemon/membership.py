@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -55,7 +55,7 @@ from fleet.identity.keys import (
 from fleet.identity.tokens import check_root, parse_token
 from fleet.images import ImageStore
 from fleet.logs import get_logger
-from fleet.manager.admission import JoinRequest, found_cluster
+from fleet.manager.admission import JoinRequest, found_cluster, take_over_cluster
 from fleet.manager.majority import Majority
 from fleet.manager.role import ManagerRole, new_id
 from fleet.model.cluster import DEFAULT_ADDRESS_POOL, DEFAULT_DATA_PATH_PORT
@@ -63,6 +63,8 @@ from fleet.model.common import TlsInfo
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeDescription, NodeRole
 from fleet.network.host import HostNetwork
+from fleet.store.backup import BackupReader
+from fleet.store.sealing import save_key
 
 __all__ = ["Membership"]
 
@@ -90,6 +92,48 @@ class _Active:
     agent: Agent
     listener: Listener
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where a member listens and is found: ``listen`` and ``port``, ``address`` and ``advertised_port``."""
+
+    listen: str
+    port: int
+    address: str
+    advertised_port: int
+    data_path: str
+
+    @property
+    def cluster_addr(self) -> str:
+        return f"{self.address}:{self.advertised_port}"
+
+    def probe(self) -> None:
+        """Raises ``ConflictError`` when the port is taken."""
+        tcp_socket(_listen_host(self.listen), self.port).close()
+
+    def state(self, identity: NodeIdentity, *, managers: tuple[str, ...]) -> SwarmState:
+        return SwarmState(
+            cluster_id=identity.cluster_id,
+            node_id=identity.node_id,
+            role=identity.role,
+            listen_address=f"{self.listen}:{self.port}",
+            advertise_address=self.address,
+            data_path_address=self.data_path,
+            cluster_port=self.advertised_port,
+            managers=managers,
+        )
+
+
+async def _choose_place(listen_addr: str, advertise_addr: str, data_path_addr: str) -> _Place:
+    candidates = await asyncio.to_thread(host_addresses)
+    listen, port = split_address(listen_addr or "0.0.0.0", default_port=CLUSTER_PORT, what="--listen-addr")
+    wanted, advertised_port = split_address(advertise_addr or "-", default_port=port, what="--advertise-addr")
+    address = choose_address("" if wanted == "-" else wanted, candidates=candidates, what="--advertise-addr")
+    data_path = ""
+    if data_path_addr:
+        data_path = choose_address(data_path_addr, candidates=candidates, what="--data-path-addr")
+    return _Place(listen=listen, port=port, address=address, advertised_port=advertised_port, data_path=data_path)
 
 
 class Membership:
@@ -210,28 +254,18 @@ class Membership:
 
     async def init(self, request: InitRequest) -> str:
         """Found a cluster; returns the node's id. Raises ``UnavailableError`` when already in one (Docker: 503)."""
+        if request.force_new_cluster:
+            return await self._begin_anew()
         async with self._verb:
             self._refuse_member()
-            if request.force_new_cluster:
-                raise errors.UnsupportedError("force-new-cluster: this host has no cluster state to rebuild from")
-            candidates = await asyncio.to_thread(host_addresses)
-            listen, port = split_address(
-                request.listen_addr or "0.0.0.0", default_port=CLUSTER_PORT, what="--listen-addr"
-            )
-            wanted, advertised_port = split_address(
-                request.advertise_addr or "-", default_port=port, what="--advertise-addr"
-            )
-            address = choose_address("" if wanted == "-" else wanted, candidates=candidates, what="--advertise-addr")
-            data_path = self._data_path(request.data_path_addr, candidates)
+            place = await _choose_place(request.listen_addr, request.advertise_addr, request.data_path_addr)
             cluster_id = ClusterId(new_id())
-            cluster_addr = f"{address}:{advertised_port}"
             availability = parse_availability(request.availability)
             port_ = request.data_path_port or DEFAULT_DATA_PATH_PORT
             if not 1024 <= port_ <= 49151:
                 raise errors.UserError(f"--data-path-port: {port_} is not between 1024 and 49151")
             await self._clean()
-            probe = tcp_socket(_listen_host(listen), port)
-            probe.close()
+            place.probe()
             node_id = NodeId(new_id())
             engine, store = await self._control.open_state(cluster_id, node_id)
             try:
@@ -244,8 +278,8 @@ class Membership:
                     key=generate_request(),
                     spec=request.spec,
                     hostname=self._config.hostname,
-                    address=address,
-                    cluster_addr=cluster_addr,
+                    address=place.address,
+                    cluster_addr=place.cluster_addr,
                     availability=availability,
                     data_path_port=port_,
                     address_pools=request.default_addr_pool or DEFAULT_ADDRESS_POOL,
@@ -254,21 +288,69 @@ class Membership:
             finally:
                 await store.close()
                 await engine.close()
-            state = SwarmState(
-                cluster_id=cluster_id,
-                node_id=identity.node_id,
-                role=NodeRole.MANAGER,
-                listen_address=f"{listen}:{port}",
-                advertise_address=address,
-                data_path_address=data_path,
-                cluster_port=advertised_port,
-                managers=(cluster_addr,),
-            )
-            await asyncio.to_thread(save_identity, self._identity_folder, identity)
-            await asyncio.to_thread(self._file.save, state)
-            await self._activate(state, identity)
-            log.info("cluster founded", cluster=cluster_id, node=identity.node_id, address=cluster_addr)
+            await self._become_member(place.state(identity, managers=(place.cluster_addr,)), identity)
+            log.info("cluster founded", cluster=cluster_id, node=identity.node_id, address=place.cluster_addr)
             return identity.node_id
+
+    async def _begin_anew(self) -> str:
+        """``--force-new-cluster``: this manager goes on alone with the state it has; the other managers are to be workers."""
+        async with self._verb:
+            active = self._active
+            if active is None or active.state.role is not NodeRole.MANAGER:
+                raise errors.UnavailableError(
+                    "force-new-cluster: this host has no state to begin from; run it on a manager, or restore a backup "
+                    "(fleet swarm restore)"
+                )
+            await self._control.begin_anew()
+            return active.state.node_id
+
+    async def backup(self) -> AsyncIterator[bytes]:
+        """The cluster's state as a file, see ``fleet.store.backup``; managers only."""
+        self.manager()
+        assert self._active is not None
+        async for piece in self._control.backup(self._active.state.cluster_id):
+            yield piece
+
+    async def restore(self, pieces: AsyncIterator[bytes], *, listen_addr: str, advertise_addr: str) -> str:
+        """Take a cluster up again from a backup, as its only manager; returns this host's new node id.
+
+        Raises ``UserError`` for anything else than a whole backup with its key, ``UnavailableError`` when in a cluster.
+        """
+        async with self._verb:
+            self._refuse_member()
+            if self._config.store:
+                raise errors.UnsupportedError(
+                    "restore: start fleetd without --store; the state begins in a file of its own"
+                )
+            reader = BackupReader()
+            async for piece in pieces:
+                reader.feed(piece)
+            header, entries = reader.finish()
+            if header.sealing_key is None:
+                raise errors.UserError("the backup was made without its key and cannot be opened")
+            place = await _choose_place(listen_addr, advertise_addr, "")
+            await self._clean()
+            place.probe()
+            node_id, key = NodeId(new_id()), generate_request()
+            await asyncio.to_thread(self._folder.mkdir, mode=0o711, parents=True, exist_ok=True)
+            await asyncio.to_thread(save_key, self._folder / "store.key", header.sealing_key)
+            engine, store = await self._control.open_state(header.cluster_id, node_id, entries=entries)
+            try:
+                identity = await take_over_cluster(
+                    store,
+                    self._clock,
+                    node_id=node_id,
+                    key=key,
+                    hostname=self._config.hostname,
+                    address=place.address,
+                    cluster_addr=place.cluster_addr,
+                )
+            finally:
+                await store.close()
+                await engine.close()
+            await self._become_member(place.state(identity, managers=(place.cluster_addr,)), identity)
+            log.info("cluster restored", cluster=header.cluster_id, node=node_id, revision=header.revision)
+            return node_id
 
     async def join(self, request: JoinSwarmRequest) -> None:
         """Join the cluster of ``remote_addrs``. Raises ``UserError``/``UnauthorizedError`` for a bad token or a foreign
@@ -279,15 +361,7 @@ class Membership:
                 raise errors.UserError("at least one RemoteAddr is required to join")
             token = parse_token(request.join_token)
             availability = parse_availability(request.availability)
-            candidates = await asyncio.to_thread(host_addresses)
-            listen, port = split_address(
-                request.listen_addr or "0.0.0.0", default_port=CLUSTER_PORT, what="--listen-addr"
-            )
-            wanted, advertised_port = split_address(
-                request.advertise_addr or "-", default_port=port, what="--advertise-addr"
-            )
-            address = choose_address("" if wanted == "-" else wanted, candidates=candidates, what="--advertise-addr")
-            data_path = self._data_path(request.data_path_addr, candidates)
+            place = await _choose_place(request.listen_addr, request.advertise_addr, request.data_path_addr)
             await self._clean()
             self.is_pending = True
             try:
@@ -296,7 +370,7 @@ class Membership:
                     token=request.join_token.strip(),
                     csr_pem=key.csr_pem,
                     hostname=self._config.hostname,
-                    address=data_path or address,
+                    address=place.data_path or place.address,
                     availability=availability,
                     labels=request.labels,
                     has_store=bool(self._config.store),
@@ -309,19 +383,7 @@ class Membership:
             finally:
                 self.is_pending = False
             identity = make_identity(cert_pem=answer.certificate_pem, key_pem=key.key_pem, ca_pem=answer.ca_pem)
-            state = SwarmState(
-                cluster_id=answer.cluster_id,
-                node_id=answer.node_id,
-                role=identity.role,
-                listen_address=f"{listen}:{port}",
-                advertise_address=address,
-                data_path_address=data_path,
-                cluster_port=advertised_port,
-                managers=answer.managers,
-            )
-            await asyncio.to_thread(save_identity, self._identity_folder, identity)
-            await asyncio.to_thread(self._file.save, state)
-            await self._activate(state, identity)
+            await self._become_member(place.state(identity, managers=answer.managers), identity)
             log.info("joined", cluster=answer.cluster_id, node=answer.node_id, role=identity.role.value)
         agent = self.agent
         if agent is not None:
@@ -380,8 +442,10 @@ class Membership:
                 'This node is already part of a swarm. Use "fleet swarm leave" to leave this swarm and join another one.'
             )
 
-    def _data_path(self, wanted: str, candidates: list[tuple[str, str]]) -> str:
-        return choose_address(wanted, candidates=candidates, what="--data-path-addr") if wanted else ""
+    async def _become_member(self, state: SwarmState, identity: NodeIdentity) -> None:
+        await asyncio.to_thread(save_identity, self._identity_folder, identity)
+        await asyncio.to_thread(self._file.save, state)
+        await self._activate(state, identity)
 
     async def _clean(self) -> None:
         """Remove what a former membership or an interrupted init or join left."""

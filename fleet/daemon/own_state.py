@@ -104,6 +104,15 @@ class OwnState:
             await self._member.start()
         return self._member
 
+    async def begin_anew(self) -> None:
+        """The member becomes the only one, with the state it has. The next ``open`` starts it as usual."""
+        member = await asyncio.to_thread(EtcdMember, self._folder, self._clock)
+        await member.start(force_new_cluster=True)
+        await member.wait_ready()
+        await member.stop()
+        (self._folder / _VOTED).touch()
+        self._member = None
+
     async def keep(self) -> None:
         """Keep the member's process alive; until cancelled."""
         await self.member.keep()

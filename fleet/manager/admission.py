@@ -141,6 +141,51 @@ async def found_cluster(
     return make_identity(cert_pem=certificate, key_pem=key.key_pem, ca_pem=root.cert_pem)
 
 
+async def take_over_cluster(
+    store: Store, clock: Clock, *, node_id: NodeId, key: KeyRequest, hostname: str, address: str, cluster_addr: str
+) -> NodeIdentity:
+    """A restored cluster gets this host as its only manager; nodes find it if it is at the address they know."""
+    now = clock.now()
+    cluster = next(iter(store.clusters.all()), None)
+    authority = store.authorities.get(ROOT_AUTHORITY)
+    if cluster is None or authority is None:
+        raise errors.UserError("the backup holds no cluster: its cluster object or root key is missing")
+    certificate = signing_root(authority).issue(
+        key.csr_pem,
+        node_id=node_id,
+        role=NodeRole.MANAGER,
+        cluster_id=cluster.id,
+        lifetime=_lifetime(cluster.spec),
+        now=now,
+        addresses=(address,),
+    )
+    node = Node(
+        id=node_id,
+        spec=NodeSpec(role=NodeRole.MANAGER),
+        description=NodeDescription(hostname=hostname),
+        status=NodeStatus(state=NodeState.UNKNOWN, addr=address),
+        manager_status=ManagerStatus(reachability=Reachability.REACHABLE, addr=cluster_addr),
+        cluster_addr=cluster_addr,
+        created_at=now,
+        updated_at=now,
+    )
+    await store.commit(Transaction().create(node))
+    await release_other_managers(store, clock, own=node_id)
+    return make_identity(cert_pem=certificate, key_pem=key.key_pem, ca_pem=trusted_roots(authority))
+
+
+async def release_other_managers(store: Store, clock: Clock, *, own: NodeId) -> None:
+    """Only ``own`` manages from now on: the others have no part in the state any more."""
+    others = [node for node in store.nodes.all() if node.id != own and node.spec.role is NodeRole.MANAGER]
+    for node in others:
+        spec = msgspec.structs.replace(node.spec, role=NodeRole.WORKER)
+        await store.commit(
+            Transaction().replace_any(
+                msgspec.structs.replace(node, spec=spec, manager_status=None, updated_at=clock.now())
+            )
+        )
+
+
 class Admission:
     """The managers' gate. ``managers`` are the cluster addresses a new node is told; ``has_external_store``:
     the state is in an etcd of the operator's, which a new manager must have been told of."""

@@ -85,6 +85,7 @@ class Leadership:
         self._suspects = suspects
         self._is_eligible = is_eligible
         self._stepping_down = asyncio.Event()
+        self._deposed = asyncio.Event()
         self._probe = probe
         self._changed = asyncio.Event()
         self.leader: Leader | None = None
@@ -145,6 +146,7 @@ class Leadership:
         self._store.fence = Compare(LEADER_KEY, revision)
         work: asyncio.Task[None] | None = None
         self._stepping_down.clear()
+        self._deposed.clear()
         try:
             await self._store.wait_revision(revision)  # everything that former leaders wrote is seen
             self.leader, self.is_leading = self._own, True
@@ -152,16 +154,19 @@ class Leadership:
             work = asyncio.ensure_future(term())
             keeper = asyncio.create_task(self._keep(lease), name="leader lease")
             stepping = asyncio.create_task(self._stepping_down.wait(), name="stepping down")
+            deposed = asyncio.create_task(self._deposed.wait(), name="deposed")
+            endings = {"the lease was lost": keeper, "asked to": stepping, "another has taken over": deposed}
             try:
-                await asyncio.wait({work, keeper, stepping}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({work, *endings.values()}, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (keeper, stepping):
+                causes = [cause for cause, task in endings.items() if task.done()]
+                for task in endings.values():
                     task.cancel()
-                await asyncio.gather(keeper, stepping, return_exceptions=True)
+                await asyncio.gather(*endings.values(), return_exceptions=True)
             if work.done():
                 work.result()
                 return
-            log.warning("no longer leading", cause="asked to" if self._stepping_down.is_set() else "the lease was lost")
+            log.warning("no longer leading", cause=", ".join(causes))
         finally:
             self.is_leading = False
             if work is not None:
@@ -225,6 +230,11 @@ class Leadership:
             try:
                 async for batch in self._engine.watch(LEADER_KEY, following):
                     following = batch.revision + 1
+                    fence = self._store.fence
+                    if fence is not None:
+                        if batch.revision > fence.mod_revision:
+                            self._deposed.set()
+                        continue
                     for event in batch.events:
                         self._see(None if isinstance(event, Deleted) else event)
                     self._changed.set()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from fleet.api.client import EngineError
 from fleet.lab import Lab
+from fleet.lab.swarm import Member, form_swarm
 
 pytestmark = pytest.mark.e2e
 
@@ -51,9 +53,13 @@ def test_a_lab_grows_restarts_and_passes_refusals_on(empty: Lab) -> None:
     assert "joining" not in again.stderr
     assert nodes(empty) == {"m1": "Ready", "w1": "Ready", "w2": "Ready"}
 
-    refused = fleet(empty, "lab", "up", "--name", empty.name, "--managers", "2", check=False)
-    assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1].startswith("Error: m2 as manager: ")
+    empty.up(managers=1, workers=3, swarm=False)  # w3 is there and in no swarm
+    members = [
+        Member(name="m1", role="manager", address=empty.address("m1"), url=f"unix://{empty.layout.socket('m1')}"),
+        Member(name="w3", role="worker", address="no-such-interface", url=f"unix://{empty.layout.socket('w3')}"),
+    ]
+    with pytest.raises(EngineError, match=r"^w3 as worker: .*no-such-interface"):
+        form_swarm(members, say=lambda _: None, timeout_s=10)
 
     fleet(empty, "lab", "down", "--name", empty.name)
     assert not empty.exists()

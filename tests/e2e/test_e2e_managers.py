@@ -284,7 +284,73 @@ def test_a_restarted_daemon_takes_its_running_etcd_up(lab: TestLab) -> None:
     assert etcd_pid(lab, "m1") == before
 
 
+def test_when_the_majority_is_lost_for_good_one_manager_goes_on_alone(lab: TestLab) -> None:
+    before = containers(lab, ("m1",))
+    lab.kill("w1")
+    lab.wait_until(
+        lambda: "no majority" in lab.fleet("config", "create", "x", "-", stdin="x", check=False).stderr,
+        30,
+        what="refused",
+    )
+    done = lab.fleet("swarm", "init", "--force-new-cluster")
+    assert "is now a manager" in done.stdout
+    assert set(standing(lab)) == {"m1"}
+    lab.fleet("config", "create", "alone", "-", stdin="x")
+    assert before <= containers(lab, ("m1",))
+    lab.start("w1")  # it believes to be a manager of a cluster of two, and learns better
+    lab.wait_until(lambda: not lab.get("/info", host="w1")["Swarm"]["ControlAvailable"], 40, what="w1 is a worker")
+    lab.wait_until(
+        lambda: (
+            {n["Description"]["Hostname"]: n["Status"]["State"] for n in lab.get("/nodes")}
+            == {"m1": "ready", "w1": "ready"}
+        ),
+        40,
+        what="both are ready",
+    )
+    lab.wait_until(lambda: etcd_pid(lab, "w1") == 0, 20, what="w1 keeps no etcd any more")
+
+
+def test_a_backup_is_taken_up_again_and_the_workers_find_it(lab: TestLab, tmp_path: Path) -> None:
+    file = tmp_path / "backup"
+    lab.fleet("secret", "create", "key", "-", stdin="hidden")
+    lab.fleet("swarm", "backup", str(file))
+    assert file.stat().st_mode & 0o077 == 0
+    assert b"hidden" not in file.read_bytes()
+    again = lab.fleet("swarm", "backup", str(file), check=False)
+    assert "exists already" in again.stderr
+    refused = lab.fleet("swarm", "restore", str(file), check=False)
+    assert "already part of a swarm" in refused.stderr
+
+    lab.fleet("swarm", "leave", "--force")
+    whole = file.read_bytes()
+    for name, data, words in (
+        ("cut", whole[: len(whole) // 2], "cut off"),
+        ("changed", whole.replace(b"alone", b"alOne"), "not a backup"),
+        ("junk", b"{}\n", "not a backup"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        bad = lab.fleet("swarm", "restore", str(tmp_path / name), check=False)
+        assert bad.returncode == 1
+        assert words in bad.stderr or "damaged" in bad.stderr, bad.stderr
+        assert "Traceback" not in bad.stderr
+    assert lab.get("/info")["Swarm"]["LocalNodeState"] == "inactive"
+
+    lab.fleet("swarm", "restore", "--advertise-addr", lab.address("m1"), str(file))
+    assert {"alone", "c0"} <= {c["Spec"]["Name"] for c in lab.get("/configs")}
+    assert [x["Spec"]["Name"] for x in lab.get("/secrets")] == ["key"]
+    lab.wait_until(
+        lambda: any(
+            n["Description"]["Hostname"] == "w1" and n["Status"]["State"] == "ready" for n in lab.get("/nodes")
+        ),
+        40,
+        what="w1 has found the restored manager",
+    )
+    lab.wait_until(lambda: len(lab.tasks("s")) == 2, 60, what="the service runs as it did")
+
+
 def test_the_last_manager_that_is_left_begins_anew(lab: TestLab) -> None:
+    lab.fleet("node", "promote", "w1")
+    lab.wait_until(lambda: standing(lab).get("w1") == "reachable", 60, what="w1 manages again")
     lab.fleet("node", "demote", "w1")
     lab.wait_until(lambda: set(standing(lab)) == {"m1"}, 40, what="m1 manages alone")
     lab.wait_until(lambda: etcd_pid(lab, "w1") == 0, 20, what="the worker's etcd is gone")

@@ -15,12 +15,13 @@ from fleet.daemon.config import DaemonConfig, load_config
 from fleet.daemon.state_engine import choose_engine
 from fleet.engines.etcd import EtcdEngine
 from fleet.engines.etcd_wire import decode, encode, range_end
-from fleet.model.ids import ClusterId
+from fleet.model.ids import ClusterId, NodeId
 from fleet.store import Store
 from fleet.store.engine import Put, Txn
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(not has_etcd(), reason="needs etcd (package etcd-server)")]
 ID = ClusterId("c1")
+NODE = NodeId("n1")
 
 
 def test_state_is_kept_in_etcd_and_found_again(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_state_is_kept_in_etcd_and_found_again(tmp_path: Path) -> None:
         folder = tmp_path / "store"
         folder.mkdir()
         for turn in range(2):
-            engine = choose_engine(config, folder, cluster_id=ID, clock=SystemClock())
+            engine = choose_engine(config, folder, cluster_id=ID, node_id=NODE, clock=SystemClock())
             await engine.start()
             found = await engine.get("/x")
             assert (found is None) == (turn == 0)
@@ -40,7 +41,7 @@ def test_state_is_kept_in_etcd_and_found_again(tmp_path: Path) -> None:
             await store.close()
             await engine.close()
         with pytest.raises(errors.UserError, match="is kept in etcd"):
-            choose_engine(load_config([]), folder, cluster_id=ID, clock=SystemClock())
+            choose_engine(load_config([]), folder, cluster_id=ID, node_id=NODE, clock=SystemClock())
 
     with EtcdCluster(tmp_path) as cluster:
         asyncio.run(main(cluster))
@@ -55,24 +56,24 @@ def test_an_empty_etcd_does_not_pass_for_the_clusters(tmp_path: Path) -> None:
         folder = tmp_path / "store"
         folder.mkdir()
         nowhere = choose_engine(
-            load_config(["--store", "etcd://127.0.0.1:1"]), folder, cluster_id=ID, clock=SystemClock()
+            load_config(["--store", "etcd://127.0.0.1:1"]), folder, cluster_id=ID, node_id=NODE, clock=SystemClock()
         )
         with pytest.raises(errors.UnavailableError):
             await nowhere.start()
         await nowhere.close()
         assert not list(folder.iterdir()), "a failed first start leaves no mark"
-        engine = choose_engine(_config(first), folder, cluster_id=ID, clock=SystemClock())
+        engine = choose_engine(_config(first), folder, cluster_id=ID, node_id=NODE, clock=SystemClock())
         await engine.start()
         await engine.commit(Txn(puts=(Put("/x", b"1"),)))
         await engine.close()
         for _ in range(2):  # being refused must not make it the place
-            wrong = choose_engine(_config(empty), folder, cluster_id=ID, clock=SystemClock())
+            wrong = choose_engine(_config(empty), folder, cluster_id=ID, node_id=NODE, clock=SystemClock())
             with pytest.raises(
                 errors.UserError, match=f"does not hold the state of cluster c1.*{first.endpoints[0][7:]}"
             ):
                 await wrong.start()
             await wrong.close()
-        again = choose_engine(_config(first), folder, cluster_id=ID, clock=SystemClock())
+        again = choose_engine(_config(first), folder, cluster_id=ID, node_id=NODE, clock=SystemClock())
         await again.start()
         assert await again.get("/x")
         await again.close()
@@ -110,7 +111,9 @@ def test_erasing_leaves_nothing_of_the_cluster_and_all_of_its_neighbour(tmp_path
 def test_state_in_a_file_is_not_left_behind(tmp_path: Path) -> None:
     (tmp_path / "state.db").touch()
     with pytest.raises(errors.UserError, match="without --store"):
-        choose_engine(load_config(["--store", "etcd://h:1"]), tmp_path, cluster_id=ID, clock=SystemClock())
+        choose_engine(
+            load_config(["--store", "etcd://h:1"]), tmp_path, cluster_id=ID, node_id=NODE, clock=SystemClock()
+        )
 
 
 def test_a_store_that_is_no_etcd_address_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
+from starlette.responses import StreamingResponse
 
 from fleet import errors
 from fleet.api.http import json_response, parse_bool, read_struct
@@ -31,6 +32,21 @@ def swarm_routes(membership: Membership) -> APIRouter:
     async def leave(force: str | None = None) -> Response:
         await membership.leave(force=parse_bool(force))
         return Response(status_code=200)
+
+    @routes.get("/fleet/v1/swarm/backup")
+    async def backup() -> Response:
+        membership.manager()
+        return StreamingResponse(membership.backup(), media_type="application/x-ndjson")
+
+    @routes.post("/fleet/v1/swarm/restore")
+    async def restore(request: Request) -> Response:
+        query = request.query_params
+        node_id = await membership.restore(
+            request.stream(),
+            listen_addr=query.get("listenAddr", ""),
+            advertise_addr=query.get("advertiseAddr", ""),
+        )
+        return json_response({"NodeID": node_id})
 
     @routes.get("/swarm/unlockkey")
     async def unlock_key() -> Response:

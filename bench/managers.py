@@ -1,0 +1,201 @@
+"""Three managers: how soon after the leader is killed writes are taken and tasks run again, and how many writes a second.
+
+Labs of three managers and two workers, fleet's and, where ``dockerd`` is installed, Docker Swarm's; both idle while the other
+works, runs interleaved. A kill is SIGKILL for the leader's daemon (fleet: its etcd goes on, as it would on a real host; swarm:
+dockerd has its Raft member in itself). From then on another manager is asked, every 20 ms, to scale a service by one; the
+clock stops when it says yes, and a second time when the new task runs. The dead daemon is started again before the next kill.
+
+Writes are ``POST /configs/create`` of 100 bytes over kept connections, to one manager, for a few seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import secrets
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bench import swarm_peer
+from bench.services import Cluster, import_image, show
+from fleet import errors
+from fleet.api.client import EngineClient
+from fleet.lab import Lab
+
+KILLS: Final = 20
+SECONDS: Final = 4.0
+IN_FLIGHT: Final = (1, 64)
+MANAGERS: Final = ("m1", "m2", "m3")
+TIMEOUT_S: Final = 90.0
+_POLL_S: Final = 0.02
+Rows = dict[str, dict[str, list[float]]]
+
+
+def leader(cluster: Cluster, *, at: str) -> str:
+    """Host name of the leader; empty while there is none."""
+    with contextlib.suppress(errors.FleetError, OSError):
+        for node in cluster.client(at).get("/nodes"):
+            if (node.get("ManagerStatus") or {}).get("Leader"):
+                return str(node["Description"]["Hostname"])
+    return ""
+
+
+def settled(cluster: Cluster) -> str:
+    """Wait until all three managers agree on a leader and are reachable; returns it."""
+    end = time.perf_counter() + TIMEOUT_S
+    while time.perf_counter() < end:
+        names = {leader(cluster, at=host) for host in MANAGERS}
+        if len(names) == 1 and "" not in names:
+            nodes = cluster.client(next(iter(names))).get("/nodes")
+            standing = [n["ManagerStatus"]["Reachability"] for n in nodes if n.get("ManagerStatus")]
+            if standing == ["reachable"] * 3 and all(n["Status"]["State"] == "ready" for n in nodes):
+                return names.pop()
+        time.sleep(0.2)
+    raise TimeoutError(f"{cluster.name}: the managers have not agreed within {TIMEOUT_S:g} s")
+
+
+def kill_leader(cluster: Cluster, service: str) -> dict[str, float]:
+    """Seconds from the kill to the first accepted write, and to that write's task running."""
+    victim = settled(cluster)
+    witness = next(host for host in MANAGERS if host != victim)
+    client = cluster.client(witness)
+    found = client.get(f"/services/{service}")
+    wanted = found["Spec"]["Mode"]["Replicated"]["Replicas"] + 1
+    time.sleep(1.0)
+    if victim in cluster.clients:
+        cluster.clients.pop(victim).close()
+    start = time.perf_counter()
+    cluster.lab.signal_daemon(victim, signal.SIGKILL)
+    end = start + TIMEOUT_S
+    while True:
+        try:
+            found = client.get(f"/services/{service}")
+            spec = found["Spec"]
+            spec["Mode"]["Replicated"]["Replicas"] = wanted
+            client.post(f"/services/{service}/update", spec, version=found["Version"]["Index"])
+            break
+        except (errors.FleetError, OSError):
+            if time.perf_counter() > end:
+                raise
+            time.sleep(_POLL_S)
+    accepted = time.perf_counter() - start
+    running: list[Any] = []
+    while len(running) < wanted and time.perf_counter() < end:
+        time.sleep(_POLL_S)
+        with contextlib.suppress(errors.FleetError, OSError):
+            tasks = client.get("/tasks", filters={"service": [service]})
+            running = [t for t in tasks if t["DesiredState"] == t["Status"]["State"] == "running"]
+    spent = time.perf_counter() - start
+    cluster.lab.start_daemon(victim)
+    return {"leader killed to write accepted": accepted, "leader killed to new task running": spent}
+
+
+def writes(cluster: Cluster, *, in_flight: int, seconds: float = SECONDS) -> float:
+    """Committed writes a second through one manager."""
+    url = cluster.client("m1").url
+    done = [0] * in_flight
+    stop = time.perf_counter() + seconds
+    data = "eHh4" * 33
+
+    def work(index: int) -> None:
+        client = EngineClient(url)
+        try:
+            while time.perf_counter() < stop:
+                client.post("/configs/create", {"Name": secrets.token_hex(8), "Data": data})
+                done[index] += 1
+        finally:
+            client.close()
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(in_flight)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done) / (time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def clusters(*, peer: bool) -> Iterator[list[Cluster]]:
+    """Fleet's, of three and of one manager, and Docker's of three."""
+    token = secrets.token_hex(3)
+    fleet = [sys.executable, "-m", "fleet.cli.main"]
+    made = [Cluster("fleet", Lab(f"bench-{token}"), fleet)]
+    if peer:
+        swarm = Lab(f"bench-{token}-swarm", daemon=swarm_peer.DOCKER_DAEMON)
+        made.append(Cluster("swarm", swarm, ["docker"], ["--no-resolve-image"]))
+    with contextlib.ExitStack() as stack:
+        if peer:
+            stack.enter_context(swarm_peer.covers())
+        for cluster in made:
+            stack.enter_context(cluster.lab)
+            cluster.lab.up(managers=3, workers=2)
+            import_image(cluster)
+        yield made
+        for cluster in made:
+            for client in cluster.clients.values():
+                client.close()
+
+
+def run(
+    json_path: str | None = None, *, peer: bool | None = None, kills: int = KILLS, seconds: float = SECONDS
+) -> None:
+    """Print the tables; with ``json_path`` write the numbers there too. ``peer``: Docker Swarm as well; None: if it is there."""
+    beside = not swarm_peer.missing() if peer is None else peer
+    rows: Rows = {}
+    rates: Rows = {}
+    with clusters(peer=beside) as made:
+        names = [cluster.name for cluster in made]
+        for cluster in made:
+            cluster.create("failover", 2, "--restart-delay", "0s")
+            cluster.wait_running("failover", 2)
+        for number in range(kills):
+            for cluster in made:
+                for row, value in kill_leader(cluster, "failover").items():
+                    rows.setdefault(row, {}).setdefault(cluster.name, []).append(value)
+                    print(f"  {number + 1:2} {cluster.name:6} {row}: {value:.3f} s", file=sys.stderr, flush=True)
+        for in_flight in IN_FLIGHT:
+            for cluster in made:
+                settled(cluster)
+                value = writes(cluster, in_flight=in_flight, seconds=seconds)
+                rates.setdefault(f"3 managers, {in_flight} in flight", {}).setdefault(cluster.name, []).append(value)
+    with Lab(f"bench-{secrets.token_hex(3)}-one") as lab:
+        one = Cluster("fleet", lab, [sys.executable, "-m", "fleet.cli.main"])
+        lab.up(managers=1, workers=0)
+        for in_flight in IN_FLIGHT:
+            value = writes(one, in_flight=in_flight, seconds=seconds)
+            rates.setdefault(f"1 manager (SQLite), {in_flight} in flight", {}).setdefault("fleet", []).append(value)
+    if rows:
+        show(rows, names)
+    print(f"\n{'committed writes a second':44}" + "".join(f"{name:>24}" for name in names))
+    for row, found in rates.items():
+        cells = (f"{statistics.median(found[name]):.0f}" if name in found else "-" for name in names)
+        print(f"{row:44}" + "".join(f"{cell:>24}" for cell in cells))
+    if not beside:
+        print("Docker Swarm not measured; python -m bench.managers --peer does, and installs it if need be")
+    if json_path is not None:
+        numbers = {"seconds": rows, "writes_per_second": rates, "peer": swarm_peer.version() if beside else None}
+        Path(json_path).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.managers", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--peer", action=argparse.BooleanOptionalAction, help="Docker Swarm too, installed if need be")
+    options = parser.parse_args(arguments)
+    if options.peer and swarm_peer.missing():
+        swarm_peer.install()
+    run(options.json, peer=options.peer, kills=options.kills, seconds=options.seconds)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
