@@ -141,7 +141,10 @@ class EtcdEngine:
         txn.check(ops_max=self.ops_max)
         self._check()
         if not txn.puts:
-            return await self._apply(txn, slot=None, mark="", fresh="", repeatable=not txn.deletes)
+            try:
+                return await self._apply(txn, slot=None, mark="", fresh="", repeatable=not txn.deletes)
+            except errors.StorageFullError as full:  # made or not, as below, with no slot to tell
+                raise OutcomeUnknownError(f"{full}; the deletion may have happened", retry_after_s=1.0) from full
         slot, mark = await self._free.get()
         fresh = secrets.token_hex(8)
         # A slot whose state is not known (cancelled, no answer) is replaced by one of a new name.
@@ -157,7 +160,12 @@ class EtcdEngine:
                     raise errors.UnavailableError(
                         f"the write was not made: {lost}".replace("; it may have happened", ""), retry_after_s=1.0
                     ) from lost
-            except (CompareFailed, LeaseLostError, errors.StorageFullError, errors.TooLargeError):
+            except errors.StorageFullError as full:
+                revision = await self._revision_if_made(slot, fresh=fresh, full=full)
+                after = (slot, fresh if revision else mark)
+                if not revision:
+                    raise
+            except (CompareFailed, LeaseLostError, errors.TooLargeError):
                 after = (slot, mark)
                 raise
             return revision
@@ -347,6 +355,18 @@ class EtcdEngine:
         if now == fence:  # the fence itself was sent twice
             return 0, fence
         raise lost
+
+    async def _revision_if_made(self, slot: str, *, fresh: str, full: errors.StorageFullError) -> int:
+        """Of a transaction that etcd refused for its quota, or 0: the one that reaches the quota is applied and answered so all
+        the same (etcd's ``quotaApplierV3``). Nothing of it is on its way any more, so that reading is enough."""
+        try:
+            answer = await self._call("/v3/kv/range", {"key": encode(slot)}, repeatable=True)
+        except errors.UnavailableError as cause:
+            raise OutcomeUnknownError(f"{full}, or it may have happened: {cause}", retry_after_s=1.0) from cause
+        found = answer.get("kvs", [])
+        if not found or decode(found[0].get("value")).decode() != fresh:
+            return 0
+        return int(found[0]["mod_revision"]) + self._base
 
     def _bare(self, revision: int) -> int:
         """etcd's own number; one from before the state was moved here is no revision of any key."""

@@ -26,7 +26,7 @@ import msgspec
 
 from fleet import errors
 from fleet.clock import Clock
-from fleet.engines.etcd_wire import EtcdTls, Gateway, encode
+from fleet.engines.etcd_wire import EtcdTls, Gateway, RevisionGoneError, encode
 from fleet.logs import get_logger
 
 __all__ = ["EtcdMember", "MemberFile", "MemberTls", "find_etcd"]
@@ -46,8 +46,11 @@ _READY_S: Final = 60.0
 _STOP_S: Final = 5.0
 _RESTART_FIRST_S: Final = 0.2
 _RESTART_MAX_S: Final = 10.0
-_UPKEEP_S: Final = 600.0
+_UPKEEP_S: Final = 15.0
+"""How long writers may be refused after the quota was reached before the member begins to make room."""
 _DEFRAGMENT_BYTES: Final = 256 << 20
+_ROOM: Final = 0.9
+"""Of the quota: with less than a tenth free the alarm would be back at once."""
 _POLL_S: Final = 0.05
 
 
@@ -103,9 +106,12 @@ class MemberFile(msgspec.Struct, frozen=True, kw_only=True):
 class EtcdMember:
     """Of the files in ``folder``; ``create`` makes them."""
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
+    def __init__(self, folder: Path, clock: Clock, *, quota_bytes: int = _QUOTA_BYTES) -> None:
         self._folder = folder
         self._clock = clock
+        self._quota_bytes = quota_bytes
+        self._full_at = ""
+        """The revision at which all that could be given up was not enough."""
         self._process: asyncio.subprocess.Process | None = None
         self._file = self._load()
 
@@ -115,7 +121,9 @@ class EtcdMember:
         return (folder / "member.json").exists()
 
     @classmethod
-    def create(cls, folder: Path, clock: Clock, *, file: MemberFile, tls: MemberTls) -> EtcdMember:
+    def create(
+        cls, folder: Path, clock: Clock, *, file: MemberFile, tls: MemberTls, quota_bytes: int = _QUOTA_BYTES
+    ) -> EtcdMember:
         """A member that has never run. Blocks on fsync; ``folder`` must not exist, or be what an earlier try left."""
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "tls").mkdir(mode=0o700, parents=True)
@@ -124,7 +132,7 @@ class EtcdMember:
         for name, text in (("ca.crt", tls.ca_pem), ("member.crt", tls.certificate_pem), ("member.key", tls.key_pem)):
             _write(folder / "tls" / name, text.encode())
         _write(folder / "member.json", msgspec.json.format(msgspec.json.encode(file)))
-        return cls(folder, clock)
+        return cls(folder, clock, quota_bytes=quota_bytes)
 
     def _load(self) -> MemberFile:
         try:
@@ -220,7 +228,7 @@ class EtcdMember:
             f"--heartbeat-interval={_HEARTBEAT_MS}",
             f"--election-timeout={_ELECTION_MS}",
             "--pre-vote",
-            f"--quota-backend-bytes={_QUOTA_BYTES}",
+            f"--quota-backend-bytes={self._quota_bytes}",
             "--auto-compaction-mode=revision",
             f"--auto-compaction-retention={_KEPT_REVISIONS}",
             "--logger=zap",
@@ -341,26 +349,55 @@ class EtcdMember:
         return lines[-1][:400] if lines else "nothing"
 
     async def _upkeep(self) -> None:
-        """Give unused space back, and lift the space alarm once there is room. etcd compacts by itself."""
         while True:
             await self._clock.sleep(_UPKEEP_S)
             await asyncio.to_thread(self._trim_log)
-            gateway = Gateway([self.endpoint], tls=self.tls, timeout_s=30.0)
             try:
-                status = await gateway.call("/v3/maintenance/status", {}, repeatable=True)
-                size, used = int(status.get("dbSize", 0)), int(status.get("dbSizeInUse", 0))
-                is_alarmed = "NOSPACE" in str(status.get("errors", ""))
-                if is_alarmed or (size - used > _DEFRAGMENT_BYTES and used < size / 2):
-                    log.info("defragmenting etcd", member=self.name, bytes=size, used=used)
-                    await gateway.call("/v3/maintenance/defragment", {}, repeatable=True)
-                if is_alarmed and used < _QUOTA_BYTES * 0.9:
-                    await gateway.call(
-                        "/v3/maintenance/alarm", {"action": "DEACTIVATE", "alarm": "NOSPACE"}, repeatable=True
-                    )
+                await self.make_room()
             except errors.FleetError as cause:
                 log.warning("etcd not looked after", cause=str(cause))
-            finally:
-                await gateway.close()
+
+    async def make_room(self) -> None:
+        """Give unused space of this member's file back; after the quota was reached, give the history up too, and let writers in
+        again if that was enough. Each member sees to its own alarm, so none is lifted before that member has room.
+
+        Without an alarm etcd compacts by itself. Raises ``UnavailableError``; repeating it is harmless.
+        """
+        gateway = Gateway([self.endpoint], tls=self.tls, timeout_s=30.0)
+        try:
+            status = await gateway.call("/v3/maintenance/status", {}, repeatable=True)
+            own = str(status["header"]["member_id"])
+            alarms = (
+                await gateway.call("/v3/maintenance/alarm", {"action": "GET", "alarm": "NOSPACE"}, repeatable=True)
+            ).get("alarms", [])
+            is_full = any(str(alarm.get("memberID")) == own for alarm in alarms)
+            size, used = int(status.get("dbSize", 0)), int(status.get("dbSizeInUse", 0))
+            if not is_full:
+                if size - used > _DEFRAGMENT_BYTES and used < size / 2:
+                    log.info("defragmenting etcd", member=self.name, bytes=size, used=used)
+                    await gateway.call("/v3/maintenance/defragment", {}, repeatable=True)
+                return
+            revision = str(status["header"]["revision"])
+            if revision == self._full_at:
+                return  # nothing was deleted since
+            with contextlib.suppress(RevisionGoneError):  # compacted already
+                body = {"revision": revision, "physical": True}
+                await gateway.call("/v3/kv/compaction", body, repeatable=True)
+            # What a compaction freed is counted (``dbSizeInUse``) at the next write only: just the file tells.
+            await gateway.call("/v3/maintenance/defragment", {}, repeatable=True)
+            status = await gateway.call("/v3/maintenance/status", {}, repeatable=True)
+            size = int(status.get("dbSize", 0))
+            if size >= self._quota_bytes * _ROOM:
+                self._full_at = revision
+                log.error(
+                    "etcd is full: remove services, secrets or configs", bytes=size, quota_bytes=self._quota_bytes
+                )
+                return
+            body = {"action": "DEACTIVATE", "memberID": own, "alarm": "NOSPACE"}
+            await gateway.call("/v3/maintenance/alarm", body, repeatable=True)
+            log.warning("etcd's space quota was reached; there is room again", bytes=size)
+        finally:
+            await gateway.close()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -23,7 +23,16 @@ import httpx
 from fleet import errors
 from fleet.store.engine import LeaseLostError
 
-__all__ = ["EtcdTls", "Gateway", "OutcomeUnknownError", "RevisionGoneError", "decode", "encode", "range_end"]
+__all__ = [
+    "EtcdTls",
+    "Gateway",
+    "MembersRefusedError",
+    "OutcomeUnknownError",
+    "RevisionGoneError",
+    "decode",
+    "encode",
+    "range_end",
+]
 
 RETRY_AFTER_S: Final = 1.0
 _PAUSE_S: Final = 0.1
@@ -35,6 +44,10 @@ _LINE_BYTES_MAX: Final = 256 * 1024 * 1024
 
 class OutcomeUnknownError(errors.UnavailableError):
     """The answer to a write was lost: it may or may not have happened. Read before trying again."""
+
+
+class MembersRefusedError(errors.UnavailableError):
+    """etcd did not change its members, and will not until they are all well."""
 
 
 class RevisionGoneError(errors.FleetError):
@@ -112,7 +125,7 @@ class Gateway:
                     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as cause:
                         sent, last = False, f"{endpoint}: {cause or type(cause).__name__}"
                     except (httpx.HTTPError, errors.UnavailableError) as cause:
-                        if isinstance(cause, (LeaseLostError, errors.StorageFullError)):
+                        if isinstance(cause, (LeaseLostError, MembersRefusedError, errors.StorageFullError)):
                             raise
                         last = f"{endpoint}: {cause or type(cause).__name__}"
                         if not repeatable:
@@ -184,9 +197,16 @@ class Gateway:
             raise RevisionGoneError(text)
         if "lease not found" in text:
             raise LeaseLostError("the lease has ended")
+        if "unhealthy cluster" in text:
+            raise MembersRefusedError(
+                "etcd does not change its members while too few are there, or have been for 5 s; nothing was changed, "
+                "try again",
+                retry_after_s=RETRY_AFTER_S,
+            )
         if "database space exceeded" in text:
             raise errors.StorageFullError(
-                "etcd's space quota is used up: compact, defragment and disarm the alarm; nothing was changed"
+                "etcd's space quota is used up: an etcd of fleet's own makes room by itself within a minute; in another one "
+                "compact, defragment and disarm the alarm"
             )
         if "too large" in text or "too many operations" in text:
             raise errors.TooLargeError(text)
