@@ -198,19 +198,26 @@ def test_writers_refused_for_a_full_quota_go_on_once_the_history_is_given_up(tmp
     async def test(managers: Managers) -> None:
         member = await managers.add(quota_bytes=16 << 20)
         async with opened(managers.engine()) as engine:
-            written = 0
-            with pytest.raises(errors.StorageFullError, match="quota"):
-                while written < 64:  # one key again and again: all but the newest version is history
-                    await engine.commit(Txn(puts=(Put("/a", written.to_bytes(1) * (1 << 20)),)))
-                    written += 1
-            # etcd applies the one that reaches the quota and refuses it all the same
-            entry = await engine.get("/a")
-            assert entry is not None and entry.value[0] == written - 1
+            # One key again and again, all but its newest version is history; beside it one key a write, to tell it by.
+            big = bytes(256 << 10)
+            kept: list[str] = []
+
+            async def write(worker: int) -> None:
+                for number in range(500):
+                    key = f"/n/{worker}/{number:03}"
+                    await engine.commit(Txn(puts=(Put("/a", big), Put(key, b""))))
+                    kept.append(key)
+
+            results = await asyncio.gather(*map(write, range(8)), return_exceptions=True)
+            assert {type(result) for result in results} == {errors.StorageFullError}
+            # etcd applies the writes that reach the quota and refuses them all the same.
+            kept.sort()
+            assert [entry.key for entry in (await engine.list("/n/")).entries] == kept
             with pytest.raises(errors.StorageFullError):
                 await engine.commit(Txn(puts=(Put("/b", b""),)))
             await member.make_room()
             await engine.commit(Txn(puts=(Put("/b", b""),)))
-            assert [entry.key for entry in (await engine.list("/")).entries] == ["/a", "/b"]
+            assert [entry.key for entry in (await engine.list("/")).entries] == ["/a", "/b", *kept]
 
     run(tmp_path, test)
 
