@@ -11,6 +11,7 @@ from fleet.cli.render import echo
 from fleet.cli.swarm_backup import backup, restore
 from fleet.cli.swarm_ca import ca
 from fleet.cli.swarm_settings import DURATION, update_swarm
+from fleet.cli.swarm_unlock import show_unlock_key, unlock, unlock_key
 
 Json = dict[str, Any]
 
@@ -90,6 +91,9 @@ def init(app: App, **flags: Any) -> None:
     echo(f"Swarm initialized: current node ({node_id}) is now a manager.\n")
     _print_join(app, "worker", title="To add a worker to this swarm, run the following command:")
     echo("To add a manager to this swarm, run 'fleet swarm join-token manager' and follow the instructions.")
+    if flags["autolock"]:
+        echo("")
+        show_unlock_key(app)
 
 
 def _settings(spec: Json, flags: Json) -> Json:
@@ -187,8 +191,12 @@ def update(app: App, **flags: Any) -> None:
         raise click.UsageError("nothing to change; see the options")
     update_swarm(app, _settings(app.client.get("/swarm")["Spec"], flags))
     echo("Swarm updated.")
+    if flags["autolock"]:
+        show_unlock_key(app)
 
 
 swarm.add_command(ca)
 swarm.add_command(backup)
 swarm.add_command(restore)
+swarm.add_command(unlock)
+swarm.add_command(unlock_key)

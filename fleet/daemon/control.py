@@ -30,12 +30,13 @@ from fleet.daemon.state_engine import choose_engine, erase_state
 from fleet.daemon.swarm_state import SwarmState
 from fleet.engines.etcd_member import find_etcd
 from fleet.identity.keys import generate_request
+from fleet.identity.tokens import parse_unlock_key
 from fleet.logs import get_logger
 from fleet.manager.admission import release_other_managers
 from fleet.manager.role import ManagerRole
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import Node
-from fleet.store import Store
+from fleet.store import Kind, Store
 from fleet.store.backup import backup_lines, put_into
 from fleet.store.engine import Engine
 from fleet.store.sealing import AesSealer, load_or_create_key, save_key
@@ -75,7 +76,10 @@ class Control:
         self._containers = containers
         self._events = events
         self._spawn = spawn
-        self._own = OwnState(folder, clock)
+        self._own = OwnState(folder, clock, run_folder=config.exec_root / "etcd")
+        self.passphrase: bytes | None = None
+        """What this manager's keys on disk are locked with; None while they are not."""
+        self._relock_identity: Callable[[bytes | None], Coroutine[Any, Any, None]] | None = None
         self._moving = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._state: Callable[[], SwarmState] | None = None
@@ -98,7 +102,7 @@ class Control:
         Raises ``UnavailableError``, and ``UserError`` when the state is another's."""
         folder = self._folder / "store"
         await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
-        key = await asyncio.to_thread(_store_key, folder)
+        key = await asyncio.to_thread(_store_key, folder, self.passphrase)
         engine: Engine
         if self._own.is_used and not self._config.store:
             engine = await self._own.open(cluster_id=cluster_id, node_id=node_id)
@@ -121,9 +125,12 @@ class Control:
         tls: Callable[[], ssl.SSLContext],
         *,
         suspects_leader: Callable[[], bool],
+        relock_identity: Callable[[bytes | None], Coroutine[Any, Any, None]],
     ) -> None:
         """Be a manager, in a moment or as soon as the state can be opened. Raises ``UserError`` when it is another cluster's."""
         self._state, self._tls, self._suspects_leader = state, tls, suspects_leader
+        self._relock_identity = relock_identity
+        self._own.passphrase = self.passphrase
         if not self._config.store:
             await self._own.remove_leftovers()
         opening = self._spawn(self._open(), "opening of the state")
@@ -133,6 +140,18 @@ class Control:
             opening.result()
         elif not self.error:
             self.error = "the cluster's state cannot be reached yet; trying on"
+
+    async def _begin_again(self) -> None:
+        await self.end()
+        assert self._state is not None
+        assert self._tls is not None
+        assert self._relock_identity is not None
+        await self.begin(
+            self._state,
+            self._tls,
+            suspects_leader=self._suspects_leader,
+            relock_identity=self._relock_identity,
+        )
 
     async def _take(self) -> None:
         assert self._state is not None
@@ -159,6 +178,7 @@ class Control:
         self.role = role
         if self._own.is_used and not self._config.store:
             self._tasks.append(self._spawn(self._own.keep(), "etcd"))
+        self._tasks.append(self._spawn(self._follow_lock(self.store), "lock"))
         self._tasks.append(self._spawn(role.run(), "manager"))
         self._tasks.append(self._spawn(self._events.follow_store(self.store), "cluster events"))
         self.error = ""
@@ -175,7 +195,7 @@ class Control:
         if kit.member is not None:
             await self._own.settle_in(kit.member, key, node_id=state.node_id, peer=_peer(state))
         # Last: without it the next start asks for a kit again.
-        await asyncio.to_thread(save_key, self._folder / "store.key", kit.sealing_key)
+        await asyncio.to_thread(save_key, self._folder / "store.key", kit.sealing_key, passphrase=self.passphrase)
 
     async def _open(self) -> None:
         """Until it is open. State that turns out to be another's ends the daemon."""
@@ -238,6 +258,29 @@ class Control:
         own = self._state().node_id
         return sum(node.manager_status is not None and node.id != own for node in self.store.nodes.all())
 
+    # -- locked
+
+    async def _follow_lock(self, store: Store) -> None:
+        """Keep the keys on disk locked with what the cluster says (``swarm update --autolock``); until cancelled."""
+        with store.subscribe(Kind.CLUSTER) as changes:
+            while True:
+                for cluster in store.clusters.all():
+                    wanted = parse_unlock_key(cluster.unlock_key) if cluster.unlock_key else None
+                    if wanted != self.passphrase:
+                        await self._relock(wanted)
+                await changes.wait()
+
+    async def _relock(self, passphrase: bytes | None) -> None:
+        path = self._folder / "store.key"
+        key = await asyncio.to_thread(load_or_create_key, path, is_new=False, passphrase=self.passphrase)
+        # The node's own key last: its form says at the next start whether there is anything to unlock.
+        await asyncio.to_thread(save_key, path, key, passphrase=passphrase)
+        await asyncio.to_thread(self._own.relock, passphrase)
+        if self._relock_identity is not None:
+            await self._relock_identity(passphrase)
+        self.passphrase = passphrase
+        log.info("keys on disk are locked" if passphrase else "keys on disk are not locked any more")
+
     # -- begun anew, kept elsewhere
 
     async def begin_anew(self) -> None:
@@ -247,12 +290,10 @@ class Control:
             raise errors.UnsupportedError(
                 f"the state is in an etcd of yours ({self._config.store}): repair or restore that; fleet goes on when it answers"
             )
-        assert self._state is not None
-        assert self._tls is not None
         if self._own.is_used:
             await self.end()
             await self._own.begin_anew()
-            await self.begin(self._state, self._tls, suspects_leader=self._suspects_leader)
+            await self._begin_again()
         store, state = self._open_store()
         await release_other_managers(store, self._clock, own=state.node_id)
 
@@ -260,7 +301,7 @@ class Control:
         """See ``fleet.store.backup``."""
         self._open_store()
         assert self._engine is not None
-        key = await asyncio.to_thread(_store_key, self._folder / "store")
+        key = await asyncio.to_thread(_store_key, self._folder / "store", self.passphrase)
         async for line in backup_lines(
             self._engine, cluster_id=cluster_id, created_at=self._clock.now(), sealing_key=key
         ):
@@ -273,7 +314,7 @@ class Control:
 
         Raises ``UnavailableError`` while that cannot be done, ``UserError`` when this host has no etcd.
         """
-        key = await asyncio.to_thread(_store_key, self._folder / "store")
+        key = await asyncio.to_thread(_store_key, self._folder / "store", self.passphrase)
         if self._config.store:
             return ManagerKit(sealing_key=key)
         async with self._moving:
@@ -324,9 +365,7 @@ class Control:
             raise
         finally:
             if self.store is None:
-                await self.end()
-                assert self._state is not None
-                await self.begin(self._state, self._tls, suspects_leader=self._suspects_leader)
+                await self._begin_again()
         log.info("the state has moved", keys=copy.objects, paused_s=round(self._clock.monotonic() - began, 3))
 
 
@@ -335,8 +374,8 @@ def _peer(state: SwarmState) -> str:
     return f"{state.advertise_address}:{state.cluster_port + 1}"
 
 
-def _store_key(folder: Path) -> bytes:
+def _store_key(folder: Path, passphrase: bytes | None) -> bytes:
     """The key that secrets and the root key are sealed with at rest; beside the state, not in it, so that a copy of the
     database alone tells nothing."""
     is_new = not any(entry.name not in ("lock", "in-own-etcd", "in-etcd") for entry in folder.iterdir())
-    return load_or_create_key(folder.parent / "store.key", is_new=is_new)
+    return load_or_create_key(folder.parent / "store.key", is_new=is_new, passphrase=passphrase)

@@ -23,6 +23,7 @@ __all__ = [
     "KitRequest",
     "ManagerKit",
     "MemberKit",
+    "UnlockRequest",
     "answer_message",
     "ask_managers",
     "parse_availability",
@@ -59,6 +60,15 @@ class JoinSwarmRequest(msgspec.Struct, frozen=True, kw_only=True):
     join_token: str = msgspec.field(default="", name="JoinToken")
     availability: str = msgspec.field(default="", name="Availability")
     labels: dict[str, str] = msgspec.field(default_factory=dict, name="Labels")
+
+
+class UnlockRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """``POST /swarm/unlock``."""
+
+    unlock_key: str = msgspec.field(default="", name="UnlockKey")
+
+    def __repr__(self) -> str:
+        return "UnlockRequest(<key>)"
 
 
 class KitRequest(msgspec.Struct, frozen=True, kw_only=True):

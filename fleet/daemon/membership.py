@@ -45,6 +45,7 @@ from fleet.daemon.service_logs import ServiceLogs
 from fleet.daemon.swarm_state import SwarmState, SwarmStateFile
 from fleet.engines.etcd_member import find_etcd
 from fleet.identity.keys import (
+    LockedError,
     NodeIdentity,
     generate_request,
     load_identity,
@@ -52,7 +53,7 @@ from fleet.identity.keys import (
     remove_identity,
     save_identity,
 )
-from fleet.identity.tokens import check_root, parse_token
+from fleet.identity.tokens import check_root, parse_token, parse_unlock_key
 from fleet.images import ImageStore
 from fleet.logs import get_logger
 from fleet.manager.admission import JoinRequest, found_cluster, take_over_cluster
@@ -76,6 +77,9 @@ _LOOK_S: Final = 0.05
 NOT_A_MANAGER: Final = (
     "This node is not a swarm manager. "
     'Use "fleet swarm init" or "fleet swarm join" to connect this node to swarm and try again.'
+)
+LOCKED: Final = (
+    'Swarm is encrypted and needs to be unlocked before it can be used. Please use "fleet swarm unlock" to unlock it.'
 )
 WORKER_ONLY: Final = (
     "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. "
@@ -166,6 +170,7 @@ class Membership:
         self._active: _Active | None = None
         self._verb = asyncio.Lock()
         self._error = ""
+        self._locked = False
         self.is_pending = False
 
     # What others ask ------------------------------------------------------------------------------------------
@@ -185,6 +190,8 @@ class Membership:
         """Docker's word for it."""
         if self._active is not None:
             return "active"
+        if self._locked:
+            return "locked"
         return "pending" if self.is_pending else "error" if self.error else "inactive"
 
     @property
@@ -197,6 +204,8 @@ class Membership:
 
     def manager(self) -> ManagerRole:
         """The manager role. Raises ``UnavailableError`` with Docker's text when this host has none."""
+        if self._locked:
+            raise errors.UnavailableError(LOCKED)
         if self._active is None:
             raise errors.UnavailableError(f"{NOT_A_MANAGER}{f' ({self.error})' if self.error else ''}")
         if self._control.role is None:
@@ -237,7 +246,33 @@ class Membership:
         state = await asyncio.to_thread(self._file.load)
         if state is None:
             return
-        identity = await asyncio.to_thread(load_identity, self._identity_folder)
+        try:
+            identity = await asyncio.to_thread(load_identity, self._identity_folder)
+        except LockedError:
+            self._locked = True
+            log.warning("this manager is locked: fleet swarm unlock")
+            return
+        await self._take_up(state, identity)
+
+    async def unlock(self, unlock_key: str) -> None:
+        """Take up the membership of a locked manager.
+
+        Raises ``ConflictError`` if it is not locked, ``UserError`` for a wrong key."""
+        async with self._verb:
+            if not self._locked:
+                raise errors.ConflictError("swarm is not locked")
+            passphrase = parse_unlock_key(unlock_key)
+            state = await asyncio.to_thread(self._file.load)
+            assert state is not None
+            try:
+                identity = await asyncio.to_thread(load_identity, self._identity_folder, passphrase=passphrase)
+            except LockedError as cause:
+                raise errors.UserError("swarm could not be unlocked: invalid key provided") from cause
+            self._control.passphrase = passphrase
+            self._locked = False
+            await self._take_up(state, identity)
+
+    async def _take_up(self, state: SwarmState, identity: NodeIdentity | None) -> None:
         if identity is None or identity.cluster_id != state.cluster_id:
             self._error = "the node's certificate is missing; leave the swarm and join again"
             log.error("not a member any more", cause=self.error)
@@ -402,6 +437,12 @@ class Membership:
         """Leave: tasks here are stopped and removed, the cluster's networks and this host's membership are gone."""
         async with self._verb:
             active = self._active
+            if active is None and self._locked:
+                if not force:
+                    raise errors.UnavailableError(LOCKED)
+                await self._clean()
+                self._locked = False
+                return
             if active is None:
                 if not self.error:
                     raise errors.UnavailableError("This node is not part of a swarm")
@@ -437,7 +478,7 @@ class Membership:
         return len(active.state.managers) - 1 if others is None else others
 
     def _refuse_member(self) -> None:
-        if self._active is not None or self.error:
+        if self._active is not None or self.error or self._locked:
             raise errors.UnavailableError(
                 'This node is already part of a swarm. Use "fleet swarm leave" to leave this swarm and join another one.'
             )
@@ -453,6 +494,7 @@ class Membership:
         await asyncio.to_thread(remove_identity, self._identity_folder)
         await asyncio.to_thread(shutil.rmtree, self._folder / "agent", ignore_errors=True)
         await self._control.forget()
+        self._control.passphrase = None
 
     async def _activate(self, state: SwarmState, identity: NodeIdentity) -> None:
         keeper = IdentityKeeper(
@@ -461,6 +503,7 @@ class Membership:
             self._clock,
             managers=lambda: self.state.managers if self.state else (),
             role_changed=self._role_changed,
+            passphrase=self._control.passphrase,
         )
         tls = keeper.client_tls
         folder = self._folder / "agent"
@@ -521,6 +564,7 @@ class Membership:
             lambda: active.state,
             active.keeper.client_tls,
             suspects_leader=lambda: not active.agent.session.connected.is_set(),
+            relock_identity=active.keeper.relock,
         )
 
     def _role_changed(self) -> None:
@@ -542,6 +586,7 @@ class Membership:
                 return
             await self._control.end()
             await self._control.forget()
+            self._control.passphrase = None
 
     def _spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
         async def watched() -> None:

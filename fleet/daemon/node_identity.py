@@ -28,6 +28,7 @@ from fleet.identity.tls import client_context, server_context
 from fleet.logs import get_logger
 from fleet.model.common import TlsInfo
 from fleet.model.ids import NodeId
+from fleet.model.node import NodeRole
 
 __all__ = ["IdentityKeeper"]
 
@@ -52,11 +53,13 @@ class IdentityKeeper:
         *,
         managers: Callable[[], tuple[str, ...]],
         role_changed: Callable[[], None] = lambda: None,
+        passphrase: bytes | None = None,
     ) -> None:
         self._folder = folder
         self._clock = clock
         self._managers = managers
         self._role_changed = role_changed
+        self._passphrase = passphrase
         self._due = asyncio.Event()
         self._trust: Trust | None = None
         self._trust_came = asyncio.Event()
@@ -82,6 +85,14 @@ class IdentityKeeper:
     def renew_now(self) -> None:
         """Ask for a new certificate at once."""
         self._due.set()
+
+    async def relock(self, passphrase: bytes | None) -> None:
+        """From now on the key on disk is encrypted with this, or with nothing."""
+        self._passphrase = passphrase
+        await self._save(self.identity)
+
+    async def _save(self, identity: NodeIdentity) -> None:
+        await asyncio.to_thread(save_identity, self._folder, identity, passphrase=self._passphrase)
 
     def follow(self, trust: Trust) -> None:
         """What the manager said of whom to trust; taken up by ``run``."""
@@ -110,7 +121,7 @@ class IdentityKeeper:
                 except errors.FleetError as cause:
                     log.error("trusted roots not changed: they would not vouch for this node", cause=str(cause))
                     continue
-                await asyncio.to_thread(save_identity, self._folder, changed)
+                await self._save(changed)
                 self._take(changed)
                 log.info("trusted roots changed", roots=trust.roots_pem.count("BEGIN CERTIFICATE"))
             if not self._is_as_wanted(trust):
@@ -166,7 +177,9 @@ class IdentityKeeper:
                     problems.append(f"{manager}: {cause or type(cause).__name__}")
                     continue
                 before = self.identity.role
-                await asyncio.to_thread(save_identity, self._folder, identity)
+                if identity.role is NodeRole.WORKER:
+                    self._passphrase = None  # only managers are locked
+                await self._save(identity)
                 self._take(identity)
                 if identity.role is not before:
                     self._role_changed()

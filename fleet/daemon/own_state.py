@@ -37,7 +37,7 @@ from fleet.engines.etcd_cluster import EtcdCluster, initial_cluster
 from fleet.engines.etcd_member import EtcdMember, MemberFile, MemberTls, find_etcd
 from fleet.engines.migrate import StoreCopy
 from fleet.identity.authority import RootAuthority, create_root
-from fleet.identity.keys import KeyRequest, generate_request
+from fleet.identity.keys import KeyRequest, generate_request, lock_key, unlock_key
 from fleet.logs import get_logger
 from fleet.model.cluster import STATE_AUTHORITY, Authority
 from fleet.model.ids import ClusterId, NodeId
@@ -63,9 +63,12 @@ def prefix_of(cluster_id: ClusterId) -> str:
 
 
 class OwnState:
-    """Of the ``swarm`` folder. ``peer`` is host:port of this host's member, as the others reach it."""
+    """Of the ``swarm`` folder; ``run_folder`` is in memory. ``peer``: host:port of this host's member, as the others reach it."""
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
+    def __init__(self, folder: Path, clock: Clock, *, run_folder: Path) -> None:
+        self.passphrase: bytes | None = None
+        """What the member's key on disk is locked with."""
+        self._keys = run_folder
         self._folder = folder / "etcd"
         self._store = folder / "store"
         self._clock = clock
@@ -100,13 +103,26 @@ class OwnState:
 
     async def _started(self) -> EtcdMember:
         if self._member is None:
-            self._member = await asyncio.to_thread(EtcdMember, self._folder, self._clock)
-            await self._member.start()
+            member = await asyncio.to_thread(self._load)
+            await member.start()
+            self._member = member
         return self._member
+
+    def _load(self) -> EtcdMember:
+        member = EtcdMember(self._folder, self._clock, key_folder=self._keys)
+        member.provide_key(unlock_key(member.key_file.read_text(), self.passphrase))
+        return member
+
+    def relock(self, passphrase: bytes | None) -> None:
+        """From now on the key on disk is locked with this, or with nothing. Blocks."""
+        if EtcdMember.exists(self._folder):
+            member = EtcdMember(self._folder, self._clock, key_folder=self._keys)
+            member.keep_key(lock_key(unlock_key(member.key_file.read_text(), self.passphrase), passphrase))
+        self.passphrase = passphrase
 
     async def begin_anew(self) -> None:
         """The member becomes the only one, with the state it has. The next ``open`` starts it as usual."""
-        member = await asyncio.to_thread(EtcdMember, self._folder, self._clock)
+        member = await asyncio.to_thread(self._load)
         await member.start(force_new_cluster=True)
         await member.wait_ready()
         await member.stop()
@@ -129,7 +145,7 @@ class OwnState:
         """End the member and forget it; idempotent."""
         self._member = None
         if await asyncio.to_thread(EtcdMember.exists, self._folder):
-            await EtcdMember(self._folder, self._clock).erase()
+            await EtcdMember(self._folder, self._clock, key_folder=self._keys).erase()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
         (self._store / _MARK).unlink(missing_ok=True)
 
@@ -158,9 +174,16 @@ class OwnState:
             initial_cluster=f"{node_id}=https://{peer}",
             joins=False,
         )
-        self._member = await asyncio.to_thread(EtcdMember.create, self._folder, self._clock, file=file, tls=tls)
-        await self._member.start()
-        await self._member.wait_ready()
+        member = await asyncio.to_thread(self._make, file, tls)
+        await member.start()
+        self._member = member
+        await member.wait_ready()
+
+    def _make(self, file: MemberFile, tls: MemberTls) -> EtcdMember:
+        member = EtcdMember.create(self._folder, self._clock, key_folder=self._keys, file=file, tls=tls)
+        member.provide_key(tls.key_pem)
+        member.keep_key(lock_key(tls.key_pem, self.passphrase))
+        return member
 
     def copy(self, source: Engine, cluster_id: ClusterId) -> StoreCopy:
         """Of the present engine, into the member."""
@@ -225,7 +248,7 @@ class OwnState:
             joins=True,
         )
         tls = MemberTls(ca_pem=kit.ca_pem, certificate_pem=kit.certificate_pem, key_pem=key.key_pem)
-        await asyncio.to_thread(EtcdMember.create, self._folder, self._clock, file=file, tls=tls)
+        await asyncio.to_thread(self._make, file, tls)
         await asyncio.to_thread(self.set_mark)
 
     async def ask_for_vote(self, managers: Iterable[str], tls: ssl.SSLContext, *, peer: str) -> None:

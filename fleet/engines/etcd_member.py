@@ -104,10 +104,14 @@ class MemberFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EtcdMember:
-    """Of the files in ``folder``; ``create`` makes them."""
+    """Of the files in ``folder``; ``create`` makes them. The running process reads its key from ``key_folder``, a folder in
+    memory: the one on disk may be locked, and etcd reads it at each handshake. ``provide_key`` puts it there."""
 
-    def __init__(self, folder: Path, clock: Clock, *, quota_bytes: int = _QUOTA_BYTES) -> None:
+    def __init__(
+        self, folder: Path, clock: Clock, *, key_folder: Path | None = None, quota_bytes: int = _QUOTA_BYTES
+    ) -> None:
         self._folder = folder
+        self._keys = key_folder or folder / "tls"
         self._clock = clock
         self._quota_bytes = quota_bytes
         self._full_at = ""
@@ -122,7 +126,14 @@ class EtcdMember:
 
     @classmethod
     def create(
-        cls, folder: Path, clock: Clock, *, file: MemberFile, tls: MemberTls, quota_bytes: int = _QUOTA_BYTES
+        cls,
+        folder: Path,
+        clock: Clock,
+        *,
+        file: MemberFile,
+        tls: MemberTls,
+        key_folder: Path | None = None,
+        quota_bytes: int = _QUOTA_BYTES,
     ) -> EtcdMember:
         """A member that has never run. Blocks on fsync; ``folder`` must not exist, or be what an earlier try left."""
         shutil.rmtree(folder, ignore_errors=True)
@@ -132,7 +143,7 @@ class EtcdMember:
         for name, text in (("ca.crt", tls.ca_pem), ("member.crt", tls.certificate_pem), ("member.key", tls.key_pem)):
             _write(folder / "tls" / name, text.encode())
         _write(folder / "member.json", msgspec.json.format(msgspec.json.encode(file)))
-        return cls(folder, clock, quota_bytes=quota_bytes)
+        return cls(folder, clock, key_folder=key_folder, quota_bytes=quota_bytes)
 
     def _load(self) -> MemberFile:
         try:
@@ -166,15 +177,28 @@ class EtcdMember:
     def tls(self) -> EtcdTls:
         """What a client on this host shows and trusts."""
         folder = self._folder / "tls"
-        return EtcdTls(ca=folder / "ca.crt", certificate=folder / "member.crt", key=folder / "member.key")
+        return EtcdTls(ca=folder / "ca.crt", certificate=folder / "member.crt", key=self._keys / "member.key")
 
-    def replace_tls(self, tls: MemberTls) -> None:
-        """A renewed certificate; etcd reads the files at each handshake. Blocks."""
-        for name, text in (("member.crt", tls.certificate_pem), ("member.key", tls.key_pem)):
-            aside = self._folder / "tls" / f".{name}.new"
-            aside.unlink(missing_ok=True)
-            _write(aside, text.encode())
-            aside.replace(self._folder / "tls" / name)
+    @property
+    def key_file(self) -> Path:
+        """The key on disk, PEM; locked or not is its reader's matter."""
+        return self._folder / "tls" / "member.key"
+
+    def keep_key(self, key_pem: str) -> None:
+        """Replace the key on disk by another form of itself. Blocks."""
+        aside = self.key_file.with_name(".member.key.new")
+        aside.unlink(missing_ok=True)
+        _write(aside, key_pem.encode())
+        aside.replace(self.key_file)
+
+    def provide_key(self, key_pem: str) -> None:
+        """Put the plain key where etcd reads it. Blocks."""
+        self._keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._keys.chmod(0o700)
+        aside = self._keys / ".member.key.new"
+        aside.unlink(missing_ok=True)
+        _write(aside, key_pem.encode())
+        aside.replace(self._keys / "member.key")
 
     # -- life
 
@@ -220,11 +244,11 @@ class EtcdMember:
             "--client-cert-auth",
             f"--trusted-ca-file={tls / 'ca.crt'}",
             f"--cert-file={tls / 'member.crt'}",
-            f"--key-file={tls / 'member.key'}",
+            f"--key-file={self._keys / 'member.key'}",
             "--peer-client-cert-auth",
             f"--peer-trusted-ca-file={tls / 'ca.crt'}",
             f"--peer-cert-file={tls / 'member.crt'}",
-            f"--peer-key-file={tls / 'member.key'}",
+            f"--peer-key-file={self._keys / 'member.key'}",
             f"--heartbeat-interval={_HEARTBEAT_MS}",
             f"--election-timeout={_ELECTION_MS}",
             "--pre-vote",
@@ -315,6 +339,7 @@ class EtcdMember:
         """End the process and remove everything."""
         await self.stop()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, self._keys, ignore_errors=True)
 
     def _running(self) -> int | None:
         """The process on our data folder, whoever started it. Containers can give their processes any name and arguments, but

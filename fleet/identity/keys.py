@@ -32,20 +32,28 @@ from fleet.model.node import NodeRole
 
 __all__ = [
     "KeyRequest",
+    "LockedError",
     "NodeIdentity",
     "generate_request",
     "issuing_root",
     "load_identity",
+    "lock_key",
     "make_identity",
     "remove_identity",
     "save_identity",
+    "unlock_key",
 ]
 
 _KEY: Final = "node.key"
 _CERTIFICATE: Final = "node.crt"
 _ROOT: Final = "ca.crt"
 _CURRENT: Final = "current"
+_ENCRYPTED: Final = "-----BEGIN ENCRYPTED PRIVATE KEY-----"
 _GENERATION: Final = re.compile(r"generation-(\d{1,9})")
+
+
+class LockedError(errors.UnavailableError):
+    """A key on disk is encrypted, and the passphrase is missing or wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +121,14 @@ def issuing_root(identity: NodeIdentity) -> str:
     raise errors.InvariantError(f"identity of node {identity.node_id}: none of its roots issued its certificate")
 
 
-def save_identity(folder: Path, identity: NodeIdentity) -> None:
-    """Make ``identity`` the current one, durably and at once; idempotent. Blocks on fsync. Raises ``OSError``."""
+def save_identity(folder: Path, identity: NodeIdentity, *, passphrase: bytes | None = None) -> None:
+    """Make ``identity`` the current one, durably and at once; idempotent. Its key is encrypted if there is a ``passphrase``.
+    Blocks on fsync. Raises ``OSError``."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     generation = folder / f"generation-{max(_generations(folder), default=0) + 1}"
     generation.mkdir(mode=0o700)
     for name, text, mode in (
-        (_KEY, identity.key_pem, 0o600),
+        (_KEY, lock_key(identity.key_pem, passphrase), 0o600),
         (_CERTIFICATE, identity.cert_pem, 0o644),
         (_ROOT, identity.ca_pem, 0o644),
     ):
@@ -134,8 +143,9 @@ def save_identity(folder: Path, identity: NodeIdentity) -> None:
     _sweep(folder, keep=generation.name)
 
 
-def load_identity(folder: Path) -> NodeIdentity | None:
-    """The current identity, or None when this node has none. Raises ``UnauthorizedError`` when it does not fit."""
+def load_identity(folder: Path, *, passphrase: bytes | None = None) -> NodeIdentity | None:
+    """The current identity, or None when this node has none. Raises ``UnauthorizedError`` when it does not fit, ``LockedError``
+    when its key is encrypted and this is not the passphrase."""
     current = folder / _CURRENT
     try:
         cert_pem, key_pem, ca_pem = (_read(current / name) for name in (_CERTIFICATE, _KEY, _ROOT))
@@ -143,7 +153,34 @@ def load_identity(folder: Path) -> NodeIdentity | None:
         if current.is_symlink():
             raise errors.UnauthorizedError(f"node identity in {folder} is incomplete; leave and join again") from None
         return None
-    return make_identity(cert_pem=cert_pem, key_pem=key_pem, ca_pem=ca_pem)
+    return make_identity(cert_pem=cert_pem, key_pem=unlock_key(key_pem, passphrase), ca_pem=ca_pem)
+
+
+def lock_key(key_pem: str, passphrase: bytes | None) -> str:
+    """The key as PKCS #8 encrypted by the passphrase, which must be long and random; as it is without one."""
+    if passphrase is None:
+        return key_pem
+    key = serialization.load_pem_private_key(key_pem.encode(), password=None)
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(passphrase),
+    ).decode()
+
+
+def unlock_key(key_pem: str, passphrase: bytes | None) -> str:
+    """The opposite; a key that is not encrypted is returned as it is. Raises ``LockedError``."""
+    if not key_pem.startswith(_ENCRYPTED):
+        return key_pem
+    if passphrase is None:
+        raise LockedError("the node's key is locked")
+    try:
+        key = serialization.load_pem_private_key(key_pem.encode(), password=passphrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as cause:
+        raise LockedError("this is not the key that the node's key was locked with") from cause
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
 
 
 def remove_identity(folder: Path) -> None:

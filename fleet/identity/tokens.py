@@ -7,6 +7,7 @@ Swarm digests the PEM text, fleet the DER: tokens are not interchangeable, nor m
 
 from __future__ import annotations
 
+import base64
 import hmac
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,9 +16,22 @@ from fleet import errors
 from fleet.identity.authority import root_digest
 from fleet.model.node import NodeRole
 
-__all__ = ["SECRET_BYTES", "JoinToken", "check_root", "make_token", "parse_token", "token_matches", "token_role"]
+__all__ = [
+    "SECRET_BYTES",
+    "UNLOCK_BYTES",
+    "JoinToken",
+    "check_root",
+    "make_token",
+    "make_unlock_key",
+    "parse_token",
+    "parse_unlock_key",
+    "token_matches",
+    "token_role",
+]
 
 SECRET_BYTES: Final = 16
+UNLOCK_BYTES: Final = 32
+_UNLOCK_PREFIX: Final = "SWMKEY-1-"
 _DIGEST_BYTES: Final = 32
 _DIGEST_DIGITS: Final = 50
 _SECRET_DIGITS: Final = 25
@@ -78,6 +92,27 @@ def check_root(token: JoinToken, ca_pem: str) -> None:
             "the remote root certificate does not match the join token: the token is of another cluster, "
             "or somebody is in between"
         )
+
+
+def make_unlock_key(secret: bytes) -> str:
+    """``SWMKEY-1-<43 characters>``: base64 of 32 random bytes without padding, Swarm's form."""
+    if len(secret) != UNLOCK_BYTES:
+        raise ValueError(f"an unlock key is of {UNLOCK_BYTES} bytes, not {len(secret)}")
+    return f"{_UNLOCK_PREFIX}{base64.b64encode(secret).decode().rstrip('=')}"
+
+
+def parse_unlock_key(text: str) -> bytes:
+    """The 32 bytes. Raises ``UserError`` that does not repeat them."""
+    body = text.strip().removeprefix(_UNLOCK_PREFIX)
+    try:
+        secret = base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+    except ValueError as cause:
+        raise errors.UserError(
+            f"unlock key: expected the form {_UNLOCK_PREFIX}<43 characters>; copy it whole"
+        ) from cause
+    if len(secret) != UNLOCK_BYTES or not text.strip().startswith(_UNLOCK_PREFIX):
+        raise errors.UserError(f"unlock key: expected the form {_UNLOCK_PREFIX}<43 characters>; copy it whole")
+    return secret
 
 
 def _to_base36(data: bytes, digits: int) -> str:

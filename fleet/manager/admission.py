@@ -8,6 +8,7 @@ node object that never opens a session and can be removed as *down*; a certifica
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -18,7 +19,7 @@ from fleet import errors
 from fleet.clock import Clock
 from fleet.identity.authority import create_root, root_info
 from fleet.identity.keys import KeyRequest, NodeIdentity, make_identity
-from fleet.identity.tokens import token_role
+from fleet.identity.tokens import UNLOCK_BYTES, make_unlock_key, token_role
 from fleet.logs import get_logger
 from fleet.manager.managers import MANAGERS_MAX, certified_role
 from fleet.manager.root_rotation import new_tokens, signing_root, trusted_roots
@@ -116,6 +117,9 @@ async def found_cluster(
         default_addr_pool=address_pools,
         subnet_size=subnet_size,
         join_tokens=new_tokens(root.cert_pem),
+        unlock_key=make_unlock_key(secrets.token_bytes(UNLOCK_BYTES))
+        if spec.encryption_config.auto_lock_managers
+        else "",
         created_at=now,
         updated_at=now,
     )

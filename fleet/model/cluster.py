@@ -109,6 +109,8 @@ class Cluster(Value, frozen=True, kw_only=True):
     default_addr_pool: tuple[str, ...] = DEFAULT_ADDRESS_POOL
     subnet_size: int = 24
     join_tokens: JoinTokens = JoinTokens()
+    unlock_key: str = ""
+    """What managers' keys on disk are locked with; empty while they are not."""
 
 
 class RootRotation(Value, frozen=True, kw_only=True):

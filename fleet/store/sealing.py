@@ -21,6 +21,8 @@ __all__ = ["KEY_BYTES", "AesSealer", "load_or_create_key", "save_key"]
 
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
+_LOCKED: Final = b"fleet-locked-1\n"
+_FILE_MAX: Final = 256
 _FORMAT: Final = b"\x01"
 """First byte of a sealed value; plain ones are JSON and begin with a brace."""
 
@@ -55,10 +57,11 @@ class AesSealer:
             ) from cause
 
 
-def load_or_create_key(path: Path, *, is_new: bool) -> bytes:
+def load_or_create_key(path: Path, *, is_new: bool, passphrase: bytes | None = None) -> bytes:
     """The key in ``path``. With ``is_new`` (there is no state yet) a missing file is created, durably, mode 0600.
 
-    Without it a missing file is an error: a new key would not open what is stored. Raises ``UserError``.
+    Without it a missing file is an error: a new key would not open what is stored. ``passphrase`` opens a locked one.
+    Raises ``UserError``.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -71,17 +74,33 @@ def load_or_create_key(path: Path, *, is_new: bool) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         if os.fstat(descriptor).st_mode & 0o077:
             raise errors.UserError(f"{path} may be read by others than its owner: make it mode 0600")
-        key = file.read(KEY_BYTES + 1)
+        key = file.read(_FILE_MAX)
+    if key.startswith(_LOCKED):
+        key = _unlocked(key, passphrase, path)
     if len(key) != KEY_BYTES:
         raise errors.UserError(f"{path} is not a key of {KEY_BYTES} bytes: restore it from a backup")
     return key
 
 
-def save_key(path: Path, key: bytes) -> None:
-    """Keep a key that came from another manager. Raises ``UserError`` if it is none."""
+def save_key(path: Path, key: bytes, *, passphrase: bytes | None = None) -> None:
+    """Keep a key, encrypted by ``passphrase`` (32 random bytes) if there is one. Raises ``UserError`` if it is none."""
     if len(key) != KEY_BYTES:
         raise errors.UserError(f"a sealing key has {KEY_BYTES} bytes, not {len(key)}")
-    _write_key(path, key)
+    if passphrase is None:
+        _write_key(path, key)
+        return
+    nonce = os.urandom(_NONCE_BYTES)
+    _write_key(path, _LOCKED + nonce + AESGCM(passphrase).encrypt(nonce, key, _LOCKED))
+
+
+def _unlocked(data: bytes, passphrase: bytes | None, path: Path) -> bytes:
+    if passphrase is None:
+        raise errors.UserError(f"{path} is locked: fleet swarm unlock")
+    nonce, sealed = data[len(_LOCKED) : len(_LOCKED) + _NONCE_BYTES], data[len(_LOCKED) + _NONCE_BYTES :]
+    try:
+        return AESGCM(passphrase).decrypt(nonce, sealed, _LOCKED)
+    except (InvalidTag, ValueError) as cause:
+        raise errors.UserError(f"{path} was locked with another key") from cause
 
 
 def _create_key(path: Path) -> bytes:

@@ -348,9 +348,55 @@ def test_a_backup_is_taken_up_again_and_the_workers_find_it(lab: TestLab, tmp_pa
     lab.wait_until(lambda: len(lab.tasks("s")) == 2, 60, what="the service runs as it did")
 
 
-def test_the_last_manager_that_is_left_begins_anew(lab: TestLab) -> None:
+def keys_on_disk(lab: TestLab, host: str) -> bytes:
+    swarm = lab.layout.data(host) / "swarm"
+    files = (swarm / "store.key", swarm / "identity" / "current" / "node.key", swarm / "etcd" / "tls" / "member.key")
+    return b"".join(file.read_bytes() for file in files if file.exists())
+
+
+def test_a_locked_manager_does_nothing_until_it_is_unlocked(lab: TestLab) -> None:
     lab.fleet("node", "promote", "w1")
     lab.wait_until(lambda: standing(lab).get("w1") == "reachable", 60, what="w1 manages again")
+    open_key = (lab.layout.data("m1") / "swarm" / "store.key").read_bytes()
+    assert "managers are not locked" in lab.fleet("swarm", "unlock-key", check=False).stderr
+    assert "SWMKEY-1-" in lab.fleet("swarm", "update", "--autolock=true").stdout
+    key = lab.fleet("swarm", "unlock-key", "-q").stdout.strip()
+    for host in ("m1", "w1"):
+        lab.wait_until(lambda host=host: b"fleet-locked" in keys_on_disk(lab, host), 20, what=f"{host} is locked")
+        lab.wait_until(lambda host=host: b"BEGIN PRIVATE" not in keys_on_disk(lab, host), 20, what=f"{host} is locked")
+        assert open_key not in keys_on_disk(lab, host)
+    assert "swarm is not locked" in lab.fleet("swarm", "unlock", stdin=key, check=False).stderr
+
+    before = containers(lab, ("w1",))
+    lab.restart_daemon("w1", signum=signal.SIGKILL)
+    assert lab.get("/info", host="w1")["Swarm"]["LocalNodeState"] == "locked"
+    refused = lab.fleet("node", "ls", host="w1", check=False)
+    assert "needs to be unlocked" in refused.stderr
+    wrong = lab.fleet("swarm", "unlock", host="w1", stdin="SWMKEY-1-" + "A" * 43, check=False)
+    assert "invalid key" in wrong.stderr
+    assert "expected the form" in lab.fleet("swarm", "unlock", host="w1", stdin="nonsense", check=False).stderr
+    assert containers(lab, ("w1",)) == before
+    lab.fleet("swarm", "unlock", host="w1", stdin=key + "\n")
+    lab.wait_until(lambda: set(standing(lab, at="w1")) == {"m1", "w1"}, 40, what="w1 manages again")
+    assert containers(lab, ("w1",)) == before
+
+    lab.fleet("swarm", "unlock-key", "--rotate", "-q")
+    new = lab.fleet("swarm", "unlock-key", "-q").stdout.strip()
+    assert new != key
+
+    def opens_with_new() -> bool:
+        lab.restart_daemon("w1", signum=signal.SIGKILL)
+        return lab.fleet("swarm", "unlock", host="w1", stdin=new, check=False).returncode == 0
+
+    lab.wait_until(opens_with_new, 40, what="the new key counts")
+    lab.fleet("swarm", "update", "--autolock=false")
+    for host in ("m1", "w1"):
+        lab.wait_until(lambda host=host: open_key in keys_on_disk(lab, host), 20, what=f"{host} is not locked")
+    lab.restart_daemon("w1", signum=signal.SIGKILL)
+    lab.wait_until(lambda: set(standing(lab, at="w1")) == {"m1", "w1"}, 40, what="w1 manages without being asked")
+
+
+def test_the_last_manager_that_is_left_begins_anew(lab: TestLab) -> None:
     lab.fleet("node", "demote", "w1")
     lab.wait_until(lambda: set(standing(lab)) == {"m1"}, 40, what="m1 manages alone")
     lab.wait_until(lambda: etcd_pid(lab, "w1") == 0, 20, what="the worker's etcd is gone")

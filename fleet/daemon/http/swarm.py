@@ -1,13 +1,12 @@
-"""``/swarm/init``, ``join``, ``leave``, and reading and unlocking what this version does not lock."""
+"""``/swarm/init``, ``join``, ``leave``, ``unlock``; backup and restore, which are fleet's own."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
-from fleet import errors
 from fleet.api.http import json_response, parse_bool, read_struct
-from fleet.daemon.joining import InitRequest, JoinSwarmRequest
+from fleet.daemon.joining import InitRequest, JoinSwarmRequest, UnlockRequest
 from fleet.daemon.membership import Membership
 
 __all__ = ["swarm_routes"]
@@ -50,11 +49,12 @@ def swarm_routes(membership: Membership) -> APIRouter:
 
     @routes.get("/swarm/unlockkey")
     async def unlock_key() -> Response:
-        membership.manager()
-        return json_response({"UnlockKey": ""})
+        return json_response({"UnlockKey": membership.manager().admission.cluster().unlock_key})
 
     @routes.post("/swarm/unlock")
-    async def unlock() -> Response:
-        raise errors.ConflictError("swarm is not locked")
+    async def unlock(request: Request) -> Response:
+        wanted = await read_struct(request, UnlockRequest, what="swarm unlock")
+        await membership.unlock(wanted.unlock_key)
+        return Response(status_code=200)
 
     return routes

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from fleet import errors
+from fleet.identity.tokens import UNLOCK_BYTES, make_unlock_key
 from fleet.manager.control.context import Context, required_version
 from fleet.manager.control.service_spec import check_labels
 from fleet.manager.root_rotation import begin_rotation
@@ -54,8 +55,10 @@ class ClusterControl:
         read_at = required_version(version, what="swarm")
         cluster = self.find()
         _check(cluster.spec, spec)
-        if rotate_unlock_key:
-            raise errors.UnsupportedError("there is no unlock key to rotate: autolock is not supported")
+        if rotate_unlock_key and not spec.encryption_config.auto_lock_managers:
+            raise errors.UserError(
+                "there is no unlock key to rotate: managers are not locked (swarm update --autolock=true)"
+            )
         rotated = [
             role
             for role, is_wanted in ((NodeRole.WORKER, rotate_worker_token), (NodeRole.MANAGER, rotate_manager_token))
@@ -65,13 +68,24 @@ class ClusterControl:
             raise errors.UnsupportedError("this manager cannot rotate join tokens")
         tx = self._rotate_root(cluster, spec, read_at) if _wants_other_root(cluster.spec, spec) else None
         if tx is None:
-            changed = msgspec.structs.replace(cluster, spec=spec, version=read_at, updated_at=self._context.now())
-            tx = Transaction().require(changed) if spec == cluster.spec else Transaction().replace(changed)
+            key = self._unlock_key(cluster, spec, rotate=rotate_unlock_key)
+            changed = msgspec.structs.replace(
+                cluster, spec=spec, unlock_key=key, version=read_at, updated_at=self._context.now()
+            )
+            is_same = spec == cluster.spec and key == cluster.unlock_key
+            tx = Transaction().require(changed) if is_same else Transaction().replace(changed)
         await self._store.commit(tx)
         for role in rotated:
             assert self._rotate_token is not None
             await self._rotate_token(role)
         return self.find()
+
+    def _unlock_key(self, cluster: Cluster, spec: SwarmSpec, *, rotate: bool) -> str:
+        if not spec.encryption_config.auto_lock_managers:
+            return ""
+        if cluster.unlock_key and not rotate:
+            return cluster.unlock_key
+        return make_unlock_key(self._context.entropy(UNLOCK_BYTES))
 
     def _rotate_root(self, cluster: Cluster, spec: SwarmSpec, read_at: Version) -> Transaction:
         authority = self._store.authorities.get(ROOT_AUTHORITY)
@@ -103,8 +117,6 @@ def _check(before: SwarmSpec, after: SwarmSpec) -> None:
         raise errors.UserError("CAConfig.NodeCertExpiry cannot be less than 1 hour")
     if after.ca_config.external_cas:
         raise errors.UnsupportedError("external certificate authorities (CAConfig.ExternalCAs) are not supported")
-    if after.encryption_config.auto_lock_managers:
-        raise errors.UnsupportedError("autolock (EncryptionConfig.AutoLockManagers) is not supported")
     if after.raft != before.raft:
         raise errors.UnsupportedError("Raft settings cannot be changed: the embedded state engine has none")
     if after.task_defaults != before.task_defaults:

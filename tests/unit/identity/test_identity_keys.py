@@ -12,6 +12,7 @@ import pytest
 from fleet import errors
 from fleet.identity.authority import RootAuthority, create_root
 from fleet.identity.keys import (
+    LockedError,
     NodeIdentity,
     generate_request,
     load_identity,
@@ -19,6 +20,7 @@ from fleet.identity.keys import (
     remove_identity,
     save_identity,
 )
+from fleet.identity.tokens import make_unlock_key, parse_unlock_key
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
 
@@ -122,3 +124,24 @@ def test_identity_accepts_a_bundle_of_roots(root: RootAuthority) -> None:
     mine = new_identity(root)
     bundle = create_root(CLUSTER, NOW).cert_pem + root.cert_pem
     assert make_identity(cert_pem=mine.cert_pem, key_pem=mine.key_pem, ca_pem=bundle).ca_pem == bundle
+
+
+def test_a_locked_key_opens_with_its_passphrase_alone(tmp_path: Path, root: RootAuthority) -> None:
+    made = new_identity(root)
+    save_identity(tmp_path, made, passphrase=b"p" * 32)
+    assert b"BEGIN ENCRYPTED" in (tmp_path / "current" / "node.key").read_bytes()
+    for wrong in (None, b"q" * 32):
+        with pytest.raises(LockedError):
+            load_identity(tmp_path, passphrase=wrong)
+    assert load_identity(tmp_path, passphrase=b"p" * 32) == made
+    save_identity(tmp_path, made)
+    assert load_identity(tmp_path) == made
+    assert load_identity(tmp_path, passphrase=b"p" * 32) == made  # a key that is not locked needs none
+
+
+def test_unlock_keys_are_read_as_they_are_made_and_else_refused() -> None:
+    secret = bytes(range(32))
+    assert parse_unlock_key(f" {make_unlock_key(secret)}\n") == secret
+    for bad in ("", "SWMKEY-1-", make_unlock_key(secret)[:-2], make_unlock_key(secret)[9:], "SWMKEY-1-" + "é" * 43):
+        with pytest.raises(errors.UserError, match="expected the form"):
+            parse_unlock_key(bad)

@@ -12,6 +12,7 @@ from support.objects import make_secret, make_task
 
 from fleet import errors
 from fleet.store import AesSealer, EngineFailedError, Put, Store, Transaction, Txn, load_or_create_key
+from fleet.store.sealing import KEY_BYTES, save_key
 
 KEY = b"k" * 32
 
@@ -104,3 +105,16 @@ def test_an_exposed_short_or_linked_key_is_refused(tmp_path: Path) -> None:
     os.symlink("/etc/hostname", path)
     with pytest.raises(OSError, match="symbolic links"):
         load_or_create_key(path, is_new=True)
+
+
+def test_a_locked_key_opens_with_its_passphrase_alone(tmp_path: Path) -> None:
+    path, key = tmp_path / "key", bytes(range(KEY_BYTES))
+    save_key(path, key, passphrase=b"p" * 32)
+    assert key not in path.read_bytes()
+    assert load_or_create_key(path, is_new=False, passphrase=b"p" * 32) == key
+    with pytest.raises(errors.UserError, match="unlock"):
+        load_or_create_key(path, is_new=False)
+    with pytest.raises(errors.UserError, match="another key"):
+        load_or_create_key(path, is_new=False, passphrase=b"q" * 32)
+    save_key(path, key)
+    assert load_or_create_key(path, is_new=False) == key
