@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import ssl
@@ -93,6 +94,32 @@ def test_all_managers_answer_and_write(three: TestLab) -> None:
         )
     refused = three.fleet("service", "ls", host="w1", check=False)
     assert "not a swarm manager" in refused.stderr
+
+
+def test_logs_and_events_come_from_any_manager(three: TestLab) -> None:
+    began = int(time.time())
+    three.fleet(
+        "service", "create", "--name", "talk", "--replicas", "3", "fleet/hello:1",
+        "sh", "-c", "echo said on $(hostname); trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done", host="m2",
+    )  # fmt: skip
+    for host in MANAGERS:
+        three.wait_until(
+            lambda host=host: three.fleet("service", "logs", "talk", host=host).stdout.count("said on") == 3,
+            20,
+            what=f"{host} shows what all three tasks said",
+        )
+        with (
+            three.client(host) as client,
+            client.stream(
+                "GET",
+                "/events",
+                query={"since": began, "until": int(time.time()) + 1, "filters": {"type": ["service"]}},
+            ) as pieces,
+        ):
+            events = [json.loads(line) for line in b"".join(pieces).splitlines()]
+        assert ("create", "talk") in {(e["Action"], e["Actor"]["Attributes"].get("name")) for e in events}
+    three.fleet("service", "rm", "talk", host="m3")
+    three.wait_until(lambda: three.get("/services", filters={"name": ["talk"]}) == [], 30, what="it is gone")
 
 
 def test_two_managers_cannot_give_one_port_away_twice(three: TestLab) -> None:
