@@ -36,6 +36,7 @@ __all__ = [
 
 RETRY_AFTER_S: Final = 1.0
 _PAUSE_S: Final = 0.1
+CALLS_AT_A_TIME: Final = 8
 _IDLE_STREAM_S: Final = 30.0
 """A watch that is silent for so long is opened anew: the gateway sends nothing by which to tell idle from dead."""
 _LINE_BYTES_MAX: Final = 256 * 1024 * 1024
@@ -99,6 +100,8 @@ class Gateway:
         self._endpoints = tuple(endpoints)
         self._current = 0
         self._timeout_s = timeout_s
+        # httpx looks through all of a pool's connections for each request: many make it slower, not faster.
+        self._turns = asyncio.Semaphore(CALLS_AT_A_TIME)
         self._client = httpx.AsyncClient(
             verify=tls.context() if tls else True,
             trust_env=False,
@@ -119,8 +122,9 @@ class Gateway:
                 while True:
                     endpoint = self._endpoints[self._current]
                     try:
-                        sent = True
-                        answer = await self._client.post(endpoint + path, content=content)
+                        async with self._turns:
+                            sent = True
+                            answer = await self._client.post(endpoint + path, content=content)
                         return self._read(answer.status_code, answer.content)
                     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as cause:
                         sent, last = False, f"{endpoint}: {cause or type(cause).__name__}"
