@@ -432,3 +432,33 @@ def test_the_last_manager_that_is_left_begins_anew(lab: TestLab) -> None:
     assert not (lab.layout.data("m1") / "swarm" / "etcd").exists()
     lab.fleet("swarm", "init", "--advertise-addr", lab.address("m1"))
     assert set(standing(lab)) == {"m1"}
+
+
+@pytest.fixture(scope="module")
+def bare(make_lab: Callable[..., TestLab]) -> TestLab:
+    made = make_lab(managers=1, workers=1, swarm=False)
+    assert isinstance(made, TestLab)
+    return made
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.3, 0.4, 0.5, 0.9])
+def test_a_move_that_is_killed_in_the_middle_loses_nothing_and_ends(bare: TestLab, delay_s: float) -> None:
+    """The move takes about half a second, of which the last tens of milliseconds count; then the other is let in."""
+    for host in ("w1", "m1"):
+        bare.fleet("swarm", "leave", "--force", host=host, check=False)
+    bare.fleet("swarm", "init", "--advertise-addr", bare.address("m1"))
+    token = bare.fleet("swarm", "join-token", "-q", "worker").stdout.strip()
+    bare.fleet("swarm", "join", "--token", token, f"{bare.address('m1')}:2377", host="w1")
+    names = {f"before-{number}" for number in range(5)}
+    for name in names:
+        bare.fleet("config", "create", name, "-", stdin="x")
+    log = bare.layout.log("m1")
+    began = log.stat().st_size
+    bare.fleet("node", "promote", "w1")
+    bare.wait_until(lambda: b"the state moves to an etcd" in log.read_bytes()[began:], 30, what="the move begins")
+    time.sleep(delay_s)
+    bare.restart_daemon("m1", signum=signal.SIGKILL)
+    bare.wait_until(lambda: standing(bare).get("w1") in ("reachable", "leader"), 90, what="w1 manages all the same")
+    for host in ("m1", "w1"):
+        assert names <= {c["Spec"]["Name"] for c in bare.get("/configs", host=host)}
+    bare.fleet("config", "create", "after", "-", stdin="x", host="w1")
