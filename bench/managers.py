@@ -11,12 +11,15 @@ Writes are ``POST /configs/create`` of 100 bytes over kept connections, to one m
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import secrets
 import signal
+import socket
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,9 +28,16 @@ from typing import Any, Final
 
 from bench import swarm_peer
 from bench.services import Cluster, import_image, show
+from bench.store import make_task
 from fleet import errors
 from fleet.api.client import EngineClient
+from fleet.clock import SystemClock
+from fleet.daemon.own_state import OwnState
+from fleet.engines.sqlite import SqliteEngine
 from fleet.lab import Lab
+from fleet.model.ids import ClusterId, NodeId, ServiceId
+from fleet.model.service import Service, ServiceSpec
+from fleet.store import Store, Transaction
 
 KILLS: Final = 20
 SECONDS: Final = 4.0
@@ -122,6 +132,51 @@ def writes(cluster: Cluster, *, in_flight: int, seconds: float = SECONDS) -> flo
     return sum(done) / (time.perf_counter() - start)
 
 
+async def move(folder: Path, *, tasks: int = 20_000, services: int = 1_000) -> dict[str, float]:
+    """Seconds for a state of that size to move from SQLite to an etcd of fleet's own: the copy while others write, and the pause
+    from the last write on the one to the opened store on the other."""
+    clock, node_id, cluster_id = SystemClock(), NodeId("n" * 25), ClusterId("c" * 25)
+    (folder / "store").mkdir(parents=True)
+    engine = SqliteEngine(folder / "store", cluster_id=cluster_id, clock=clock)
+    await engine.start()
+    store = await Store.open(engine)
+    made = [make_task(number) for number in range(tasks)]
+    await store.commit_all(Transaction().create(task) for task in made)
+    now = clock.now()
+    for number in range(services):
+        spec = ServiceSpec(name=f"service-{number}", task_template=made[0].spec)
+        service = Service(id=ServiceId(f"s{number:024}"), created_at=now, updated_at=now, spec=spec)
+        await store.commit(Transaction().create(service))
+    own = OwnState(folder, clock, run_folder=folder / "run")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        peer = f"127.0.0.1:{probe.getsockname()[1]}"
+    await own.begin_move(store, node_id=node_id, cluster_id=cluster_id, peer=peer)
+    try:
+        async with contextlib.aclosing(own.copy(engine, cluster_id)) as copy:
+            start = time.perf_counter()
+            await copy.first()
+            copied = time.perf_counter() - start
+            await store.commit_all(Transaction().create(make_task(tasks + number)) for number in range(200))
+            start = time.perf_counter()
+            await store.close()
+            await copy.rest()
+            await copy.finish(cluster_id)
+            own.set_mark()
+        await engine.close()
+        etcd = await own.open(cluster_id=cluster_id, node_id=node_id)
+        await etcd.start()
+        moved = await Store.open(etcd)
+        paused = time.perf_counter() - start
+        if len(moved.tasks.all()) != tasks + 200:
+            raise RuntimeError(f"{len(moved.tasks.all())} tasks arrived of {tasks + 200}")
+        await moved.close()
+        await etcd.close()
+    finally:
+        await own.erase()
+    what = f"{services:,} services and {tasks:,} tasks"
+    return {f"{what} copied to etcd": copied, f"{what}: writers paused": paused}
+
+
 @contextlib.contextmanager
 def clusters(*, peer: bool) -> Iterator[list[Cluster]]:
     """Fleet's, of three and of one manager, and Docker's of three."""
@@ -172,8 +227,12 @@ def run(
         for in_flight in IN_FLIGHT:
             value = writes(one, in_flight=in_flight, seconds=seconds)
             rates.setdefault(f"1 manager (SQLite), {in_flight} in flight", {}).setdefault("fleet", []).append(value)
+    with tempfile.TemporaryDirectory() as scratch:
+        moved = asyncio.run(move(Path(scratch)))
     if rows:
         show(rows, names)
+    for row, spent in moved.items():
+        print(f"{row:60}{spent:8.3f}")
     print(f"\n{'committed writes a second':44}" + "".join(f"{name:>24}" for name in names))
     for row, found in rates.items():
         cells = (f"{statistics.median(found[name]):.0f}" if name in found else "-" for name in names)
@@ -181,7 +240,12 @@ def run(
     if not beside:
         print("Docker Swarm not measured; python -m bench.managers --peer does, and installs it if need be")
     if json_path is not None:
-        numbers = {"seconds": rows, "writes_per_second": rates, "peer": swarm_peer.version() if beside else None}
+        numbers = {
+            "seconds": rows,
+            "move": moved,
+            "writes_per_second": rates,
+            "peer": swarm_peer.version() if beside else None,
+        }
         Path(json_path).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
