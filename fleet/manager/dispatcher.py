@@ -134,6 +134,10 @@ class Dispatcher:
                 return cluster.spec.dispatcher.heartbeat_period_ns / SECOND_NS
         return 1.0
 
+    def is_connected(self, node_id: NodeId) -> bool:
+        """Whether the node has an open session here."""
+        return node_id in self._sessions
+
     def holders_of(self, image: str) -> list[Node]:
         """Live nodes whose agents said they have ``image`` (a reference or a digest)."""
         nodes = (self._store.nodes.get(node_id) for node_id, names in self._images.items() if image in names)

@@ -133,7 +133,7 @@ class ManagerRole:
             "dispatcher": dispatcher.run,
             "allocator": Allocator(store, clock).run,
             "orchestrator": OrchestratorLoop(store, clock, os.urandom).run,
-            "scheduler": SchedulerLoop(store, clock).run,
+            "scheduler": SchedulerLoop(store, clock, is_connected=dispatcher.is_connected).run,
             "reaper": ReaperLoop(store, clock).run,
             "root rotation": RotationLoop(store, clock).run,
             "managers": ManagersLoop(

@@ -5,8 +5,9 @@ It writes ``node_id`` and the states *pending* (with the reason) and *assigned*,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from typing import Final
 
 import msgspec
 
@@ -14,6 +15,8 @@ from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import write_all
+from fleet.model.ids import NodeId
+from fleet.model.node import Node, NodeState
 from fleet.model.task import Task, TaskState, TaskStatus
 from fleet.scheduler.node_view import FailureLog, build_views
 from fleet.scheduler.place import Placements, place
@@ -24,12 +27,22 @@ __all__ = ["SchedulerLoop"]
 log = get_logger("scheduler")
 
 
-class SchedulerLoop:
-    """One a leader."""
+_ARRIVAL_S: Final = 1.0
+"""After a change of leaders agents come back within half a second; until then nobody knows which of the nodes still live."""
+_LOOK_S: Final = 0.1
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+
+class SchedulerLoop:
+    """One a leader. ``is_connected``: whether a node has a session here. One that is *ready* and has none is passed over, and
+    in the first second of a term waited for: its state was written by the leader before."""
+
+    def __init__(
+        self, store: Store, clock: Clock, *, is_connected: Callable[[NodeId], bool] = lambda _node_id: True
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._is_connected = is_connected
+        self._again_at: datetime | None = None
         self._failures = FailureLog()
 
     async def run(self) -> None:
@@ -37,20 +50,28 @@ class SchedulerLoop:
         with self._store.subscribe(Kind.TASK, Kind.NODE) as subscription:
             for task in self._store.tasks.all():
                 self._failures.record(task)
-            await self._schedule()
+            began = self._clock.monotonic()
+            await self._schedule(began)
             while True:
-                changes = await changes_until(subscription, self._clock, None)
+                changes = await changes_until(subscription, self._clock, self._again_at)
                 self._note_failures(changes)
-                if changes.resync or any(_gives_work_or_room(change) for change in changes):
-                    await self._schedule()
+                due = self._again_at is not None and self._again_at <= self._clock.now()
+                if due or changes.resync or any(_gives_work_or_room(change) for change in changes):
+                    await self._schedule(began)
 
-    async def _schedule(self) -> None:
+    async def _schedule(self, began: float) -> None:
+        self._again_at = None
         tasks = self._store.tasks.all()
         waiting = [task for task in tasks if _waits(task)]
         if not waiting:
             return
         now = self._clock.now()
-        views = build_views(self._store.nodes.all(), tasks, failures=self._failures.recent(now))
+        nodes, missing = self._nodes()
+        if missing:
+            self._again_at = now + timedelta(seconds=_LOOK_S)
+            if self._clock.monotonic() - began < _ARRIVAL_S:
+                return
+        views = build_views(nodes, tasks, failures=self._failures.recent(now))
         drivers = {network.id: network.spec.driver for network in self._store.networks.all()}
         placements = place(waiting, views, network_drivers=drivers)
         changed = list(_outcomes(waiting, placements, now=now))
@@ -66,6 +87,18 @@ class SchedulerLoop:
                 refused=refused,
                 reason=next(iter(placements.pending.values()), ""),
             )
+
+    def _nodes(self) -> tuple[list[Node], int]:
+        """All nodes, those without a session as *disconnected*; and how many of these say of themselves that they are ready."""
+        nodes, missing = [], 0
+        for node in self._store.nodes.all():
+            if node.status.state is NodeState.READY and not node.removed and not self._is_connected(node.id):
+                missing += 1
+                status = msgspec.structs.replace(node.status, state=NodeState.DISCONNECTED)
+                nodes.append(msgspec.structs.replace(node, status=status))
+            else:
+                nodes.append(node)
+        return nodes, missing
 
     def _note_failures(self, changes: Changes) -> None:
         for change in changes:

@@ -325,3 +325,31 @@ def test_quiet_loops_write_nothing() -> None:
         assert lab.engine.revision == before + 1
 
     run(scenario)
+
+
+def test_a_ready_node_without_a_session_is_waited_for_and_then_passed_over() -> None:
+    async def main() -> None:
+        engine = MemoryEngine()
+        await engine.start()
+        store = await Store.open(engine)
+        lab = Lab(store, engine)
+        connected: set[str] = set()
+        await lab.add(a_node("n1"), a_node("n2"))
+        await lab.add(a_service("web"))
+        await lab.add(*(a_task(slot=number + 1) for number in range(4)))
+        scheduler = asyncio.create_task(SchedulerLoop(store, SystemClock(), is_connected=connected.__contains__).run())
+        await asyncio.sleep(0.2)
+        assert all(not task.node_id for task in store.tasks.all())  # nobody is known to live yet
+        connected.add("n1")
+        await lab.until(lambda: all(task.node_id == "n1" for task in store.tasks.all()), "all are on the one that came")
+        connected.add("n2")
+        await lab.add(a_task(slot=9))
+        await lab.until(
+            lambda: any(task.node_id == "n2" for task in store.tasks.all()), "the other is used when it is back"
+        )
+        scheduler.cancel()
+        await asyncio.gather(scheduler, return_exceptions=True)
+        await store.close()
+        await engine.close()
+
+    asyncio.run(main())
