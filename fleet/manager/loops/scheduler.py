@@ -27,14 +27,14 @@ __all__ = ["SchedulerLoop"]
 log = get_logger("scheduler")
 
 
-_ARRIVAL_S: Final = 1.0
-"""After a change of leaders agents come back within half a second; until then nobody knows which of the nodes still live."""
+_ARRIVAL_S: Final = 0.4
+"""After a change of leaders agents come back within some tenths of a second; until then nobody knows which nodes still live."""
 _LOOK_S: Final = 0.1
 
 
 class SchedulerLoop:
     """One a leader. ``is_connected``: whether a node has a session here. One that is *ready* and has none is passed over, and
-    in the first second of a term waited for: its state was written by the leader before."""
+    at the beginning of a term waited for: its state was written by the leader before."""
 
     def __init__(
         self, store: Store, clock: Clock, *, is_connected: Callable[[NodeId], bool] = lambda _node_id: True
