@@ -24,6 +24,7 @@ from fleet.containers.engine import ContainerEngine
 from fleet.daemon.config import DaemonConfig
 from fleet.daemon.events import EventLog
 from fleet.daemon.joining import KitRequest, ManagerKit
+from fleet.daemon.locks import Locks
 from fleet.daemon.own_state import OwnState, fetch_kit
 from fleet.daemon.service_logs import ServiceLogs
 from fleet.daemon.state_engine import choose_engine, erase_state
@@ -77,8 +78,7 @@ class Control:
         self._events = events
         self._spawn = spawn
         self._own = OwnState(folder, clock, run_folder=config.exec_root / "etcd")
-        self.passphrase: bytes | None = None
-        """What this manager's keys on disk are locked with; None while they are not."""
+        self.locks = Locks(folder, self._own)
         self._relock_identity: Callable[[bytes | None], Coroutine[Any, Any, None]] | None = None
         self._moving = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -102,7 +102,7 @@ class Control:
         Raises ``UnavailableError``, and ``UserError`` when the state is another's."""
         folder = self._folder / "store"
         await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
-        key = await asyncio.to_thread(_store_key, folder, self.passphrase)
+        key = await asyncio.to_thread(_store_key, folder, self.locks.passphrase)
         engine: Engine
         if self._own.is_used and not self._config.store:
             engine = await self._own.open(cluster_id=cluster_id, node_id=node_id)
@@ -130,7 +130,6 @@ class Control:
         """Be a manager, in a moment or as soon as the state can be opened. Raises ``UserError`` when it is another cluster's."""
         self._state, self._tls, self._suspects_leader = state, tls, suspects_leader
         self._relock_identity = relock_identity
-        self._own.passphrase = self.passphrase
         if not self._config.store:
             await self._own.remove_leftovers()
         opening = self._spawn(self._open(), "opening of the state")
@@ -195,7 +194,7 @@ class Control:
         if kit.member is not None:
             await self._own.settle_in(kit.member, key, node_id=state.node_id, peer=_peer(state))
         # Last: without it the next start asks for a kit again.
-        await asyncio.to_thread(save_key, self._folder / "store.key", kit.sealing_key, passphrase=self.passphrase)
+        await asyncio.to_thread(save_key, self._folder / "store.key", kit.sealing_key, passphrase=self.locks.passphrase)
 
     async def _open(self) -> None:
         """Until it is open. State that turns out to be another's ends the daemon."""
@@ -244,6 +243,7 @@ class Control:
     async def forget(self) -> None:
         """Remove what this host has of the cluster's state; it has ended. Idempotent."""
         await self._own.erase()
+        await asyncio.to_thread(self.locks.forget)
         await asyncio.to_thread(shutil.rmtree, self._folder / "store", ignore_errors=True)
         await asyncio.to_thread((self._folder / "store.key").unlink, missing_ok=True)
 
@@ -266,20 +266,10 @@ class Control:
             while True:
                 for cluster in store.clusters.all():
                     wanted = parse_unlock_key(cluster.unlock_key) if cluster.unlock_key else None
-                    if wanted != self.passphrase:
-                        await self._relock(wanted)
+                    if wanted != self.locks.passphrase:
+                        assert self._relock_identity is not None
+                        await self.locks.change(wanted, self._relock_identity)
                 await changes.wait()
-
-    async def _relock(self, passphrase: bytes | None) -> None:
-        path = self._folder / "store.key"
-        key = await asyncio.to_thread(load_or_create_key, path, is_new=False, passphrase=self.passphrase)
-        # The node's own key last: its form says at the next start whether there is anything to unlock.
-        await asyncio.to_thread(save_key, path, key, passphrase=passphrase)
-        await asyncio.to_thread(self._own.relock, passphrase)
-        if self._relock_identity is not None:
-            await self._relock_identity(passphrase)
-        self.passphrase = passphrase
-        log.info("keys on disk are locked" if passphrase else "keys on disk are not locked any more")
 
     # -- begun anew, kept elsewhere
 
@@ -301,7 +291,7 @@ class Control:
         """See ``fleet.store.backup``."""
         self._open_store()
         assert self._engine is not None
-        key = await asyncio.to_thread(_store_key, self._folder / "store", self.passphrase)
+        key = await asyncio.to_thread(_store_key, self._folder / "store", self.locks.passphrase)
         async for line in backup_lines(
             self._engine, cluster_id=cluster_id, created_at=self._clock.now(), sealing_key=key
         ):
@@ -314,7 +304,7 @@ class Control:
 
         Raises ``UnavailableError`` while that cannot be done, ``UserError`` when this host has no etcd.
         """
-        key = await asyncio.to_thread(_store_key, self._folder / "store", self.passphrase)
+        key = await asyncio.to_thread(_store_key, self._folder / "store", self.locks.passphrase)
         if self._config.store:
             return ManagerKit(sealing_key=key)
         async with self._moving:

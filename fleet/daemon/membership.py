@@ -261,16 +261,22 @@ class Membership:
         async with self._verb:
             if not self._locked:
                 raise errors.ConflictError("swarm is not locked")
-            passphrase = parse_unlock_key(unlock_key)
+            given = parse_unlock_key(unlock_key)
             state = await asyncio.to_thread(self._file.load)
             assert state is not None
-            try:
-                identity = await asyncio.to_thread(load_identity, self._identity_folder, passphrase=passphrase)
-            except LockedError as cause:
-                raise errors.UserError("swarm could not be unlocked: invalid key provided") from cause
-            self._control.passphrase = passphrase
+            identity, passphrase, other = await asyncio.to_thread(self._unlocked, given)
+            await asyncio.to_thread(self._control.locks.take_up, passphrase, other)
             self._locked = False
             await self._take_up(state, identity)
+
+    def _unlocked(self, given: bytes) -> tuple[NodeIdentity | None, bytes, bytes | None]:
+        """The identity, what opened it, and the key beside that if a change of keys was cut short."""
+        other = self._control.locks.other(given)
+        for passphrase, remaining in ((given, other), (other, given)):
+            if passphrase is not None:
+                with suppress(LockedError):
+                    return load_identity(self._identity_folder, passphrase=passphrase), passphrase, remaining
+        raise errors.UserError("swarm could not be unlocked: invalid key provided")
 
     async def _take_up(self, state: SwarmState, identity: NodeIdentity | None) -> None:
         if identity is None or identity.cluster_id != state.cluster_id:
@@ -494,7 +500,6 @@ class Membership:
         await asyncio.to_thread(remove_identity, self._identity_folder)
         await asyncio.to_thread(shutil.rmtree, self._folder / "agent", ignore_errors=True)
         await self._control.forget()
-        self._control.passphrase = None
 
     async def _activate(self, state: SwarmState, identity: NodeIdentity) -> None:
         keeper = IdentityKeeper(
@@ -503,7 +508,7 @@ class Membership:
             self._clock,
             managers=lambda: self.state.managers if self.state else (),
             role_changed=self._role_changed,
-            passphrase=self._control.passphrase,
+            passphrase=self._control.locks.passphrase,
         )
         tls = keeper.client_tls
         folder = self._folder / "agent"
@@ -586,7 +591,6 @@ class Membership:
                 return
             await self._control.end()
             await self._control.forget()
-            self._control.passphrase = None
 
     def _spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
         async def watched() -> None:

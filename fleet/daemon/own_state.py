@@ -113,11 +113,12 @@ class OwnState:
         member.provide_key(unlock_key(member.key_file.read_text(), self.passphrase))
         return member
 
-    def relock(self, passphrase: bytes | None) -> None:
-        """From now on the key on disk is locked with this, or with nothing. Blocks."""
+    def relock(self, opens: bytes | None, passphrase: bytes | None) -> None:
+        """The key on disk, locked with ``opens`` or not at all, is from now on locked with ``passphrase``, or not. Blocks. Raises
+        ``LockedError`` if it is locked with something else."""
         if EtcdMember.exists(self._folder):
             member = EtcdMember(self._folder, self._clock, key_folder=self._keys)
-            member.keep_key(lock_key(unlock_key(member.key_file.read_text(), self.passphrase), passphrase))
+            member.keep_key(lock_key(unlock_key(member.key_file.read_text(), opens), passphrase))
         self.passphrase = passphrase
 
     async def begin_anew(self) -> None:

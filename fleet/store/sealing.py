@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fleet import errors
 
-__all__ = ["KEY_BYTES", "AesSealer", "load_or_create_key", "save_key"]
+__all__ = ["KEY_BYTES", "AesSealer", "load_or_create_key", "save_key", "write_secret"]
 
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _LOCKED: Final = b"fleet-locked-1\n"
+_LOCK_PLACE: Final = "store.key"
 _FILE_MAX: Final = 256
 _FORMAT: Final = b"\x01"
 """First byte of a sealed value; plain ones are JSON and begin with a brace."""
@@ -87,35 +88,33 @@ def save_key(path: Path, key: bytes, *, passphrase: bytes | None = None) -> None
     if len(key) != KEY_BYTES:
         raise errors.UserError(f"a sealing key has {KEY_BYTES} bytes, not {len(key)}")
     if passphrase is None:
-        _write_key(path, key)
+        write_secret(path, key)
         return
-    nonce = os.urandom(_NONCE_BYTES)
-    _write_key(path, _LOCKED + nonce + AESGCM(passphrase).encrypt(nonce, key, _LOCKED))
+    write_secret(path, _LOCKED + AesSealer(passphrase).seal(_LOCK_PLACE, key))
 
 
 def _unlocked(data: bytes, passphrase: bytes | None, path: Path) -> bytes:
     if passphrase is None:
         raise errors.UserError(f"{path} is locked: fleet swarm unlock")
-    nonce, sealed = data[len(_LOCKED) : len(_LOCKED) + _NONCE_BYTES], data[len(_LOCKED) + _NONCE_BYTES :]
     try:
-        return AESGCM(passphrase).decrypt(nonce, sealed, _LOCKED)
-    except (InvalidTag, ValueError) as cause:
+        return AesSealer(passphrase).unseal(_LOCK_PLACE, data.removeprefix(_LOCKED))
+    except errors.InvariantError as cause:
         raise errors.UserError(f"{path} was locked with another key") from cause
 
 
 def _create_key(path: Path) -> bytes:
     key = os.urandom(KEY_BYTES)
-    _write_key(path, key)
+    write_secret(path, key)
     return key
 
 
-def _write_key(path: Path, key: bytes) -> None:
-    """Aside and renamed, so that a crash leaves the whole key or none."""
+def write_secret(path: Path, data: bytes) -> None:
+    """A file of mode 0600, durable; aside and renamed, so that a crash leaves all of it or what was there. Blocks."""
     aside = path.with_name(f".{path.name}.new")
     aside.unlink(missing_ok=True)
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(key)
+        file.write(data)
         file.flush()
         os.fsync(descriptor)
     aside.rename(path)
