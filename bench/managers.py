@@ -22,12 +22,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from bench import swarm_peer
-from bench.services import Cluster, import_image, show
+from bench.services import Cluster, clusters, show
 from bench.store import make_task
 from fleet import errors
 from fleet.api.client import EngineClient
@@ -177,28 +177,6 @@ async def move(folder: Path, *, tasks: int = 20_000, services: int = 1_000) -> d
     return {f"{what} copied to etcd": copied, f"{what}: writers paused": paused}
 
 
-@contextlib.contextmanager
-def clusters(*, peer: bool) -> Iterator[list[Cluster]]:
-    """Fleet's, of three and of one manager, and Docker's of three."""
-    token = secrets.token_hex(3)
-    fleet = [sys.executable, "-m", "fleet.cli.main"]
-    made = [Cluster("fleet", Lab(f"bench-{token}"), fleet)]
-    if peer:
-        swarm = Lab(f"bench-{token}-swarm", daemon=swarm_peer.DOCKER_DAEMON)
-        made.append(Cluster("swarm", swarm, ["docker"], ["--no-resolve-image"]))
-    with contextlib.ExitStack() as stack:
-        if peer:
-            stack.enter_context(swarm_peer.covers())
-        for cluster in made:
-            stack.enter_context(cluster.lab)
-            cluster.lab.up(managers=3, workers=2)
-            import_image(cluster)
-        yield made
-        for cluster in made:
-            for client in cluster.clients.values():
-                client.close()
-
-
 def run(
     json_path: str | None = None, *, peer: bool | None = None, kills: int = KILLS, seconds: float = SECONDS
 ) -> None:
@@ -206,7 +184,7 @@ def run(
     beside = not swarm_peer.missing() if peer is None else peer
     rows: Rows = {}
     rates: Rows = {}
-    with clusters(peer=beside) as made:
+    with clusters(peer=beside, managers=len(MANAGERS)) as made:
         names = [cluster.name for cluster in made]
         for cluster in made:
             cluster.create("failover", 2, "--restart-delay", "0s")

@@ -201,7 +201,7 @@ def import_image(cluster: Cluster) -> None:
 
 
 @contextlib.contextmanager
-def clusters(*, peer: bool, workers: int = 2) -> Iterator[list[Cluster]]:
+def clusters(*, peer: bool, managers: int = 1, workers: int = 2) -> Iterator[list[Cluster]]:
     """Fleet's and, if asked, Docker's, up with the image on every host; down at the end, whatever happened."""
     token = secrets.token_hex(3)
     made = [Cluster("fleet", Lab(f"bench-{token}"), [sys.executable, "-m", "fleet.cli.main"])]
@@ -216,7 +216,7 @@ def clusters(*, peer: bool, workers: int = 2) -> Iterator[list[Cluster]]:
             stack.enter_context(swarm_peer.covers())
         for cluster in made:
             stack.enter_context(cluster.lab)
-            cluster.lab.up(managers=1, workers=workers)
+            cluster.lab.up(managers=managers, workers=workers)
             import_image(cluster)
         yield made
         for cluster in made:

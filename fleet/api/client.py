@@ -17,10 +17,13 @@ from urllib.parse import urlencode, urlsplit
 
 from fleet import errors
 
-__all__ = ["API_VERSION", "EngineClient", "EngineError"]
+__all__ = ["API_VERSION", "STALE_HEADER", "EngineClient", "EngineError"]
 
 API_VERSION: Final = "1.47"
 """The engine API version this client speaks (Docker's numbering)."""
+
+STALE_HEADER: Final = "Fleet-Stale"
+"""In a manager's answer: seconds since the state it shows was last known to be the newest. Absent while it is."""
 
 _MAX_BODY: Final = 256 * 1024 * 1024
 _CHUNK: Final = 64 * 1024
@@ -105,7 +108,7 @@ class EngineClient:
             raise errors.UnavailableError(
                 f"cannot reach the fleet daemon at {self.url}: {cause}; is fleetd running?"
             ) from cause
-        self.stale_s = response.headers.get("Fleet-Stale")
+        self.stale_s = response.headers.get(STALE_HEADER)
         if response.status >= 400:
             text = response.read(_MAX_BODY)
             connection.close()

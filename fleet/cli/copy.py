@@ -252,7 +252,8 @@ def cp(app: App, *, source: str, target: str, archive: bool, follow: bool, quiet
 @pass_app
 def export(app: App, *, name: str, path: str | None) -> None:
     """Write a container's file system as a tar archive."""
-    from fleet.cli.image import refuse_terminal, write_archive
+    from fleet.cli.files import write_archive
+    from fleet.cli.image import refuse_terminal
 
     refuse_terminal(path)
     with app.streaming_client().stream("GET", f"/containers/{part(name)}/export") as chunks:

@@ -15,6 +15,7 @@ from fleet import errors
 from fleet.api.client import EngineClient
 from fleet.cli import clock
 from fleet.cli.app import App, filters_of, part, pass_app
+from fleet.cli.files import write_archive
 from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, short_id
 from fleet.cli.unpack import unpack
 
@@ -322,30 +323,6 @@ def refuse_terminal(path: str | None) -> None:
     """Before anything is asked of the daemon: an archive for standard output that is a terminal is a mistake."""
     if path is None and sys.stdout.isatty():
         raise click.UsageError("an archive is not written to a terminal; use -o FILE or redirect the output")
-
-
-def write_archive(path: str | None, chunks: Iterable[bytes]) -> None:
-    """To the file, all or nothing, or to standard output."""
-    if path is not None:
-        _write_file(Path(path), chunks)
-        return
-    for chunk in chunks:
-        sys.stdout.buffer.write(chunk)
-    sys.stdout.buffer.flush()
-
-
-def _write_file(path: Path, chunks: Iterable[bytes]) -> None:
-    """All or nothing: a file beside ``path`` takes its name when it is whole."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with partial.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-        partial.replace(path)
-    except OSError as cause:
-        raise errors.UserError(f"cannot write {path}: {cause.strerror or cause}") from cause
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @image.command()

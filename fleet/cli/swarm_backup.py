@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import click
 
-from fleet import errors
 from fleet.cli.app import App, pass_app
+from fleet.cli.files import write_archive
 from fleet.cli.render import echo
 
 _PIECE: Final = 1 << 18
@@ -26,31 +22,9 @@ def backup(app: App, file: str) -> None:
     Whoever has the file has every secret of the swarm: it is made readable to you alone. FILE must not exist.
     """
     with app.streaming_client() as client, client.stream("GET", "/fleet/v1/swarm/backup") as pieces:
-        if file == "-":
-            for piece in pieces:
-                sys.stdout.buffer.write(piece)
-            sys.stdout.buffer.flush()
-            return
-        _write(Path(file), pieces)
-    echo(f"Backup written to {file}; it holds the secrets of the swarm.")
-
-
-def _write(path: Path, pieces: Iterator[bytes]) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        if path.exists():
-            raise FileExistsError(17, "exists already", str(path))
-        aside.unlink(missing_ok=True)
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as target:
-            for piece in pieces:
-                target.write(piece)
-            target.flush()
-            os.fsync(descriptor)
-        aside.rename(path)
-    except OSError as cause:
-        aside.unlink(missing_ok=True)
-        raise errors.UserError(f"backup to {path}: {cause.strerror or cause}") from cause
+        write_archive(None if file == "-" else file, pieces, secret=True)
+    if file != "-":
+        echo(f"Backup written to {file}; it holds the secrets of the swarm.")
 
 
 @click.command()

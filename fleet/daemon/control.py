@@ -92,6 +92,11 @@ class Control:
         self.error = ""
         """Why there is no role; empty when there is one, or none is wanted."""
 
+    @property
+    def _keeps_own(self) -> bool:
+        """Whether the state is in an etcd that fleet keeps on this host."""
+        return self._own.is_used and not self._config.store
+
     # -- opening and closing
 
     async def open_state(
@@ -104,7 +109,7 @@ class Control:
         await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
         key = await asyncio.to_thread(_store_key, folder, self.locks.passphrase)
         engine: Engine
-        if self._own.is_used and not self._config.store:
+        if self._keeps_own:
             engine = await self._own.open(cluster_id=cluster_id, node_id=node_id)
         else:
             engine = await asyncio.to_thread(
@@ -160,7 +165,7 @@ class Control:
         others = [address for address in state.managers if address != own]
         if not (self._folder / "store.key").exists() and others:
             await self._equip_self(state, others)
-        if self._own.is_used and not self._config.store:
+        if self._keeps_own:
             await self._own.ask_for_vote(others, self._tls(), peer=_peer(state))
         self._engine, self.store = await self.open_state(state.cluster_id, state.node_id)
         role = ManagerRole(
@@ -175,7 +180,7 @@ class Control:
         )
         self.logs = ServiceLogs(store=self.store, engine=self._containers, node_id=state.node_id, tls=self._tls)
         self.role = role
-        if self._own.is_used and not self._config.store:
+        if self._keeps_own:
             self._tasks.append(self._spawn(self._own.keep(), "etcd"))
         self._tasks.append(self._spawn(self._follow_lock(self.store), "lock"))
         self._tasks.append(self._spawn(role.run(), "manager"))
@@ -323,7 +328,7 @@ class Control:
 
     async def _release(self, node: Node) -> None:
         """Before a node ceases to be a manager."""
-        if self._own.is_used and not self._config.store:
+        if self._keeps_own:
             await self._own.let_go(node.id)
 
     def _open_store(self) -> tuple[Store, SwarmState]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, TypeVar
 
 import httpx
 import msgspec
@@ -24,14 +24,16 @@ __all__ = [
     "ManagerKit",
     "MemberKit",
     "UnlockRequest",
-    "answer_message",
+    "checked",
     "ask_managers",
     "parse_availability",
     "request_to_join",
 ]
 
+T = TypeVar("T")
+
 JOIN_TIMEOUT_S: Final = 20.0
-_ROOT_MAX: Final = 64 * 1024
+_ANSWER_MAX: Final = 64 * 1024
 _ROTATION_TRIES: Final = 8
 _ROTATION_PAUSE_S: Final = 0.5
 
@@ -105,14 +107,32 @@ def parse_availability(text: str) -> Availability:
         raise errors.UserError(f"invalid availability {text!r}, only active, pause and drain are supported") from cause
 
 
-async def ask_managers(remotes: tuple[str, ...], ask: Callable[[str], Awaitable[JoinAnswer]]) -> JoinAnswer:
+async def ask_managers(
+    managers: Iterable[str],
+    ask: Callable[[str], Awaitable[T]],
+    *,
+    failure: str,
+    on: tuple[type[Exception], ...] = (),
+) -> T:
+    """What the first manager answers that can be reached. ``on``: errors besides those of the network that the next manager
+    is asked after. Raises ``UnavailableError``: the words of ``failure`` and what became of each."""
+    caught: tuple[type[Exception], ...] = (httpx.HTTPError, OSError, *on)
     problems = []
-    for remote in remotes:
+    for manager in managers:
         try:
-            return await ask(remote)
-        except (httpx.HTTPError, OSError) as cause:
-            problems.append(f"{remote}: {cause or type(cause).__name__}")
-    raise errors.UnavailableError(f"could not reach a manager to join: {'; '.join(problems)}")
+            return await ask(manager)
+        except caught as cause:
+            problems.append(f"{manager}: {cause or type(cause).__name__}")
+    raise errors.UnavailableError(f"{failure}: {'; '.join(problems) or 'no manager is known'}", retry_after_s=1.0)
+
+
+def checked(answer: httpx.Response) -> httpx.Response:
+    """The answer, if it is a good one of a likely size. Raises ``UnavailableError`` with what the daemon said."""
+    if answer.status_code >= 400:
+        raise errors.UnavailableError(_message(answer))
+    if len(answer.content) > _ANSWER_MAX:
+        raise errors.UnavailableError(f"an answer of {len(answer.content)} bytes, at most {_ANSWER_MAX}")
+    return answer
 
 
 async def request_to_join(remote: str, wish: JoinRequest, check: Callable[[str], None]) -> JoinAnswer:
@@ -121,8 +141,8 @@ async def request_to_join(remote: str, wish: JoinRequest, check: Callable[[str],
     base = f"https://{host}:{port}/cluster/v1"
     async with httpx.AsyncClient(verify=insecure_context(), timeout=JOIN_TIMEOUT_S, trust_env=False) as client:
         answer = await client.get(f"{base}/root")
-        if answer.status_code != 200 or len(answer.content) > _ROOT_MAX:
-            raise errors.UnavailableError(f"{remote} is not a manager: {answer_message(answer)}")
+        if answer.status_code != 200 or len(answer.content) > _ANSWER_MAX:
+            raise errors.UnavailableError(f"{remote} is not a manager: {_message(answer)}")
     check(answer.text)
     async with httpx.AsyncClient(verify=pinned_context(answer.text), timeout=JOIN_TIMEOUT_S, trust_env=False) as client:
         joined = await _post_patiently(client, f"{base}/join", msgspec.json.encode(wish))
@@ -133,7 +153,7 @@ async def request_to_join(remote: str, wish: JoinRequest, check: Callable[[str],
             403: errors.ForbiddenError,
             501: errors.UnsupportedError,
         }
-        raise kinds.get(joined.status_code, errors.UnavailableError)(answer_message(joined))
+        raise kinds.get(joined.status_code, errors.UnavailableError)(_message(joined))
     try:
         return msgspec.json.decode(joined.content, type=JoinAnswer)
     except msgspec.DecodeError as cause:
@@ -152,8 +172,7 @@ async def _post_patiently(client: httpx.AsyncClient, url: str, body: bytes) -> h
     return await client.post(url, content=body)
 
 
-def answer_message(answer: httpx.Response) -> str:
-    """What a daemon said in an answer that is an error."""
+def _message(answer: httpx.Response) -> str:
     try:
         return str(answer.json()["message"])
     except (ValueError, KeyError, TypeError):

@@ -26,7 +26,7 @@ from fleet.agent.image_sources import ImageLocator
 from fleet.agent.node_facts import describe_host
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
-from fleet.daemon.addresses import CLUSTER_PORT, choose_address, host_addresses, split_address
+from fleet.daemon.addresses import CLUSTER_PORT, split_address
 from fleet.daemon.cluster_app import cluster_app
 from fleet.daemon.config import DaemonConfig
 from fleet.daemon.control import Control
@@ -41,6 +41,7 @@ from fleet.daemon.joining import (
 )
 from fleet.daemon.listeners import Listener, tcp_socket
 from fleet.daemon.node_identity import IdentityKeeper
+from fleet.daemon.place import choose_place, listen_host
 from fleet.daemon.service_logs import ServiceLogs
 from fleet.daemon.swarm_state import SwarmState, SwarmStateFile
 from fleet.engines.etcd_member import find_etcd
@@ -96,48 +97,6 @@ class _Active:
     agent: Agent
     listener: Listener
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """Where a member listens and is found: ``listen`` and ``port``, ``address`` and ``advertised_port``."""
-
-    listen: str
-    port: int
-    address: str
-    advertised_port: int
-    data_path: str
-
-    @property
-    def cluster_addr(self) -> str:
-        return f"{self.address}:{self.advertised_port}"
-
-    def probe(self) -> None:
-        """Raises ``ConflictError`` when the port is taken."""
-        tcp_socket(_listen_host(self.listen), self.port).close()
-
-    def state(self, identity: NodeIdentity, *, managers: tuple[str, ...]) -> SwarmState:
-        return SwarmState(
-            cluster_id=identity.cluster_id,
-            node_id=identity.node_id,
-            role=identity.role,
-            listen_address=f"{self.listen}:{self.port}",
-            advertise_address=self.address,
-            data_path_address=self.data_path,
-            cluster_port=self.advertised_port,
-            managers=managers,
-        )
-
-
-async def _choose_place(listen_addr: str, advertise_addr: str, data_path_addr: str) -> _Place:
-    candidates = await asyncio.to_thread(host_addresses)
-    listen, port = split_address(listen_addr or "0.0.0.0", default_port=CLUSTER_PORT, what="--listen-addr")
-    wanted, advertised_port = split_address(advertise_addr or "-", default_port=port, what="--advertise-addr")
-    address = choose_address("" if wanted == "-" else wanted, candidates=candidates, what="--advertise-addr")
-    data_path = ""
-    if data_path_addr:
-        data_path = choose_address(data_path_addr, candidates=candidates, what="--data-path-addr")
-    return _Place(listen=listen, port=port, address=address, advertised_port=advertised_port, data_path=data_path)
 
 
 class Membership:
@@ -299,7 +258,7 @@ class Membership:
             return await self._begin_anew()
         async with self._verb:
             self._refuse_member()
-            place = await _choose_place(request.listen_addr, request.advertise_addr, request.data_path_addr)
+            place = await choose_place(request.listen_addr, request.advertise_addr, request.data_path_addr)
             cluster_id = ClusterId(new_id())
             availability = parse_availability(request.availability)
             port_ = request.data_path_port or DEFAULT_DATA_PATH_PORT
@@ -369,7 +328,7 @@ class Membership:
             header, entries = reader.finish()
             if header.sealing_key is None:
                 raise errors.UserError("the backup was made without its key and cannot be opened")
-            place = await _choose_place(listen_addr, advertise_addr, "")
+            place = await choose_place(listen_addr, advertise_addr, "")
             await self._clean()
             place.probe()
             node_id, key = NodeId(new_id()), generate_request()
@@ -402,7 +361,7 @@ class Membership:
                 raise errors.UserError("at least one RemoteAddr is required to join")
             token = parse_token(request.join_token)
             availability = parse_availability(request.availability)
-            place = await _choose_place(request.listen_addr, request.advertise_addr, request.data_path_addr)
+            place = await choose_place(request.listen_addr, request.advertise_addr, request.data_path_addr)
             await self._clean()
             self.is_pending = True
             try:
@@ -420,6 +379,7 @@ class Membership:
                 answer = await ask_managers(
                     request.remote_addrs,
                     lambda remote: request_to_join(remote, wish, lambda pem: check_root(token, pem)),
+                    failure="could not reach a manager to join",
                 )
             finally:
                 self.is_pending = False
@@ -514,7 +474,7 @@ class Membership:
         folder = self._folder / "agent"
         await asyncio.to_thread(lambda: folder.mkdir(mode=0o700, parents=True, exist_ok=True))
         host, port = split_address(state.listen_address, default_port=CLUSTER_PORT, what="listen address")
-        listening = tcp_socket(_listen_host(host), port)
+        listening = tcp_socket(listen_host(host), port)
         listener = Listener(
             cluster_app(
                 cluster_id=state.cluster_id,
@@ -667,7 +627,3 @@ def _cost_of_leaving(others: int) -> str:
         f"{others} manager{'s are' if others > 1 else ' is'} left then; demote the node first (fleet node demote), so that the "
         "others let go of it in order."
     )
-
-
-def _listen_host(text: str) -> str:
-    return text if text and text[0].isdigit() else "0.0.0.0"

@@ -21,6 +21,7 @@ import msgspec
 from fleet import errors
 from fleet.api.dispatch import Trust
 from fleet.clock import Clock
+from fleet.daemon.joining import ask_managers, checked
 from fleet.identity.authority import root_info
 from fleet.identity.certificates import renewal_instant
 from fleet.identity.keys import NodeIdentity, generate_request, issuing_root, make_identity, save_identity
@@ -38,7 +39,6 @@ _LOOK_S: Final = 3600.0
 """Wall clocks jump: however far off the renewal is, look again after this long."""
 _RETRY_FIRST_S: Final = 1.0
 _RETRY_MAX_S: Final = 60.0
-_ANSWER_MAX: Final = 64 * 1024
 
 
 class IdentityKeeper:
@@ -164,26 +164,25 @@ class IdentityKeeper:
 
     async def _renew(self) -> bool:
         key = generate_request()
-        problems = []
-        async with httpx.AsyncClient(verify=self._client, timeout=10.0, trust_env=False) as client:
-            for manager in self._managers():
-                try:
-                    answer = await client.post(f"https://{manager}/cluster/v1/renew", content=key.csr_pem)
-                    answer.raise_for_status()
-                    if len(answer.content) > _ANSWER_MAX:
-                        raise errors.TooLargeError(f"certificate of {len(answer.content)} bytes")
-                    identity = make_identity(cert_pem=answer.text, key_pem=key.key_pem, ca_pem=self.identity.ca_pem)
-                except (httpx.HTTPError, OSError, errors.FleetError) as cause:
-                    problems.append(f"{manager}: {cause or type(cause).__name__}")
-                    continue
-                before = self.identity.role
-                if identity.role is NodeRole.WORKER:
-                    self._passphrase = None  # only managers are locked
-                await self._save(identity)
-                self._take(identity)
-                if identity.role is not before:
-                    self._role_changed()
-                log.info("certificate renewed", not_after=identity.not_after.isoformat(), role=identity.role.value)
-                return True
-        log.warning("certificate not renewed; trying again", cause="; ".join(problems) or "no manager is known")
-        return False
+        try:
+            async with httpx.AsyncClient(verify=self._client, timeout=10.0, trust_env=False) as client:
+
+                async def ask(manager: str) -> NodeIdentity:
+                    answer = checked(await client.post(f"https://{manager}/cluster/v1/renew", content=key.csr_pem))
+                    return make_identity(cert_pem=answer.text, key_pem=key.key_pem, ca_pem=self.identity.ca_pem)
+
+                identity = await ask_managers(
+                    self._managers(), ask, failure="no manager has certified it", on=(errors.FleetError,)
+                )
+        except errors.UnavailableError as cause:
+            log.warning("certificate not renewed; trying again", cause=str(cause))
+            return False
+        before = self.identity.role
+        if identity.role is NodeRole.WORKER:
+            self._passphrase = None  # only managers are locked
+        await self._save(identity)
+        self._take(identity)
+        if identity.role is not before:
+            self._role_changed()
+        log.info("certificate renewed", not_after=identity.not_after.isoformat(), role=identity.role.value)
+        return True

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import socket
 import ssl
@@ -31,7 +30,8 @@ import msgspec
 
 from fleet import errors
 from fleet.clock import Clock
-from fleet.daemon.joining import JOIN_TIMEOUT_S, ManagerKit, MemberKit, answer_message
+from fleet.daemon.joining import KitRequest, ManagerKit, MemberKit, ask_managers, checked
+from fleet.daemon.state_engine import prefix_of, write_mark
 from fleet.engines.etcd import EtcdEngine
 from fleet.engines.etcd_cluster import EtcdCluster, initial_cluster
 from fleet.engines.etcd_member import EtcdMember, MemberFile, MemberTls, find_etcd
@@ -45,7 +45,7 @@ from fleet.model.node import NodeRole
 from fleet.store import Store, Transaction
 from fleet.store.engine import Engine
 
-__all__ = ["OwnState", "fetch_kit", "prefix_of"]
+__all__ = ["OwnState", "fetch_kit"]
 
 log = get_logger("own-state")
 
@@ -53,13 +53,9 @@ _MARK: Final = "in-own-etcd"
 _VOTED: Final = "voted"
 _LIFETIME: Final = timedelta(days=3650)
 """What cuts a manager off is its removal from the members, and that its peers' ports are the managers' alone."""
+_KIT_S: Final = 60.0
 _VOTE_S: Final = 90.0
 _REMOVED_S: Final = 10.0
-
-
-def prefix_of(cluster_id: ClusterId) -> str:
-    """Where a cluster's state is within an etcd."""
-    return f"/fleet-cluster/{cluster_id}"
 
 
 class OwnState:
@@ -193,16 +189,7 @@ class OwnState:
     def set_mark(self) -> None:
         """From now on the state is here. Durable when it returns; blocks."""
         self._store.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mark = self._store / _MARK
-        with mark.open("w") as file:
-            file.write("see ../etcd\n")
-            file.flush()
-            os.fsync(file.fileno())
-        folder = os.open(self._store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_mark(self._store / _MARK, "see ../etcd")
 
     # -- another manager
 
@@ -257,19 +244,13 @@ class OwnState:
         member = await self._started()
         if not member.joined or (self._folder / _VOTED).exists():
             return
-        problems = []
         async with httpx.AsyncClient(verify=tls, timeout=_VOTE_S, trust_env=False) as client:
-            for manager in managers:
-                try:
-                    answer = await client.post(f"https://{manager}/cluster/v1/managers/vote", content=peer)
-                except (httpx.HTTPError, OSError) as cause:
-                    problems.append(f"{manager}: {cause or type(cause).__name__}")
-                    continue
-                if answer.status_code < 400:
-                    (self._folder / _VOTED).touch()
-                    return
-                problems.append(f"{manager}: {answer_message(answer)}")
-        raise errors.UnavailableError(f"this host's etcd has no vote yet: {'; '.join(problems)}", retry_after_s=1.0)
+
+            async def ask(manager: str) -> None:
+                checked(await client.post(f"https://{manager}/cluster/v1/managers/vote", content=peer))
+
+            await ask_managers(managers, ask, failure="this host's etcd has no vote yet", on=(errors.UnavailableError,))
+        (self._folder / _VOTED).touch()
 
 
 async def fetch_kit(managers: Iterable[str], tls: ssl.SSLContext, *, key: KeyRequest, peer: str) -> ManagerKit:
@@ -277,20 +258,19 @@ async def fetch_kit(managers: Iterable[str], tls: ssl.SSLContext, *, key: KeyReq
 
     Raises ``UnavailableError`` when none gives it, with what each said.
     """
-    problems = []
-    body = msgspec.json.encode({"csr_pem": key.csr_pem, "peer": peer})
-    async with httpx.AsyncClient(verify=tls, timeout=JOIN_TIMEOUT_S * 3, trust_env=False) as client:
-        for manager in managers:
-            try:
-                answer = await client.post(f"https://{manager}/cluster/v1/managers/kit", content=body)
-                if answer.status_code == 200:
-                    return msgspec.json.decode(answer.content, type=ManagerKit)
-                problems.append(f"{manager}: {answer_message(answer)}")
-            except (httpx.HTTPError, OSError, msgspec.DecodeError) as cause:
-                problems.append(f"{manager}: {cause or type(cause).__name__}")
-    raise errors.UnavailableError(
-        f"no manager gives this node what a manager needs: {'; '.join(problems) or 'none is known'}", retry_after_s=1.0
-    )
+    body = msgspec.json.encode(KitRequest(csr_pem=key.csr_pem, peer=peer))
+    async with httpx.AsyncClient(verify=tls, timeout=_KIT_S, trust_env=False) as client:
+
+        async def ask(manager: str) -> ManagerKit:
+            answer = checked(await client.post(f"https://{manager}/cluster/v1/managers/kit", content=body))
+            return msgspec.json.decode(answer.content, type=ManagerKit)
+
+        return await ask_managers(
+            managers,
+            ask,
+            failure="no manager gives this node what a manager needs",
+            on=(errors.UnavailableError, msgspec.DecodeError),
+        )
 
 
 async def state_root(store: Store, clock: Clock, cluster_id: ClusterId) -> RootAuthority:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, Final
 
 from fleet import errors
+from fleet.api.client import STALE_HEADER
+from fleet.api.http import problem
 from fleet.manager.majority import Majority
 
-__all__ = ["STALE_HEADER", "StaleState"]
-
-STALE_HEADER: Final = "Fleet-Stale"
-"""Seconds since the state that the answer shows was last known to be the newest."""
+__all__ = ["StaleState"]
 
 _CLUSTER: Final = ("/services", "/tasks", "/nodes", "/secrets", "/configs", "/swarm")
 _LOCAL: Final = ("/swarm/init", "/swarm/join", "/swarm/leave", "/swarm/unlock")
@@ -32,28 +30,16 @@ class StaleState:
             await self._app(scope, receive, send)
             return
         age = f"{majority.age_s:.0f}".encode()
-        if scope["method"] not in ("GET", "HEAD"):
-            try:
-                majority.require()
-            except errors.UnavailableError as refusal:
-                await _refuse(send, str(refusal), age)
-                return
 
         async def marked(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), (STALE_HEADER.lower().encode(), age)]
             await send(message)
 
+        if scope["method"] not in ("GET", "HEAD"):
+            try:
+                majority.require()
+            except errors.UnavailableError as refusal:
+                await problem(refusal)(scope, receive, marked)
+                return
         await self._app(scope, receive, marked)
-
-
-async def _refuse(send: Any, text: str, age: bytes) -> None:
-    body = json.dumps({"message": text}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", b"2"),
-        (STALE_HEADER.lower().encode(), age),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -18,11 +18,16 @@ from fleet.logs import get_logger
 from fleet.model.ids import ClusterId, NodeId
 from fleet.store.engine import Engine
 
-__all__ = ["choose_engine", "erase_state"]
+__all__ = ["choose_engine", "erase_state", "prefix_of", "write_mark"]
 
 log = get_logger("state")
 
 _MARK: Final = "in-etcd"
+
+
+def prefix_of(cluster_id: ClusterId) -> str:
+    """Where a cluster's state is within an etcd."""
+    return f"/fleet-cluster/{cluster_id}"
 
 
 def choose_engine(
@@ -53,11 +58,11 @@ def choose_engine(
     return EtcdEngine(
         endpoints,
         cluster_id=cluster_id,
-        prefix=f"/fleet-cluster/{cluster_id}",
+        prefix=prefix_of(cluster_id),
         client=node_id,
         tls=tls,
         known_at=known,
-        claimed=lambda: _write_mark(mark, config.store),
+        claimed=lambda: write_mark(mark, config.store),
     )
 
 
@@ -74,17 +79,17 @@ async def erase_state(engine: Engine | None, config: DaemonConfig, cluster_id: C
     except errors.UnavailableError as cause:
         log.warning(
             "state left in etcd; remove it with: etcdctl del --prefix",
-            prefix=f"/fleet-cluster/{cluster_id}/",
+            prefix=f"{prefix_of(cluster_id)}/",
             store=config.store,
             cause=str(cause),
         )
 
 
-def _write_mark(mark: Path, address: str) -> None:
-    """Durably, and whole or not at all: a lost mark would let an empty etcd pass for the cluster's."""
+def write_mark(mark: Path, text: str) -> None:
+    """Durably, and whole or not at all: a lost mark would let an empty etcd pass for the cluster's. Blocks."""
     aside = mark.with_name(f".{mark.name}.new")
     with aside.open("w") as file:
-        file.write(address + "\n")
+        file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
     aside.replace(mark)

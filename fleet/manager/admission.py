@@ -7,10 +7,9 @@ node object that never opens a session and can be removed as *down*; a certifica
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -21,7 +20,7 @@ from fleet.identity.authority import create_root, root_info
 from fleet.identity.keys import KeyRequest, NodeIdentity, make_identity
 from fleet.identity.tokens import UNLOCK_BYTES, make_unlock_key, token_role
 from fleet.logs import get_logger
-from fleet.manager.managers import MANAGERS_MAX, certified_role
+from fleet.manager.managers import MANAGERS_MAX, certified_role, change_node
 from fleet.manager.root_rotation import new_tokens, signing_root, trusted_roots
 from fleet.model.cluster import DEFAULT_CERT_EXPIRY_NS, ROOT_AUTHORITY, Authority, Cluster, SwarmSpec
 from fleet.model.defaults import nanoseconds
@@ -45,7 +44,6 @@ __all__ = ["Admission", "JoinAnswer", "JoinRequest", "found_cluster"]
 log = get_logger("admission")
 
 _LABELS_MAX: Final = 64
-_TRIES: Final = 16
 
 
 class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,15 +121,8 @@ async def found_cluster(
         created_at=now,
         updated_at=now,
     )
-    node = Node(
-        id=node_id,
-        spec=NodeSpec(role=NodeRole.MANAGER, availability=availability),
-        description=NodeDescription(hostname=hostname),
-        status=NodeStatus(state=NodeState.UNKNOWN, addr=address),
-        manager_status=ManagerStatus(leader=True, reachability=Reachability.REACHABLE, addr=cluster_addr),
-        cluster_addr=cluster_addr,
-        created_at=now,
-        updated_at=now,
+    node = _sole_manager(
+        node_id, hostname, address=address, cluster_addr=cluster_addr, now=now, availability=availability
     )
     ingress = Network(
         id=NetworkId(new_id()),
@@ -143,6 +134,27 @@ async def found_cluster(
     transaction = Transaction().create(cluster).create(authority).create(node).create(ingress)
     await store.commit(transaction)
     return make_identity(cert_pem=certificate, key_pem=key.key_pem, ca_pem=root.cert_pem)
+
+
+def _sole_manager(
+    node_id: NodeId,
+    hostname: str,
+    *,
+    address: str,
+    cluster_addr: str,
+    now: datetime,
+    availability: Availability = Availability.ACTIVE,
+) -> Node:
+    return Node(
+        id=node_id,
+        spec=NodeSpec(role=NodeRole.MANAGER, availability=availability),
+        description=NodeDescription(hostname=hostname),
+        status=NodeStatus(state=NodeState.UNKNOWN, addr=address),
+        manager_status=ManagerStatus(leader=True, reachability=Reachability.REACHABLE, addr=cluster_addr),
+        cluster_addr=cluster_addr,
+        created_at=now,
+        updated_at=now,
+    )
 
 
 async def take_over_cluster(
@@ -163,16 +175,7 @@ async def take_over_cluster(
         now=now,
         addresses=(address,),
     )
-    node = Node(
-        id=node_id,
-        spec=NodeSpec(role=NodeRole.MANAGER),
-        description=NodeDescription(hostname=hostname),
-        status=NodeStatus(state=NodeState.UNKNOWN, addr=address),
-        manager_status=ManagerStatus(reachability=Reachability.REACHABLE, addr=cluster_addr),
-        cluster_addr=cluster_addr,
-        created_at=now,
-        updated_at=now,
-    )
+    node = _sole_manager(node_id, hostname, address=address, cluster_addr=cluster_addr, now=now)
     await store.commit(Transaction().create(node))
     await release_other_managers(store, clock, own=node_id)
     return make_identity(cert_pem=certificate, key_pem=key.key_pem, ca_pem=trusted_roots(authority))
@@ -180,14 +183,14 @@ async def take_over_cluster(
 
 async def release_other_managers(store: Store, clock: Clock, *, own: NodeId) -> None:
     """Only ``own`` manages from now on: the others have no part in the state any more."""
-    others = [node for node in store.nodes.all() if node.id != own and node.spec.role is NodeRole.MANAGER]
-    for node in others:
+
+    def released(node: Node) -> Node:
         spec = msgspec.structs.replace(node.spec, role=NodeRole.WORKER)
-        await store.commit(
-            Transaction().replace_any(
-                msgspec.structs.replace(node, spec=spec, manager_status=None, updated_at=clock.now())
-            )
-        )
+        return msgspec.structs.replace(node, spec=spec, manager_status=None)
+
+    for node in store.nodes.all():
+        if node.id != own and node.spec.role is NodeRole.MANAGER:
+            await change_node(store, clock, node.id, released)
 
 
 class Admission:
@@ -322,16 +325,13 @@ class Admission:
     async def register(self, node_id: NodeId, address: str) -> None:
         """The node manages from now on: its cluster listener is at ``address``. Nothing if that is known, or not wanted any
         more."""
-        for _ in range(_TRIES):
-            node = self._store.nodes.get(node_id)
-            if node is None or node.removed or node.spec.role is not NodeRole.MANAGER:
-                return
+
+        def registered(node: Node) -> Node:
+            if node.spec.role is not NodeRole.MANAGER:
+                return node
             if node.manager_status is not None and node.manager_status.addr == address:
-                return
+                return node
             status = ManagerStatus(reachability=Reachability.REACHABLE, addr=address)
-            changed = msgspec.structs.replace(node, manager_status=status, updated_at=self._clock.now())
-            with contextlib.suppress(errors.OutOfSequenceError):
-                await self._store.commit(Transaction().replace(changed))
-        raise errors.UnavailableError(
-            f"node {node_id} kept changing while it was registered as a manager", retry_after_s=1
-        )
+            return msgspec.structs.replace(node, manager_status=status)
+
+        await change_node(self._store, self._clock, node_id, registered)

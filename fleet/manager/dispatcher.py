@@ -29,7 +29,7 @@ from fleet.api import dispatch
 from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.manager.assignments import Assembler, difference
-from fleet.manager.managers import certified_role
+from fleet.manager.managers import certified_role, change_node
 from fleet.manager.root_rotation import trust_of
 from fleet.model.common import SECOND_NS
 from fleet.model.ids import NodeId, TaskId
@@ -165,23 +165,28 @@ class Dispatcher:
         subscription = self._store.subscribe(
             Kind.TASK, Kind.SERVICE, Kind.NODE, Kind.NETWORK, Kind.SECRET, Kind.CONFIG, Kind.AUTHORITY
         )
-        self._trust = trust_of(self._store)
+        self._trust = self._common_trust()
         try:
             while True:
                 changes = await subscription.wait()
                 if changes.resync or any(_concerns_trust(change) for change in changes):
-                    self._trust = trust_of(self._store)
+                    self._trust = self._common_trust()
                     await self._end_removed()
                 for session in self._sessions.values():
                     session.dirty.set()
         finally:
             subscription.close()
 
+    def _common_trust(self) -> dispatch.Trust | None:
+        """What is the same for every node; made once a change, since it looks at all of them."""
+        trust = trust_of(self._store)
+        return trust and msgspec.structs.replace(trust, managers=self._manager_addresses())
+
     def _trust_for(self, node_id: NodeId) -> dispatch.Trust | None:
-        trust, node = self._trust or trust_of(self._store), self._store.nodes.get(node_id)
+        trust, node = self._trust or self._common_trust(), self._store.nodes.get(node_id)
         if trust is None or node is None:
             return None
-        return msgspec.structs.replace(trust, role=certified_role(node), managers=self._manager_addresses())
+        return msgspec.structs.replace(trust, role=certified_role(node))
 
     async def _end_removed(self) -> None:
         for node_id in list(self._sessions):
@@ -263,29 +268,18 @@ class Dispatcher:
         await self._change_node(node_id, described)
 
     async def _change_node(self, node_id: NodeId, change: Callable[[Node], Node]) -> None:
-        for _ in range(_COMMIT_TRIES):
-            node = self._store.nodes.get(node_id)
-            if node is None or node.removed:
-                return
-            changed = change(node)
-            if changed == node:
-                return
-            if changed.status.state is not node.status.state:
-                log.info(
-                    "node changed",
-                    node=node_id,
-                    hostname=changed.description.hostname,
-                    state=f"{node.status.state} -> {changed.status.state}",
-                    cause=changed.status.message,
-                )
-            try:
-                await self._store.commit(
-                    Transaction().replace(msgspec.structs.replace(changed, updated_at=self._clock.now()))
-                )
-            except errors.OutOfSequenceError:
-                continue
+        before = await change_node(self._store, self._clock, node_id, change)
+        if before is None:
             return
-        raise errors.ConflictError(f"node {node_id} kept changing while its state was written")
+        after = change(before)
+        if after.status.state is not before.status.state:
+            log.info(
+                "node changed",
+                node=node_id,
+                hostname=after.description.hostname,
+                state=f"{before.status.state} -> {after.status.state}",
+                cause=after.status.message,
+            )
 
     async def _receive(self, session: _Session) -> None:
         while True:
@@ -462,9 +456,12 @@ class Dispatcher:
 
 
 def _concerns_trust(change: Change) -> bool:
+    """Of nodes: whether they are members, and whether and where they manage."""
     if change.kind is Kind.AUTHORITY:
         return True
-    new, old = change.new, change.old
-    if new is None:
-        return isinstance(old, Node)
-    return isinstance(new, Node) and new.removed and not (isinstance(old, Node) and old.removed)
+    if change.kind is not Kind.NODE:
+        return False
+    old, new = change.old, change.new
+    if not isinstance(old, Node) or not isinstance(new, Node):
+        return True
+    return (old.removed, old.manager_status) != (new.removed, new.manager_status)

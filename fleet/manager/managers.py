@@ -7,18 +7,23 @@ takes the status away, once nothing of the cluster's state depends on the node a
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
 import msgspec
 
+from fleet import errors
+from fleet.clock import Clock
 from fleet.manager.leadership import Leader
 from fleet.model.ids import NodeId
 from fleet.model.node import ManagerStatus, Node, NodeRole, NodeState, Reachability
-from fleet.store import Store
+from fleet.store import Store, Transaction
 
-__all__ = ["MANAGERS_MAX", "certified_role", "manager_addresses", "standing"]
+__all__ = ["MANAGERS_MAX", "certified_role", "change_node", "manager_addresses", "standing"]
 
+_TRIES: Final = 8
 MANAGERS_MAX: Final = 7
 """More managers make every write slower and no failure less likely; Docker's advice, too."""
 
@@ -40,6 +45,22 @@ def manager_addresses(store: Store, leader: Leader | None) -> tuple[str, ...]:
 def certified_role(node: Node) -> NodeRole:
     """The role its certificate is to name: a manager that is being demoted stays one until its status is taken away."""
     return NodeRole.MANAGER if node.manager_status is not None else node.spec.role
+
+
+async def change_node(store: Store, clock: Clock, node_id: NodeId, change: Callable[[Node], Node]) -> Node | None:
+    """Write what ``change`` makes of the node, again if it changed meanwhile; returns the node as it was before, or None if
+    nothing was written: it is no member, or already so. Raises ``ConflictError`` if it keeps changing."""
+    for _ in range(_TRIES):
+        node = store.nodes.get(node_id)
+        if node is None or node.removed:
+            return None
+        changed = change(node)
+        if changed == node:
+            return None
+        with contextlib.suppress(errors.OutOfSequenceError):
+            await store.commit(Transaction().replace(msgspec.structs.replace(changed, updated_at=clock.now())))
+            return node
+    raise errors.ConflictError(f"node {node_id} kept changing while its state was written")
 
 
 def standing(node: Node, *, leader: NodeId, now: datetime) -> Node:

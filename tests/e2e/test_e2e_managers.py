@@ -352,7 +352,7 @@ def test_a_backup_is_taken_up_again_and_the_workers_find_it(lab: TestLab, tmp_pa
     whole = file.read_bytes()
     for name, data, words in (
         ("cut", whole[: len(whole) // 2], "cut off"),
-        ("changed", whole.replace(b"alone", b"alOne"), "not a backup"),
+        ("changed", whole.replace(b'"revision":', b'"revision":1', 1), "damaged"),
         ("junk", b"{}\n", "not a backup"),
     ):
         (tmp_path / name).write_bytes(data)

@@ -138,18 +138,17 @@ class Nemesis:
         return f"fleetd of {host} killed and started"
 
     def _kill_etcd(self) -> str:
-        host = self._chance.choice(MANAGERS)
-        pid = self._find(host, b"--data-dir=")
-        if pid:
-            _signal(pid, signal.SIGKILL)
-        return f"etcd of {host} killed" if pid else f"no etcd at {host} to kill"
+        return self._kill_process(self._chance.choice(MANAGERS), b"--data-dir=", "etcd")
 
     def _kill_supervisor(self) -> str:
-        host = self._chance.choice(HOSTS)
-        pid = self._find(host, b"supervisor")
-        if pid:
-            _signal(pid, signal.SIGKILL)
-        return f"supervisor of {host} killed" if pid else f"no supervisor at {host} found"
+        return self._kill_process(self._chance.choice(HOSTS), b"supervisor", "supervisor")
+
+    def _kill_process(self, host: str, word: bytes, what: str) -> str:
+        pid = self._find(host, word)
+        if not pid:
+            return f"no {what} at {host} to kill"
+        _signal(pid, signal.SIGKILL)
+        return f"{what} of {host} killed"
 
     def _kill_container(self) -> str:
         host = self._chance.choice(HOSTS)
