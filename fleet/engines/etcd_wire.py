@@ -1,9 +1,9 @@
-"""etcd's JSON gateway (``/v3/...``) over httpx: several endpoints, mutual TLS, a deadline on every call, errors mapped.
+"""etcd's JSON gateway (``/v3/...``): several endpoints, mutual TLS, a deadline on every call, errors mapped.
 
 A call that never reached a member goes to the next one. A call whose answer was lost is repeated only when the caller
 says that this is harmless; else ``OutcomeUnknownError`` tells that it may or may not have happened.
 
-The gateway rather than gRPC: httpx is a dependency already, grpcio and protobuf are not. Values are base64 and 64-bit
+The gateway rather than gRPC: HTTP and JSON are dependencies already, grpcio and protobuf are not. Values are base64 and 64-bit
 numbers are strings; fields that are zero are absent (protobuf's JSON mapping).
 """
 
@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+import msgspec
 
 from fleet import errors
+from fleet.engines.http1 import BrokenError, NotSentError, Pool
 from fleet.store.engine import LeaseLostError
 
 __all__ = [
@@ -36,11 +36,11 @@ __all__ = [
 
 RETRY_AFTER_S: Final = 1.0
 _PAUSE_S: Final = 0.1
-CALLS_AT_A_TIME: Final = 8
+CALLS_AT_A_TIME: Final = 32
 _IDLE_STREAM_S: Final = 30.0
 """A watch that is silent for so long is opened anew: the gateway sends nothing by which to tell idle from dead."""
-_LINE_BYTES_MAX: Final = 256 * 1024 * 1024
-"""One message of a watch: at most 1,000 revisions, most of them far smaller than a transaction may be."""
+_ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
+"""One page of a list, or one message of a watch: at most 1,000 revisions, most of them far smaller than a transaction may be."""
 
 
 class OutcomeUnknownError(errors.UnavailableError):
@@ -100,21 +100,15 @@ class Gateway:
         self._endpoints = tuple(endpoints)
         self._current = 0
         self._timeout_s = timeout_s
-        # httpx looks through all of a pool's connections for each request: many make it slower, not faster.
         self._turns = asyncio.Semaphore(CALLS_AT_A_TIME)
-        self._client = httpx.AsyncClient(
-            verify=tls.context() if tls else True,
-            trust_env=False,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            timeout=httpx.Timeout(timeout_s, connect=min(2.0, timeout_s)),
-        )
+        self._pool = Pool(tls.context() if tls else None)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._pool.close()
 
     async def call(self, path: str, body: dict[str, Any], *, repeatable: bool) -> dict[str, Any]:
         """One request and its answer within the deadline. Raises as the module says."""
-        content = json.dumps(body).encode()
+        content = msgspec.json.encode(body)
         last = "no answer"
         sent = False
         try:
@@ -124,11 +118,11 @@ class Gateway:
                     try:
                         async with self._turns:
                             sent = True
-                            answer = await self._client.post(endpoint + path, content=content)
-                        return self._read(answer.status_code, answer.content)
-                    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as cause:
-                        sent, last = False, f"{endpoint}: {cause or type(cause).__name__}"
-                    except (httpx.HTTPError, errors.UnavailableError) as cause:
+                            async with self._pool.post(endpoint, path, content) as answer:
+                                return self._read(answer.status, await answer.whole(bytes_max=_ANSWER_BYTES_MAX))
+                    except NotSentError as cause:
+                        sent, last = False, f"{endpoint}: {cause}"
+                    except (BrokenError, errors.UnavailableError) as cause:
                         if isinstance(cause, (LeaseLostError, MembersRefusedError, errors.StorageFullError)):
                             raise
                         last = f"{endpoint}: {cause or type(cause).__name__}"
@@ -153,28 +147,25 @@ class Gateway:
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """The messages of one stream, until it breaks, which raises ``UnavailableError``."""
         endpoint = self._endpoints[self._current]
-        timeout = httpx.Timeout(self._timeout_s, read=_IDLE_STREAM_S)
         try:
-            async with self._client.stream(
-                "POST", endpoint + path, content=json.dumps(body), timeout=timeout
-            ) as answer:
-                if answer.status_code != 200:
-                    self._read(answer.status_code, await answer.aread())
+            async with self._pool.post(endpoint, path, msgspec.json.encode(body)) as answer:
+                if answer.status != 200:
+                    self._read(answer.status, await answer.whole(bytes_max=_ANSWER_BYTES_MAX))
                 parts: list[bytes] = []
                 size = 0
-                async for chunk in answer.aiter_bytes():
+                async for chunk in answer.chunks(idle_s=_IDLE_STREAM_S):
                     *lines, rest = chunk.split(b"\n")
                     for line in lines:
-                        message = json.loads(b"".join([*parts, line]) or b"{}")
+                        message = msgspec.json.decode(b"".join([*parts, line]) or b"{}")
                         parts, size = [], 0
                         if "error" in message:
                             self._raise(message["error"])
                         yield message.get("result", {})
                     parts.append(rest)
                     size += len(rest)
-                    if size > _LINE_BYTES_MAX:
-                        raise errors.TooLargeError(f"a message of etcd is larger than {_LINE_BYTES_MAX} bytes")
-        except (httpx.HTTPError, json.JSONDecodeError) as cause:
+                    if size > _ANSWER_BYTES_MAX:
+                        raise errors.TooLargeError(f"a message of etcd is larger than {_ANSWER_BYTES_MAX} bytes")
+        except (NotSentError, BrokenError, msgspec.DecodeError) as cause:
             raise errors.UnavailableError(f"{endpoint}: {cause}", retry_after_s=RETRY_AFTER_S) from cause
         raise errors.UnavailableError(f"{endpoint} ended the stream", retry_after_s=RETRY_AFTER_S)
 
@@ -183,8 +174,8 @@ class Gateway:
 
     def _read(self, status: int, content: bytes) -> dict[str, Any]:
         try:
-            answer = json.loads(content)
-        except ValueError as cause:
+            answer = msgspec.json.decode(content)
+        except msgspec.DecodeError as cause:
             raise errors.UnavailableError(f"answer {status} is not JSON; is this an etcd client address?") from cause
         if not isinstance(answer, dict):
             raise errors.UnavailableError(f"answer {status} is not an object; is this an etcd client address?")
