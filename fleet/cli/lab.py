@@ -43,10 +43,13 @@ def _which_lab(command: _F) -> _F:
     return name(root(command))
 
 
-def _lab(name: str, root: Path, *, daemon_args: tuple[str, ...] = ()) -> Lab:
+def _lab(name: str, root: Path, *, daemon_args: tuple[str, ...] = (), disk_bytes: int = 0) -> Lab:
     from fleet.lab import Lab
 
-    return Lab(name, root=root, say=lambda text: click.echo(text, err=True), daemon_args=daemon_args)
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    return Lab(name, root=root, say=say, daemon_args=daemon_args, disk_bytes=disk_bytes)
 
 
 def _signal_number(_: click.Context, __: click.Parameter, value: str) -> int:
@@ -74,6 +77,9 @@ def lab() -> None:
 @click.option("--no-swarm", is_flag=True, help="Only start the hosts and their daemons; do not join them.")
 @click.option("--subnet", metavar="CIDR", help="The hosts' /24; a free one in 10/8 is chosen otherwise.")
 @click.option(
+    "--disk", metavar="SIZE", help="Give each host of a new lab a disk of its own, such as 2g, that can be full."
+)
+@click.option(
     "--daemon-arg", "daemon_args", multiple=True, help="One more argument for every fleetd of a new lab; repeatable."
 )
 @click.option(
@@ -87,11 +93,15 @@ def up(
     workers: int,
     no_swarm: bool,
     subnet: str | None,
+    disk: str | None,
     daemon_args: tuple[str, ...],
     timeout_s: float,
 ) -> None:
     """Make the lab, or bring it there: add missing hosts, start those that are off, join those outside."""
-    chosen = _lab(name, root, daemon_args=daemon_args)
+    from fleet.model.units import parse_bytes
+
+    size = parse_bytes(disk, what="--disk") if disk else 0
+    chosen = _lab(name, root, daemon_args=daemon_args, disk_bytes=size)
     chosen.up(managers=managers, workers=workers, swarm=not no_swarm, subnet=subnet, timeout_s=timeout_s)
     _print_table(chosen.status())
     click.echo(f'\nnext:  eval "$(fleet lab env{_suffix(name)})"  and then  fleet node ls', err=True)

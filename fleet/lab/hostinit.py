@@ -119,6 +119,14 @@ def cover_file(path: str, source: str) -> None:
         mount(source, real, "", MS_BIND)
 
 
+def mount_disk(image: str, target: str) -> None:
+    """Mount a file system image by the program, which finds a loop device; the kernel frees that with the mount."""
+    pid = os.posix_spawnp("mount", ["mount", "-t", "ext4", "-o", "loop", image, target], os.environ)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        raise OSError(f"mount of the disk {image} failed with exit code {code}; see init.log")
+
+
 def set_up(order: Mapping[str, Any]) -> None:
     """Make this process's fresh namespaces look like a host that has just booted."""
     # Slave: what the machine unmounts disappears here too, what is mounted here never shows on the machine.
@@ -126,6 +134,8 @@ def set_up(order: Mapping[str, Any]) -> None:
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     cover_run(list(order["keep"]))
     cover_sys()
+    for image, target in order["disks"].items():
+        mount_disk(image, target)
     socket.sethostname(str(order["hostname"]))
     for path, source in order["files"].items():
         cover_file(path, source)

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from fleet import errors
 from fleet.api.client import EngineClient
-from fleet.lab import cgroups, processes, wires
+from fleet.lab import cgroups, disks, processes, wires
 from fleet.lab.control import request
 from fleet.lab.hostinit import BOOT_ID
 from fleet.lab.names import Layout
@@ -66,6 +66,7 @@ class HostPower:
     layout: Layout
     switch: wires.Switch
     token: str
+    disk_bytes: int = 0
 
     def identity(self, host: HostRecord) -> Identity | None:
         """Process 1 of the host if it is on: the noted one, or one found by token because a crash came before the note."""
@@ -117,6 +118,10 @@ class HostPower:
         folder = self.layout.host_folder(host.name)
         self.layout.data(host.name).mkdir(parents=True, exist_ok=True)
         self.layout.exec_root(host.name).mkdir(mode=0o755, parents=True)
+        disk: dict[str, str] = {}
+        if self.disk_bytes:
+            disks.make(self.layout.disk(host.name), self.disk_bytes)
+            disk = {str(self.layout.disk(host.name)): str(self.layout.data(host.name))}
         machine_id = folder / "machine-id"
         if not machine_id.exists():
             machine_id.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
@@ -130,6 +135,7 @@ class HostPower:
             "hostname": host.name,
             "control": str(self.layout.control(host.name)),
             "keep": [str(path) for path in kept if path.is_relative_to("/run")],
+            "disks": disk,
             "files": {
                 "/etc/hosts": str(self.layout.hosts_file),
                 "/etc/hostname": str(folder / "hostname"),

@@ -25,7 +25,7 @@ import msgspec
 
 from fleet import errors
 from fleet.api.client import EngineClient
-from fleet.lab import cgroups, processes, wires
+from fleet.lab import cgroups, disks, processes, wires
 from fleet.lab.hosts import HostPower
 from fleet.lab.names import (
     CGROUP_ROOT,
@@ -79,7 +79,8 @@ class Lab:
     """One lab by name. Making the object touches nothing; ``up`` makes the lab, ``down`` removes it.
 
     As a context manager it takes the lab down at the end, whatever happened. ``daemon`` is the command that starts the daemon
-    (the lab appends its options and then ``daemon_args``); both are remembered from the first ``up`` on. Needs root.
+    (the lab appends its options and then ``daemon_args``); with ``disk_bytes`` each host gets a disk of that size. All of it is
+    remembered from the first ``up`` on. Needs root.
     """
 
     def __init__(
@@ -90,12 +91,14 @@ class Lab:
         say: Callable[[str], None] = _silent,
         daemon: Sequence[str] = DAEMON_COMMAND,
         daemon_args: Sequence[str] = (),
+        disk_bytes: int = 0,
     ) -> None:
         self.name = check_name(name)
         self.layout = Layout(root=root.absolute(), name=name)
         self._say = say
         self._daemon = tuple(daemon)
         self._daemon_args = tuple(daemon_args)
+        self._disk_bytes = disks.check_size(disk_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -214,13 +217,20 @@ class Lab:
             used = [*wires.used_networks(except_link=""), *(other.subnet for other in held.values())]
             chosen = choose_subnet(used, start=int(token[:4], 16), wanted=subnet)
             record = LabRecord(
-                name=self.name, token=token, subnet=chosen, daemon=self._daemon, daemon_args=self._daemon_args
+                name=self.name,
+                token=token,
+                subnet=chosen,
+                daemon=self._daemon,
+                daemon_args=self._daemon_args,
+                disk_bytes=self._disk_bytes,
             )
             self._say(f"lab {self.name}: subnet {chosen}, data in {self.layout.folder}")
             self._save(record)
         else:
             if subnet is not None and subnet != record.subnet:
                 raise errors.ConflictError(f"lab {self.name} has subnet {record.subnet} already, not {subnet}")
+            if self._disk_bytes not in (0, record.disk_bytes):
+                raise errors.ConflictError(f"lab {self.name} has been made with disks of {record.disk_bytes} bytes")
             used = [*wires.used_networks(except_link=self._switch(record).link), *(o.subnet for o in held.values())]
             choose_subnet(used, start=0, wanted=record.subnet)
         if owner is None:
@@ -448,7 +458,9 @@ class Lab:
         return wires.Switch(layout=self.layout, token=record.token, subnet=record.subnet)
 
     def _power(self, record: LabRecord) -> HostPower:
-        return HostPower(layout=self.layout, switch=self._switch(record), token=record.token)
+        return HostPower(
+            layout=self.layout, switch=self._switch(record), token=record.token, disk_bytes=record.disk_bytes
+        )
 
     def _on(self, record: LabRecord, name: str) -> HostRecord:
         host = record.host(name)

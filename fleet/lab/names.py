@@ -3,7 +3,7 @@
 NAME                 1-24 of [a-z0-9-]; machine-wide, because network namespaces and cgroups are
 token                16 hex digits drawn when the lab is made; whatever carries it was made by this very lab
 subnet 10.X.Y.0/24   .1 the machine, .10+i manager i, .100+i worker i
-ROOT/NAME/           lab.json (the record), hosts, HOST/data, HOST/fleetd.toml, HOST/fleetd.log
+ROOT/NAME/           lab.json (the record), hosts, HOST/data (or HOST/disk.img), HOST/fleetd.toml, HOST/fleetd.log
 /run/fleet-lab/NAME/ owner.json, switch, HOST/ (the daemon's exec root, emptied at each boot), HOST.init.sock
 fleet-lab-NAME       network namespace with the switch: bridge ``br0``, a port named after each host, port ``machine``
 flab<token[:8]>      the machine's link into the switch
@@ -182,6 +182,9 @@ class Layout:
 
     def data(self, host: str) -> Path:
         return self.folder / host / "data"
+
+    def disk(self, host: str) -> Path:
+        return self.folder / host / "disk.img"
 
     def config(self, host: str) -> Path:
         return self.folder / host / "fleetd.toml"

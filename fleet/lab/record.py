@@ -43,6 +43,8 @@ class LabRecord(msgspec.Struct, frozen=True, kw_only=True):
     daemon: tuple[str, ...]
     """Program and first arguments that start the daemon; the lab appends its own."""
     daemon_args: tuple[str, ...] = ()
+    disk_bytes: int = 0
+    """Size of each host's own disk; 0: their data are in folders of the machine."""
     hosts: tuple[HostRecord, ...] = ()
     cuts: tuple[tuple[str, str], ...] = ()
     """Directed: what the first sends does not reach the second."""

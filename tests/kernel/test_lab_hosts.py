@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -302,3 +303,37 @@ def test_labs_live_side_by_side_on_different_subnets(lab: Lab, unique: str, tmp_
         assert lab.machine_address() != other.machine_address()
     assert list_labs(tmp_path) == [lab.name]
     assert reaches(lab, "m1", "w1")
+
+
+@pytest.mark.skipif(shutil.which("mkfs.ext4") is None, reason="not run: needs mkfs.ext4 (package e2fsprogs)")
+def test_a_host_can_have_a_disk_of_its_own_which_can_be_full_and_outlives_the_power(
+    unique: str, tmp_path: Path
+) -> None:
+    with Lab(unique, root=tmp_path, daemon=STANDIN, disk_bytes=256 << 20) as lab:
+        lab.up(managers=1, workers=1, swarm=False)
+        data = {host: lab.layout.data(host) for host in ("m1", "w1")}
+        inside(lab, "w1", f"echo kept >{data['w1']}/kept; sync")
+        filled = lab.exec("w1", ["sh", "-c", f"cat /dev/zero >{data['w1']}/filler"], check=False)
+        assert filled.returncode != 0 and "No space left" in filled.stderr
+        inside(lab, "m1", f"head -c 1000000 /dev/zero >{data['m1']}/mine")
+        assert not list(data["w1"].iterdir())  # the machine sees the folder, not the disk
+        lab.kill("w1")
+        lab.start("w1")
+        assert inside(lab, "w1", f"cat {data['w1']}/kept; rm {data['w1']}/filler; echo >{data['w1']}/more") == "kept"
+        with pytest.raises(errors.ConflictError, match="disks of 268435456 bytes"):
+            Lab(unique, root=tmp_path, daemon=STANDIN, disk_bytes=1 << 30).up(managers=1, workers=1, swarm=False)
+        image = str(lab.layout.disk("w1"))
+        backing = [
+            Path("/sys/class/block", path.name, "loop/backing_file") for path in Path("/sys/class/block").glob("loop*")
+        ]
+        assert any(file.read_text().strip() == image for file in backing if file.exists())
+    end = time.monotonic() + 20
+    while any(str(tmp_path) in file.read_text() for file in backing if file.exists()):
+        assert time.monotonic() < end, "a loop device is still in use"
+        time.sleep(0.05)
+
+
+def test_a_disk_too_small_for_a_host_is_refused_before_anything_is_made(unique: str, tmp_path: Path) -> None:
+    with pytest.raises(errors.UserError, match="at least 256m"):
+        Lab(unique, root=tmp_path, disk_bytes=1000)
+    assert not list(tmp_path.iterdir())

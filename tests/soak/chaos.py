@@ -2,7 +2,8 @@
 
 Managers m1-m3 with fleet's own etcd, workers w1-w3. Two services run. Clients write through random managers. Meanwhile, one after
 the other: SIGKILL for a fleetd, an etcd, a supervisor, a container's process; SIGSTOP for some seconds; a partition between
-random hosts, one-way at times; a loss of power. Prints what it did, what it found, and the seed.
+random hosts, one-way at times; a loss of power; a disk filled to the last block (each host has its own). Prints what it did, what
+it found, and the seed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ CLIENTS: Final = 4
 REPLICAS: Final = 6
 SLEEP: Final = ("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done")
 CONVERGE_S: Final = 180.0
+DISK_BYTES: Final = 800 << 20
 
 
 class Clients:
@@ -110,11 +112,11 @@ class Clients:
 class Nemesis:
     """One misfortune after the other, each ended before the next begins."""
 
-    def __init__(self, lab: TestLab, chance: random.Random) -> None:
+    def __init__(self, lab: TestLab, chance: random.Random, *, only: tuple[str, ...] = ()) -> None:
         self._lab = lab
         self._chance = chance
         self.done: Counter[str] = Counter()
-        self._kinds: tuple[tuple[Callable[[], str], int], ...] = (
+        kinds: tuple[tuple[Callable[[], str], int], ...] = (
             (self._kill_daemon, 4),
             (self._kill_etcd, 3),
             (self._kill_supervisor, 2),
@@ -122,12 +124,16 @@ class Nemesis:
             (self._pause, 3),
             (self._partition, 4),
             (self._lose_power, 2),
+            (self._fill_disk, 3),
         )
+        self._kinds = tuple((kind, weight) for kind, weight in kinds if not only or _spoken(kind) in only)
+        if not self._kinds or len(self._kinds) < len(only):
+            raise SystemExit(f"--only: there is {', '.join(_spoken(kind) for kind, _ in kinds)}")
 
     def strike(self) -> str:
         kinds, weights = zip(*self._kinds, strict=True)
         kind = self._chance.choices(kinds, weights)[0]
-        self.done[kind.__name__.removeprefix("_").replace("_", " ")] += 1
+        self.done[_spoken(kind)] += 1
         return str(kind())
 
     def _kill_daemon(self) -> str:
@@ -190,6 +196,18 @@ class Nemesis:
         self._lab.start(host)
         return f"{host} lost power and came back"
 
+    def _fill_disk(self) -> str:
+        host, seconds = self._chance.choice(HOSTS), self._chance.uniform(1, 15)
+        data = self._lab.layout.data(host)
+        fill = (
+            f"fallocate -l $(df -B1 --output=avail {data} | tail -n 1) {data}/filler; "
+            f"dd if=/dev/zero of={data}/filler-rest bs=4096 conv=notrunc oflag=append; df -B1 --output=avail {data} | tail -n 1"
+        )
+        left = self._lab.exec(host, ["sh", "-c", fill], check=False).stdout.strip()
+        time.sleep(seconds)
+        self._lab.exec(host, ["rm", "-f", f"{data}/filler", f"{data}/filler-rest"])
+        return f"disk of {host} full ({left} bytes left) for {seconds:.1f} s"
+
     def _find(self, host: str, word: bytes) -> int:
         """A process of the host with the word in its command line that names the host's folders; 0 if there is none."""
         place = str(self._lab.layout.host_folder(host)).encode()
@@ -202,6 +220,10 @@ class Nemesis:
                 if word in line and (place + b"/" in line or run in line):
                     return int(entry.name)
         return 0
+
+
+def _spoken(kind: Callable[[], str]) -> str:
+    return kind.__name__.removeprefix("_").replace("_", " ")
 
 
 def _signal(pid: int, signum: int) -> None:
@@ -264,7 +286,7 @@ def contents(lab: TestLab, host: str) -> tuple[dict[str, str], set[str]]:
 
 @contextlib.contextmanager
 def lab_of(folder: Path) -> Iterator[TestLab]:
-    lab = TestLab(f"chaos{secrets.token_hex(2)}", root=folder)
+    lab = TestLab(f"chaos{secrets.token_hex(2)}", root=folder, disk_bytes=DISK_BYTES)
     try:
         prepare(lab)
         yield lab
@@ -272,13 +294,13 @@ def lab_of(folder: Path) -> Iterator[TestLab]:
         lab.down()
 
 
-def run(*, minutes: float, seed: int, keep: Path | None) -> int:
+def run(*, minutes: float, seed: int, keep: Path | None, only: tuple[str, ...] = ()) -> int:
     """Exit code: 1 when something is wrong."""
     print(f"chaos: seed {seed}, {minutes:g} minutes", flush=True)
     with tempfile.TemporaryDirectory() as folder, lab_of(Path(folder)) as lab:
         history = History()
         clients = Clients(lab, history, seed)
-        nemesis = Nemesis(lab, random.Random(seed))
+        nemesis = Nemesis(lab, random.Random(seed), only=only)
         clients.start()
         end = time.monotonic() + minutes * 60
         began = time.monotonic()
@@ -321,8 +343,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy the daemons' logs there when something is wrong")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="KIND", help="only this kind of misfortune; repeatable"
+    )
     options = parser.parse_args(arguments)
-    return run(minutes=options.minutes, seed=options.seed, keep=options.keep)
+    return run(minutes=options.minutes, seed=options.seed, keep=options.keep, only=tuple(options.only))
 
 
 if __name__ == "__main__":
