@@ -15,7 +15,7 @@ import httpx
 
 from fleet import errors
 from fleet.images.reference import parse_reference
-from fleet.images.registry import Credentials, RegistryOptions, RegistrySource
+from fleet.images.registry import Credentials, RegistryOptions, registry_sources
 from fleet.images.sources import PeerSource, Source
 from fleet.logs import get_logger
 
@@ -30,21 +30,21 @@ _PEERS_MAX: Final = 4
 class ImageLocator:
     """Makes sources. ``tls`` and ``managers`` are ``None`` and empty while this host is in no cluster."""
 
-    def __init__(self, *, insecure_registries: Sequence[str]) -> None:
-        self._options = RegistryOptions(insecure_registries=tuple(insecure_registries))
+    def __init__(self, options: RegistryOptions) -> None:
+        self._options = options
         self.tls: Callable[[], ssl.SSLContext] | None = None
         self.managers: Callable[[], Sequence[str]] = tuple
         self.own_address: str = ""
 
     async def sources_for(self, reference: str, credentials: Credentials | None = None) -> Sequence[Source]:
-        """Peers that hold ``reference``, then its registry. The caller closes them (``close_all``)."""
+        """Peers that hold ``reference``, its registry's mirrors, its registry. The caller closes them (``close_all``)."""
         sources: list[Source] = []
         if self.tls is not None:
             context = self.tls()
             sources.extend(
                 PeerSource(f"https://{address}", context) for address in await self._holders(reference, context)
             )
-        sources.append(RegistrySource(reference, credentials=credentials, options=self._options))
+        sources += registry_sources(reference, credentials=credentials, options=self._options)
         return sources
 
     async def _holders(self, reference: str, context: ssl.SSLContext) -> list[str]:

@@ -51,12 +51,9 @@ def unpack(*, layout: str, directory: str, platform: str | None, tag: str | None
 def _platform(text: str | None) -> Platform | None:
     if text is None:
         return None
-    from fleet.images import Platform  # here and below: the other image commands start without it
+    from fleet.images.manifest import parse_platform  # here and below: the other image commands start without it
 
-    parts = text.split("/")
-    if len(parts) not in {2, 3} or not all(parts):
-        raise UserError(f"platform {text!r} is not OS/ARCH or OS/ARCH/VARIANT, such as linux/arm64")
-    return Platform(os=parts[0], architecture=parts[1], variant=parts[2] if len(parts) == 3 else "")
+    return parse_platform(text)
 
 
 def unpack_image(layout: Path, directory: Path, *, platform: Platform | None = None, tag: str | None = None) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fleet import __version__, errors
+from fleet.images.registry import RegistryOptions, parse_mirrors
 
 __all__ = ["DEFAULT_CONFIG", "DEFAULT_SOCKET", "DaemonConfig", "load_config"]
 
@@ -40,6 +41,8 @@ class DaemonConfig(BaseModel):
     hostname: str = Field(default_factory=socket.gethostname, max_length=253)
     labels: tuple[str, ...] = ()
     insecure_registries: tuple[str, ...] = ()
+    registry_mirrors: tuple[str, ...] = ()
+    registry_certs: Path = Path("/etc/fleet/certs.d")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
@@ -55,7 +58,16 @@ class DaemonConfig(BaseModel):
             raise ValueError(f"{text}: expected etcd://HOST:PORT[,HOST:PORT...]")
         return text
 
-    @field_validator("data_root", "exec_root")
+    @field_validator("registry_mirrors")
+    @classmethod
+    def _known_mirrors(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            parse_mirrors(texts)
+        except errors.UserError as cause:
+            raise ValueError(str(cause)) from cause
+        return texts
+
+    @field_validator("data_root", "exec_root", "registry_certs")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         if not path.is_absolute():
@@ -76,6 +88,15 @@ class DaemonConfig(BaseModel):
             if not host.startswith(("unix:///", "tcp://")):
                 raise ValueError(f"{host}: expected unix:///PATH or tcp://ADDRESS:PORT")
         return hosts
+
+    @property
+    def registry_options(self) -> RegistryOptions:
+        """How this host reaches registries."""
+        return RegistryOptions(
+            insecure_registries=self.insecure_registries,
+            certificates=self.registry_certs,
+            mirrors=parse_mirrors(self.registry_mirrors),
+        )
 
     @property
     def engine_labels(self) -> dict[str, str]:
@@ -105,6 +126,19 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
     (
         ("--insecure-registry",),
         {"dest": "insecure_registries", "action": "append", "metavar": "HOST[:PORT]", "help": "allow plain HTTP to it"},
+    ),
+    (
+        ("--registry-mirror",),
+        {
+            "dest": "registry_mirrors",
+            "action": "append",
+            "metavar": "[REGISTRY=]URL",
+            "help": "ask this mirror before the registry (default Docker Hub; repeatable)",
+        },
+    ),
+    (
+        ("--registry-certs",),
+        {"metavar": "DIR", "help": "DIR/HOST[:PORT]/: ca.crt, client.cert, client.key (default /etc/fleet/certs.d)"},
     ),
     (("--store",), {"metavar": "etcd://HOST:PORT,...", "help": "keep cluster state in this etcd (default: own file)"}),
     (("--store-cacert",), {"metavar": "FILE", "help": "speak TLS to etcd, trust this authority"}),

@@ -86,7 +86,7 @@ class Daemon:
             stack.push_async_callback(runtime.close)
             images = await ImageStore.open(config.data_root / "images")
             stack.push_async_callback(images.close)
-            locator = ImageLocator(insecure_registries=config.insecure_registries)
+            locator = ImageLocator(config.registry_options)
             underlay = _Underlay()
             network = HostNetwork(
                 run_dir=config.exec_root / "network",

@@ -2,9 +2,10 @@
 
     blobs/sha256/<hex>     visible content, never changed
     ingest/<random>        being written; removed when the store opens
+    partial/<hex>          the beginning of a blob that is being fetched; continued by the next fetch of it
 
-A blob is written to ``ingest/``, flushed, and only renamed into place after its digest was checked, so a crash at any
-point leaves a file that is either invisible or right. Everything here blocks; callers use threads.
+A blob is written to ``ingest/`` or ``partial/``, flushed, and only renamed into place after its digest was checked, so a
+crash at any point leaves a file that is either invisible or right. Everything here blocks; callers use threads.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -24,16 +25,20 @@ from fleet.images.reference import check_digest
 __all__ = ["BlobStore", "Ingest", "storage_errors", "sync_directory", "write_atomically"]
 
 
+_CHUNK = 1 << 20
+
+
 class BlobStore:
     """The blobs below one directory. One process at a time (``ImageStore`` holds the lock)."""
 
     def __init__(self, root: Path) -> None:
         self._blobs = root / "blobs" / "sha256"
         self._ingest = root / "ingest"
+        self._partial = root / "partial"
 
     def open(self) -> None:
         """Make the directories; drop half-written content of an earlier life."""
-        for directory in (self._blobs.parent, self._blobs, self._ingest):
+        for directory in (self._blobs.parent, self._blobs, self._ingest, self._partial):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in self._ingest.iterdir():
             leftover.unlink()
@@ -73,6 +78,18 @@ class BlobStore:
         """Start writing a blob whose digest may not be known yet; leave the context without ``commit`` to drop it."""
         return Ingest(self, self._ingest / secrets.token_hex(16))
 
+    def resume(self, digest: str, size: int) -> Ingest:
+        """Go on writing the blob of this digest and size where an earlier fetch stopped. Leaving the context without
+        ``commit`` keeps what is there; reads it to continue its checksum.
+        """
+        return Ingest(self, self._partial / self._path(digest).name, size_max=size)
+
+    def sweep_partial(self, keep: Collection[str]) -> None:
+        """Remove beginnings of blobs that are not in ``keep``. The caller knows that none of them is being written."""
+        for path in list(self._partial.iterdir()):
+            if f"sha256:{path.name}" not in keep:
+                path.unlink(missing_ok=True)
+
     def scratch_path(self) -> Path:
         """A fresh name for a spool file; the caller unlinks it, or the next opening does."""
         return self._ingest / secrets.token_hex(16)
@@ -104,12 +121,26 @@ class BlobStore:
 class Ingest:
     """A blob being written. ``offset`` bytes are in; ``reset`` starts over, ``commit`` checks and publishes."""
 
-    def __init__(self, store: BlobStore, scratch: Path) -> None:
+    def __init__(self, store: BlobStore, scratch: Path, *, size_max: int | None = None) -> None:
+        """``size_max``: the file may be there already, and is kept when the context is left."""
         self._store = store
         self._scratch = scratch
-        self._file = scratch.open("xb", buffering=0)
+        self._is_kept = size_max is not None
+        self._file = scratch.open("a+b" if self._is_kept else "xb", buffering=0)
         self._hash = hashlib.sha256()
         self.offset = 0
+        if size_max is not None:
+            self._read_again(size_max)
+        self.resumed_bytes = self.offset
+        """How much was there already: written by somebody else, or before a power failure."""
+
+    def _read_again(self, size_max: int) -> None:
+        self._file.seek(0)
+        while data := self._file.read(_CHUNK):
+            self._hash.update(data)
+            self.offset += len(data)
+        if self.offset > size_max:
+            self.reset()
 
     def __enter__(self) -> Ingest:
         return self
@@ -118,8 +149,8 @@ class Ingest:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._file.close()
-        with contextlib.suppress(FileNotFoundError):  # committed
-            self._scratch.unlink()
+        if not self._is_kept or self.offset == 0:
+            self._scratch.unlink(missing_ok=True)  # missing: committed
 
     def write(self, data: bytes) -> None:
         """Append; blocks."""
@@ -135,7 +166,7 @@ class Ingest:
         self._file.seek(0)
         self._file.truncate()
         self._hash = hashlib.sha256()
-        self.offset = 0
+        self.offset = self.resumed_bytes = 0
 
     @property
     def digest(self) -> str:
@@ -153,6 +184,7 @@ class Ingest:
             with storage_errors("flush a blob"):
                 os.fsync(self._file.fileno())
             self._store.publish(self._scratch, digest)
+        self._is_kept = False
         return digest
 
 

@@ -3,7 +3,8 @@ failover.
 
 Sources are asked in order. One that lacks something, answers wrong bytes, or stays unreachable after a few tries is
 passed over for that blob; bytes already received are kept and the next source continues after them, since the digest
-judges the whole.
+judges the whole. So does the next fetch, if this one is ended in the middle by a fault, its caller or ``kill -9``
+(``interrupted``).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from fleet.clock import Clock
-from fleet.errors import FleetError, NotFoundError, RejectedFault, UnavailableError
+from fleet.errors import FleetError, NotFoundError, RejectedFault, StorageFullError, UnavailableError
 from fleet.images.blobs import BlobStore, Ingest
 from fleet.images.config import CONFIG_BYTES_MAX, ConfigDocument, parse_config
+from fleet.images.interrupted import InterruptedPulls
 from fleet.images.manifest import (
     MANIFEST_BYTES_MAX,
     Descriptor,
@@ -31,6 +33,7 @@ from fleet.images.manifest import (
 )
 from fleet.images.progress import Progress, ProgressCallback, Stage
 from fleet.images.reference import Reference
+from fleet.images.retry import ATTEMPTS, back_off_s
 from fleet.images.sources import Source
 from fleet.images.threads import in_thread
 from fleet.images.unpack import UnpackLimits
@@ -38,10 +41,8 @@ from fleet.images.unpack import UnpackLimits
 __all__ = ["Fetcher", "FetchedImage"]
 
 _PARALLEL_LAYERS = 3  # as Docker's max-concurrent-downloads
-_ATTEMPTS = 5  # a source, without a byte of progress between them
 _MANIFEST_ATTEMPTS = 3  # somebody is waiting to hear that a registry cannot be reached
-_BACKOFF_FIRST_S = 0.25
-_BACKOFF_MAX_S = 10.0
+_ATTEMPTS_WITH_OTHERS = 2  # of a source that is not the last to ask
 _WRITE_BYTES = 1 << 20
 _INDEX_DEPTH_MAX = 3
 
@@ -62,17 +63,25 @@ class Fetcher:
     """Fetches into one blob store. Two fetches of the same blob share one transfer."""
 
     def __init__(
-        self, blobs: BlobStore, *, limits: UnpackLimits, platform: Platform, clock: Clock, rng: random.Random
+        self,
+        blobs: BlobStore,
+        *,
+        interrupted: InterruptedPulls,
+        limits: UnpackLimits,
+        clock: Clock,
+        rng: random.Random,
     ) -> None:
         self._blobs = blobs
+        self._interrupted = interrupted
         self._limits = limits
-        self._platform = platform
         self._clock = clock
         self._rng = rng
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def fetch(self, reference: Reference, sources: Sequence[Source], report: ProgressCallback) -> FetchedImage:
-        """Fetch whatever of the image is not here yet. Cancels safely: half a blob is dropped.
+    async def fetch(
+        self, reference: Reference, sources: Sequence[Source], report: ProgressCallback, *, platform: Platform
+    ) -> FetchedImage:
+        """Fetch whatever of the image is not here yet. Cancels safely: what came so far is there for the next fetch.
 
         Raises ``NotFoundError`` when no source has it, else the first error that is not that.
         """
@@ -80,6 +89,7 @@ class Fetcher:
             raise NotFoundError(f"fetch {reference.familiar}: nowhere to fetch it from")
         name = str(reference)
         report(Progress(reference=reference.familiar, stage="resolving"))
+        sources = list(sources)
         target = await self._manifest(name, sources, report)
         indexes: list[Manifest] = []
         manifest = target
@@ -88,7 +98,7 @@ class Fetcher:
             if isinstance(document, ImageManifest):
                 break
             indexes.append(manifest)
-            chosen = choose_platform(document.manifests, self._platform)
+            chosen = choose_platform(document.manifests, platform)
             manifest = await self._manifest(str(reference.with_digest(chosen.digest)), sources, report)
             if manifest.media_type != chosen.media_type:
                 raise RejectedFault(
@@ -96,6 +106,9 @@ class Fetcher:
                 )
         if isinstance(document, ImageIndex):
             raise RejectedFault(f"manifest {target.digest}: indexes nested deeper than {_INDEX_DEPTH_MAX}")
+        parts = (document.config, *document.layers)
+        wanted = {item.digest for item in (*indexes, manifest)} | {item.digest for item in parts}
+        await in_thread(self._interrupted.begin, name, wanted)
         for item in (*indexes, manifest):
             await in_thread(self._blobs.put, item.body)
         await self._blob(document.config, sources, reference, report, bytes_max=CONFIG_BYTES_MAX)
@@ -129,30 +142,38 @@ class Fetcher:
                 first = first.exceptions[0]
             raise first from failures
 
-    async def _manifest(self, reference: str, sources: Sequence[Source], report: ProgressCallback) -> Manifest:
+    async def _manifest(self, reference: str, sources: list[Source], report: ProgressCallback) -> Manifest:
+        """Ask in order. A source that cannot be reached moves to the end of the list: blobs are asked of others first."""
         failures: list[FleetError] = []
-        for source in sources:
-            for attempt in range(_MANIFEST_ATTEMPTS):
-                try:
-                    async with asyncio.timeout(120):
-                        manifest = await source.manifest(reference)
-                    if len(manifest.body) > MANIFEST_BYTES_MAX:
-                        raise RejectedFault(f"{source.name}: manifest {reference}: too large")
-                    return manifest
-                except UnavailableError as error:
-                    if (
-                        attempt == _MANIFEST_ATTEMPTS - 1 or len(sources) > 1
-                    ):  # with others to ask, do not wait for this one
-                        failures.append(error)
-                        break
-                    await self._back_off(attempt, error, reference, "", report)
-                except TimeoutError:
-                    failures.append(UnavailableError(f"{source.name}: manifest {reference}: no answer in 120 s"))
-                    break
-                except FleetError as error:
-                    failures.append(error)
-                    break
+        asked = list(sources)
+        for source in asked:
+            attempts = _MANIFEST_ATTEMPTS if source is asked[-1] else 1
+            try:
+                return await self._manifest_from(source, reference, attempts, report)
+            except FleetError as error:
+                failures.append(error)
+                if isinstance(error, UnavailableError):
+                    sources.remove(source)
+                    sources.append(source)
         raise _worst(failures, f"fetch {reference}")
+
+    async def _manifest_from(self, source: Source, reference: str, attempts: int, report: ProgressCallback) -> Manifest:
+        attempt = 0
+        while True:
+            try:
+                async with asyncio.timeout(120):
+                    manifest = await source.manifest(reference)
+            except TimeoutError as error:
+                raise UnavailableError(f"{source.name}: manifest {reference}: no answer in 120 s") from error
+            except UnavailableError as error:
+                attempt += 1
+                if attempt >= attempts:
+                    raise
+                await self._back_off(attempt - 1, error, reference, "", report)
+            else:
+                if len(manifest.body) > MANIFEST_BYTES_MAX:
+                    raise RejectedFault(f"{source.name}: manifest {reference}: too large")
+                return manifest
 
     async def _blob(
         self,
@@ -170,15 +191,14 @@ class Fetcher:
             if self._blobs.has(descriptor.digest):
                 _report(report, reference, "exists", descriptor)
                 return
-            with self._blobs.ingest() as ingest:
+            with await in_thread(self._blobs.resume, descriptor.digest, descriptor.size) as ingest:
                 failures: list[FleetError] = []
                 for source in sources:
+                    attempts = ATTEMPTS if source is sources[-1] else _ATTEMPTS_WITH_OTHERS
                     try:
-                        await self._blob_from(source, descriptor, ingest, reference, report)
-                        await in_thread(ingest.commit, descriptor.digest)
-                    except RejectedFault as error:
-                        ingest.reset()  # somebody's bytes are wrong, and nobody can tell whose
-                        failures.append(error)
+                        await self._blob_from(source, descriptor, ingest, reference, report, attempts=attempts)
+                    except StorageFullError:
+                        raise
                     except FleetError as error:
                         failures.append(error)
                     else:
@@ -187,21 +207,43 @@ class Fetcher:
             raise _worst(failures, f"fetch {reference.familiar}: blob {descriptor.digest}")
 
     async def _blob_from(
-        self, source: Source, descriptor: Descriptor, ingest: Ingest, reference: Reference, report: ProgressCallback
+        self,
+        source: Source,
+        descriptor: Descriptor,
+        ingest: Ingest,
+        reference: Reference,
+        report: ProgressCallback,
+        *,
+        attempts: int,
     ) -> None:
+        """The whole blob, or the rest of it, checked and published. Wrong bytes are forgotten, whoever sent them; if some
+        of them were here before, this source is asked for all of it.
+        """
         attempt = 0
-        while ingest.offset < descriptor.size:
+        while True:
             before = ingest.offset
+            had = ingest.resumed_bytes
             try:
-                await self._receive(source, descriptor, ingest, reference, report)
+                if ingest.offset < descriptor.size:
+                    await self._receive(source, descriptor, ingest, reference, report)
                 if ingest.offset < descriptor.size:
                     raise UnavailableError(
                         f"{source.name}: blob {descriptor.digest}:"
                         f" ended after {ingest.offset} of {descriptor.size} bytes"
                     )
+                await in_thread(ingest.commit, descriptor.digest)
+                return
+            except StorageFullError:
+                ingest.reset()  # a full disk is no place for half a blob
+                raise
+            except RejectedFault:
+                ingest.reset()  # somebody's bytes are wrong, and nobody can tell whose
+                if not had:
+                    raise
             except UnavailableError as error:
                 attempt = 0 if ingest.offset > before else attempt + 1
-                if attempt >= _ATTEMPTS:
+                if attempt >= attempts:
+                    ingest.resumed_bytes = ingest.offset  # the next source continues after bytes that are not its own
                     raise
                 await self._back_off(attempt, error, reference.familiar, descriptor.digest, report)
 
@@ -233,9 +275,7 @@ class Fetcher:
     async def _back_off(
         self, attempt: int, error: UnavailableError, reference: str, digest: str, report: ProgressCallback
     ) -> None:
-        delay_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2**attempt) * self._rng.uniform(0.5, 1.0)
-        if error.retry_after_s is not None:
-            delay_s = min(max(delay_s, error.retry_after_s), 3 * _BACKOFF_MAX_S)
+        delay_s = back_off_s(attempt, error, self._rng)
         report(Progress(reference=reference, stage="retrying", digest=digest, detail=f"in {delay_s:.1f} s: {error}"))
         await self._clock.sleep(delay_s)
 

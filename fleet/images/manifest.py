@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fleet.errors import RejectedFault
+from fleet.errors import RejectedFault, UserError
 from fleet.images.jsondoc import Document, decode_document, encode_canonical
 from fleet.images.reference import is_digest
 
@@ -24,6 +25,8 @@ __all__ = [
     "ImageIndex",
     "parse_manifest",
     "choose_platform",
+    "parse_platform",
+    "runs_on",
     "host_platform",
     "build_manifest",
     "digest_of",
@@ -162,6 +165,21 @@ def host_platform() -> Platform:
     return Platform(os="linux", architecture=architecture, variant=variant)
 
 
+_SAME = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386", "i686": "386", "armhf": "arm"}
+_PLATFORM_WORD = re.compile(r"[A-Za-z0-9_.-]{1,32}", re.ASCII)
+
+
+def parse_platform(text: str) -> Platform:
+    """``OS/ARCH[/VARIANT]``, or an architecture alone, as people write it; ``UserError`` for what is neither."""
+    parts = text.split("/")
+    if len(parts) > 3 or not all(_PLATFORM_WORD.fullmatch(part) for part in parts):
+        raise UserError(f"platform {text[:100]!r} is not OS/ARCH or OS/ARCH/VARIANT, such as linux/arm64")
+    if len(parts) == 1:
+        parts.insert(0, "linux")
+    system, architecture = parts[0].lower(), _SAME.get(parts[1].lower(), parts[1].lower())
+    return Platform(os=system, architecture=architecture, variant=parts[2].lower() if len(parts) == 3 else "")
+
+
 def choose_platform(manifests: Sequence[Descriptor], platform: Platform) -> Descriptor:
     """The entry that runs best on ``platform``: exact variant, else the next older arm variant, else the first without.
 
@@ -169,7 +187,7 @@ def choose_platform(manifests: Sequence[Descriptor], platform: Platform) -> Desc
     platform gives that. Raises ``RejectedFault`` listing what there is.
     """
     usable = [item for item in manifests if item.media_type in MANIFEST_TYPES + INDEX_TYPES]
-    same = [item for item in usable if _runs_on(item.platform, platform)]
+    same = [item for item in usable if runs_on(item.platform, platform)]
     if same:
         return min(same, key=lambda item: _variant_distance(item.platform, platform))
     unnamed = [item for item in usable if item.platform is None]
@@ -199,7 +217,8 @@ def describe_descriptor(descriptor: Descriptor) -> dict[str, object]:
     return {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
 
 
-def _runs_on(offered: Platform | None, wanted: Platform) -> bool:
+def runs_on(offered: Platform | None, wanted: Platform) -> bool:
+    """Whether an image made for one platform does for another: the same, or an older or unnamed variant of it."""
     if offered is None or offered.os != wanted.os or offered.architecture != wanted.architecture:
         return False
     return _variant_distance(offered, wanted) < 1000

@@ -19,6 +19,7 @@ Stage = Literal[
     "retrying",
     "pushing",
     "pushed",
+    "mounted",
     "done",
 ]
 
@@ -46,6 +47,7 @@ _STATUS: dict[Stage, str] = {
     "unpacking": "Extracting",
     "pushing": "Pushing",
     "pushed": "Pushed",
+    "mounted": "Mounted from",
     "unpacked": "Pull complete",
     "retrying": "Retrying",
     "done": "Status: image is up to date for",
@@ -58,7 +60,9 @@ def progress_message(progress: Progress) -> dict[str, object]:
     if progress.stage in {"resolving", "done"}:
         return {"status": f"{status} {progress.reference}"}
     message: dict[str, object] = {"id": progress.digest.removeprefix("sha256:")[:12], "status": status}
-    if progress.detail:
+    if progress.stage == "mounted":
+        message["status"] = f"{status} {progress.detail}"
+    elif progress.detail:
         message["status"] = f"{status}: {progress.detail}"
     if progress.total_bytes:
         message["progressDetail"] = {"current": progress.current_bytes, "total": progress.total_bytes}

@@ -1,49 +1,53 @@
 """A registry as a source: the read side of the OCI distribution API (v1.1), as Docker's registries speak it.
 
 Credentials go only to the registry, or to the token service it names, never along a redirect to another host (blobs
-usually live on one). Plain HTTP is spoken only with loopback addresses and hosts the operator listed; there HTTPS is
-tried first, unverified, as Docker does.
+usually live on one), and never to a mirror. Plain HTTP is spoken only with loopback addresses, hosts the operator listed
+and mirrors named with ``http://``; with the first two HTTPS is tried first, unverified, as Docker does.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+import asyncio
 import ipaddress
-import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from fleet.errors import ForbiddenError, RejectedFault, UnauthorizedError, UnavailableError, UserError
-from fleet.images.jsondoc import decode_document
+from fleet.clock import Clock, SystemClock
+from fleet.errors import ForbiddenError, RejectedFault, RuntimeFault, UnauthorizedError, UnavailableError, UserError
 from fleet.images.manifest import INDEX_TYPES, MANIFEST_TYPES, Manifest
 from fleet.images.reference import Reference, check_digest, parse_reference
-from fleet.images.sources import TIMEOUT, raise_for_status, read_manifest_response, stream_blob, translate_errors
+from fleet.images.registry_auth import Authorizer, Credentials, parse_registry_auth
+from fleet.images.sources import (
+    TIMEOUT,
+    Source,
+    raise_for_status,
+    read_manifest_response,
+    stream_blob,
+    translate_errors,
+)
 
-__all__ = ["RegistrySource", "RegistryOptions", "Credentials", "parse_registry_auth", "is_loopback", "check_login"]
+__all__ = [
+    "Credentials",
+    "RegistryOptions",
+    "RegistrySource",
+    "check_login",
+    "is_loopback",
+    "parse_mirrors",
+    "parse_registry_auth",
+    "registry_domain",
+    "registry_sources",
+]
 
 _ACCEPT = ", ".join(INDEX_TYPES + MANIFEST_TYPES)
-_HOSTS = {"docker.io": "registry-1.docker.io"}
+_HUB = "docker.io"
+_HOSTS = {_HUB: "registry-1.docker.io"}
 _REDIRECTS_MAX = 5
-_TOKEN_BYTES_MAX = 1 << 20
-_CHALLENGE = re.compile(r'([A-Za-z_]+)="((?:[^"\\]|\\.)*)"')
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """What to say to a registry: name and password, or a token it gave out earlier. Not shown in tracebacks."""
-
-    username: str = ""
-    password: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
-    """A refresh token (``docker login`` with a token service): exchanged for access tokens."""
-    registry_token: str = field(default="", repr=False)
-    """A bearer token to send as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,27 +58,45 @@ class RegistryOptions:
     """``host``, ``host:port`` or networks (``10.0.0.0/8``) to trust without certificates and over plain HTTP."""
     ssl_contexts: Mapping[str, ssl.SSLContext] = field(default_factory=dict)
     """Per ``host[:port]``: own authorities or client certificates."""
+    certificates: Path | None = None
+    """A folder as Docker's ``certs.d``: ``HOST[:PORT]/*.crt`` are authorities to trust besides the system's, ``X.cert`` with
+    ``X.key`` is shown to the registry."""
+    mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Per registry: addresses (``https://host[:port]``) that hold copies, asked first, in order."""
     connections_max: int = 8
 
 
-def parse_registry_auth(header: str) -> Credentials | None:
-    """The ``X-Registry-Auth`` header (base64url JSON, Docker Engine API "Authentication"); None when it says
-    nothing.
+def parse_mirrors(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """``URL`` (of a mirror of Docker Hub, as in Docker) or ``REGISTRY=URL`` each, for ``RegistryOptions.mirrors``.
+
+    Raises ``UserError`` with the one that is wrong.
     """
-    if not header:
-        return None
-    try:
-        raw = base64.urlsafe_b64decode(header + "=" * (-len(header) % 4))
-        document = decode_document(raw or b"{}", "X-Registry-Auth", bytes_max=64 << 10)
-        credentials = Credentials(
-            username=document.text("username", ""),
-            password=document.text("password", ""),
-            identity_token=document.text("identitytoken", ""),
-            registry_token=document.text("registrytoken", ""),
-        )
-    except (binascii.Error, ValueError, RejectedFault) as error:
-        raise UserError(f"X-Registry-Auth header is not base64url JSON: {error}") from error
-    return credentials if credentials != Credentials() else None
+    found: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        registry, separator, url = text.rpartition("=")
+        domain = registry_domain(registry) if separator else _HUB
+        parts = urlsplit(url)
+        try:
+            wrong = parts.scheme not in {"http", "https"} or not parts.hostname or (parts.port or 1) < 1
+        except ValueError:
+            wrong = True
+        if wrong or parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None:
+            raise UserError(
+                f"registry mirror {text[:200]!r}: expected [REGISTRY=]http[s]://HOST[:PORT], without path, query and user name"
+            )
+        base = f"{parts.scheme}://{parts.netloc}"
+        if base not in found.get(domain, ()):
+            found[domain] = (*found.get(domain, ()), base)
+    return found
+
+
+def registry_sources(
+    reference: str, *, credentials: Credentials | None = None, options: RegistryOptions
+) -> list[Source]:
+    """Where a registry's image is fetched from: its mirrors, then itself. Credentials are the registry's only."""
+    domain = parse_reference(reference).domain
+    mirrors = [RegistrySource(reference, options=options, mirror=url) for url in options.mirrors.get(domain, ())]
+    return [*mirrors, RegistrySource(reference, credentials=credentials, options=options)]
 
 
 class RegistrySource:
@@ -86,27 +108,35 @@ class RegistrySource:
         *,
         credentials: Credentials | None = None,
         options: RegistryOptions | None = None,
+        mirror: str = "",
+        clock: Clock | None = None,
+        offline: bool = False,
     ) -> None:
+        """``mirror``: ask this address (``https://host[:port]``) for the registry's content."""
         parsed = parse_reference(reference) if isinstance(reference, str) else reference
         self._options = options or RegistryOptions()
-        self._domain = parsed.domain
-        self._host = _HOSTS.get(parsed.domain, parsed.domain)
+        self._domain = urlsplit(mirror).netloc if mirror else parsed.domain
+        self._host = _HOSTS.get(self._domain, self._domain)
         self._repository = parsed.path
-        self._credentials = credentials
-        self._insecure = parsed.domain not in self._options.ssl_contexts and _is_insecure(
-            parsed.domain, self._options.insecure_registries
-        )
-        self._authorization = (
-            f"Bearer {credentials.registry_token}" if credentials and credentials.registry_token else ""
-        )
-        self._base: str | None = None
+        self._ssl = self._own_ssl_context()
+        self._insecure = self._ssl is None and _is_insecure(self._domain, self._options.insecure_registries)
+        self._base: str | None = mirror if mirror.startswith("http://") else None
+        self._finding = asyncio.Lock()
         self._client = httpx.AsyncClient(
             verify=self._ssl_context(),
             timeout=TIMEOUT,
             limits=httpx.Limits(max_connections=self._options.connections_max),
             follow_redirects=False,
-            trust_env=not is_loopback(parsed.domain),
+            trust_env=not is_loopback(self._domain),
             headers={"User-Agent": "fleet"},
+        )
+        self._authorizer = Authorizer(
+            self._client,
+            registry=self._domain,
+            credentials=credentials,
+            allows_http=self._insecure or self._base is not None,
+            clock=clock or SystemClock(),
+            offline=offline,
         )
 
     @property
@@ -156,12 +186,15 @@ class RegistrySource:
         content: Callable[[], AsyncIterator[bytes]] | None = None,
     ) -> httpx.Response:
         """Send, answer one challenge, follow redirects (of GET and HEAD) without taking credentials to another host."""
-        response = await self._send(url, headers, self._authorization, method, content)
+        authorization = await self._authorizer.header()
+        response = await self._send(url, headers, authorization, method, content)
         if response.status_code == 401:
-            challenge = response.headers.get("WWW-Authenticate", "")
+            challenges = response.headers.get_list("WWW-Authenticate")
             await response.aclose()
-            self._authorization = await self._authorize(challenge)
-            response = await self._send(url, headers, self._authorization, method, content)
+            authorization = await self._authorizer.answer(
+                challenges, refused=authorization, scopes=self._scopes(), what=self._repository
+            )
+            response = await self._send(url, headers, authorization, method, content)
         if method not in {"GET", "HEAD"}:
             return response
         own = urlsplit(url)
@@ -171,11 +204,11 @@ class RegistrySource:
             target = urljoin(url, response.headers.get("Location", ""))
             await response.aclose()
             there = urlsplit(target)
-            if there.scheme != "https" and not (there.scheme == "http" and self._insecure):
+            if there.scheme != "https" and not (there.scheme == "http" and (self._insecure or own.scheme == "http")):
                 raise RejectedFault(f"{self.name}: redirects to {there.scheme}://{there.netloc}, which is not HTTPS")
             same = (there.scheme, there.netloc) == (own.scheme, own.netloc)
             url = target
-            response = await self._send(url, headers, self._authorization if same else "", method)
+            response = await self._send(url, headers, authorization if same else "", method)
         await response.aclose()
         raise RejectedFault(f"{self.name}: more than {_REDIRECTS_MAX} redirects")
 
@@ -193,69 +226,30 @@ class RegistrySource:
 
     async def _find_base(self) -> str:
         """The scheme to speak: HTTPS, but for insecure registries whichever answers, HTTPS first."""
-        if self._base is None:
-            secure, plain = f"https://{self._host}", f"http://{self._host}"
-            self._base = secure
-            if self._insecure:
-                try:
-                    await self._client.get(f"{secure}/v2/")
-                except httpx.HTTPError:
-                    self._base = plain
-        return self._base
+        async with self._finding:
+            if self._base is None:
+                base = f"https://{self._host}"
+                if self._insecure:
+                    try:
+                        await self._client.get(f"{base}/v2/")
+                    except httpx.HTTPError:
+                        base = f"http://{self._host}"
+                self._base = base
+            return self._base
 
-    async def _authorize(self, challenge: str) -> str:
-        """Answer a WWW-Authenticate challenge (RFC 7235; bearer tokens as in docker/distribution's token
-        specification).
-        """
-        scheme, _, rest = challenge.partition(" ")
-        if scheme.lower() == "basic":
-            if self._credentials is None:
-                raise UnauthorizedError(f"{self.name}: {self._repository}: this registry wants a login")
-            return _basic(self._credentials)
-        if scheme.lower() != "bearer":
-            raise UnauthorizedError(
-                f"{self.name}: asks for {scheme or 'no known'} authentication, which is not supported"
-            )
-        fields = {key.lower(): value.replace('\\"', '"') for key, value in _CHALLENGE.findall(rest)}
-        realm = urlsplit(fields.get("realm", ""))
-        if realm.scheme != "https" and not (realm.scheme == "http" and self._insecure):
-            raise RejectedFault(f"{self.name}: its token service {fields.get('realm', '')[:200]!r} is not HTTPS")
-        scope = fields.get("scope") or self._default_scope()
-        return f"Bearer {await self._fetch_token(fields['realm'], fields.get('service', ''), scope)}"
+    def _scopes(self) -> tuple[str, ...]:
+        """What to ask the token service for, whatever the challenge says."""
+        return (f"repository:{self._repository}:pull",)
 
-    def _default_scope(self) -> str:
-        """What to ask the token service for when the challenge does not say."""
-        return f"repository:{self._repository}:pull"
-
-    async def _fetch_token(self, realm: str, service: str, scope: str) -> str:
-        who = self._credentials
-        query = {key: value for key, value in (("service", service), ("scope", scope)) if value}
-        if who is not None and who.identity_token:
-            form = {"grant_type": "refresh_token", "refresh_token": who.identity_token, "client_id": "fleet", **query}
-            request = self._client.build_request("POST", realm, data=form)
-        else:
-            headers = {"Authorization": _basic(who)} if who is not None and who.username else {}
-            request = self._client.build_request("GET", realm, params=query, headers=headers)
-        response = await self._client.send(request, stream=True)
-        try:
-            await raise_for_status(response, "token", source=realm)
-            body = b""
-            async for data in response.aiter_bytes(1 << 16):
-                body += data
-                if len(body) > _TOKEN_BYTES_MAX:
-                    raise RejectedFault(f"{realm}: token larger than {_TOKEN_BYTES_MAX} bytes")
-        finally:
-            await response.aclose()
-        document = decode_document(body, f"token from {realm}", bytes_max=_TOKEN_BYTES_MAX)
-        token = document.text("token", "") or document.text("access_token", "")
-        if not token or not token.isascii() or not token.isprintable():
-            raise UnauthorizedError(f"{realm}: answered without a token")
-        return token
+    def _own_ssl_context(self) -> ssl.SSLContext | None:
+        own = self._options.ssl_contexts.get(self._domain)
+        if own is None and self._options.certificates is not None:
+            own = _load_certificates(self._options.certificates / self._domain)
+        return own
 
     def _ssl_context(self) -> ssl.SSLContext | bool:
-        own = self._options.ssl_contexts.get(self._domain)
-        if own is not None:
-            return own
+        if self._ssl is not None:
+            return self._ssl
         if self._insecure:
             context = ssl.create_default_context()
             context.check_hostname = False
@@ -267,10 +261,11 @@ class RegistrySource:
 class _LoginCheck(RegistrySource):
     """A registry asked nothing but whether it knows somebody."""
 
-    def _default_scope(self) -> str:
-        return ""
+    def _scopes(self) -> tuple[str, ...]:
+        return ()
 
-    async def check(self) -> None:
+    async def check(self) -> str:
+        """A refresh token, where the token service gives them."""
         with translate_errors(self.name):
             url = f"{await self._find_base()}/v2/"
             try:
@@ -281,18 +276,21 @@ class _LoginCheck(RegistrySource):
                     await response.aclose()
             except (UnauthorizedError, ForbiddenError) as error:
                 raise UnauthorizedError(f"Get {url!r}: unauthorized: incorrect username or password") from error
+            return self._authorizer.refresh_token
 
 
-async def check_login(server: str, credentials: Credentials, *, options: RegistryOptions | None = None) -> None:
+async def check_login(server: str, credentials: Credentials, *, options: RegistryOptions | None = None) -> str:
     """Ask a registry whether the credentials are good (``POST /auth``). ``server`` is a host, with or without port, or
-    a URL as Docker's file of logins has it; empty is Docker Hub.
+    a URL as Docker's file of logins has it; empty is Docker Hub. The refresh token to keep instead of the password, if the
+    registry's token service gives one.
 
     Raises ``UnauthorizedError`` when they are not, ``UnavailableError`` when the registry cannot be reached.
     """
     domain = parse_reference(f"{registry_domain(server)}/login").domain
-    source = _LoginCheck(Reference(domain=domain, path="login", tag="latest"), credentials=credentials, options=options)
+    reference = Reference(domain=domain, path="login", tag="latest")
+    source = _LoginCheck(reference, credentials=credentials, options=options, offline=True)
     try:
-        await source.check()
+        return await source.check()
     finally:
         await source.aclose()
 
@@ -303,7 +301,7 @@ def registry_domain(server: str) -> str:
     host = text.partition("://")[2] if "://" in text else text
     host = host.partition("/")[0]
     if host in {"", "docker.io", "index.docker.io", "registry-1.docker.io"}:
-        return "docker.io"
+        return _HUB
     if not any(sign in host for sign in ".:[") and host != "localhost":
         raise UserError(f"{server[:200]!r} is not a registry: expected HOST, HOST:PORT or a URL")
     return host
@@ -331,6 +329,22 @@ def _is_insecure(domain: str, listed: tuple[str, ...]) -> bool:
         return False
 
 
-def _basic(credentials: Credentials) -> str:
-    pair = f"{credentials.username}:{credentials.password}".encode()
-    return "Basic " + base64.b64encode(pair).decode()
+def _load_certificates(folder: Path) -> ssl.SSLContext | None:
+    """The TLS context of one registry's folder of certificates; None when it has none. ``RuntimeFault`` if they are no good."""
+    try:
+        names = sorted(path for path in folder.iterdir() if path.suffix in {".crt", ".cert"})
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not names:
+        return None
+    context = ssl.create_default_context()
+    path = folder
+    try:
+        for path in names:
+            if path.suffix == ".crt":
+                context.load_verify_locations(cafile=path)
+            else:
+                context.load_cert_chain(path, path.with_suffix(".key"))
+    except (OSError, ssl.SSLError) as error:
+        raise RuntimeFault(f"certificates of registry {folder.name}: {path}: {error}") from error
+    return context

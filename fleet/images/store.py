@@ -25,7 +25,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fleet.clock import Clock, SystemClock
-from fleet.errors import ConflictError, NotFoundError, RejectedFault, UserError
+from fleet.errors import (
+    ConflictError,
+    FleetError,
+    NotFoundError,
+    RejectedFault,
+    StorageFullError,
+    UnavailableError,
+    UserError,
+)
 from fleet.images.archive import ImageToSave, import_layer, read_archive, spool, write_archive
 from fleet.images.authoring import Authored, LayerWriter, author_manifest, unnamed_ancestors
 from fleet.images.blobs import BlobStore, storage_errors
@@ -34,10 +42,19 @@ from fleet.images.config import CONFIG_BYTES_MAX, ConfigDocument, parse_config
 from fleet.images.fetch import Fetcher
 from fleet.images.image import Image
 from fleet.images.inspect import image_history
+from fleet.images.interrupted import InterruptedPulls
 from fleet.images.layers import LayerSource, LayerStore, chain_ids
-from fleet.images.manifest import MANIFEST_BYTES_MAX, ImageManifest, Manifest, Platform, host_platform, parse_manifest
+from fleet.images.manifest import (
+    MANIFEST_BYTES_MAX,
+    ImageManifest,
+    Manifest,
+    Platform,
+    host_platform,
+    parse_manifest,
+    runs_on,
+)
 from fleet.images.progress import Progress, ProgressCallback
-from fleet.images.push import RegistryTarget, push_image
+from fleet.images.push import Pusher, RegistryTarget
 from fleet.images.records import ImageRecord, RecordFile
 from fleet.images.reference import Reference, is_digest, parse_reference
 from fleet.images.sources import Source
@@ -87,7 +104,9 @@ class ImageStore:
         self._file = RecordFile(root)
         self._blobs = BlobStore(root)
         self._layers = LayerStore(root, self._blobs, limits=limits)
-        self._fetcher = Fetcher(self._blobs, limits=limits, platform=platform, clock=clock, rng=rng)
+        self._interrupted = InterruptedPulls(root)
+        self._fetcher = Fetcher(self._blobs, interrupted=self._interrupted, limits=limits, clock=clock, rng=rng)
+        self._pusher = Pusher(self._blobs, clock=clock, rng=rng)
         self._state = _State(records={}, images={})
         self._gate = asyncio.Lock()
         """Held while content is swept and while an addition starts: they exclude each other."""
@@ -121,6 +140,7 @@ class ImageStore:
         )
         try:
             await in_thread(store._blobs.open)
+            await in_thread(store._interrupted.open)
             await in_thread(store._layers.open)
             for record in (await in_thread(store._file.read)).values():
                 await store._revive(record)
@@ -229,23 +249,40 @@ class ImageStore:
             return await self._add(ImageRecord(manifest_digest=manifest.digest, media_type=manifest.media_type))
 
     async def fetch(
-        self, reference: str, sources: Sequence[Source], *, progress: ProgressCallback | None = None
+        self,
+        reference: str,
+        sources: Sequence[Source],
+        *,
+        platform: Platform | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Image:
         """Have the image a reference names, asking the sources in order; a digest that is here already asks nobody.
 
-        Content that is here is not fetched again. Cancels safely. Raises ``NotFoundError``, ``UnavailableError``
-        (retry), ``UnauthorizedError``, ``RejectedFault`` (this image will never do), ``StorageFullError``.
+        ``platform``: which of an index's images, if not this host's. Content that is here is not fetched again, and what
+        came before a cancellation, a kill or a failure that may go away is there for the next try. Raises
+        ``NotFoundError``, ``UnavailableError`` (retry), ``UnauthorizedError``, ``RejectedFault`` (this image will never
+        do), ``StorageFullError``.
         """
         name = parse_reference(reference)
         report = progress or (lambda _step: None)
         async with self._addition(keep_on_failure=True):  # trying again continues with what is here
-            if name.digest and (known := self._by_digest(name.digest)) is not None:
+            known = self._by_digest(name.digest) if name.digest else None
+            if known is not None and (platform is None or runs_on(known.config.platform, platform)):
                 record = self._state.records[known.manifest_digest]
                 image = await self._add(replace(record, repo_digests=(f"{name.name}@{name.digest}",)))
                 report(Progress(reference=name.familiar, stage="done", digest=image.manifest_digest))
                 return image
-            fetched = await self._fetcher.fetch(name, sources, report)
-            await self._prepare(fetched.manifest, report=report, reference=name)
+            try:
+                fetched = await self._fetcher.fetch(name, sources, report, platform=platform or self._platform)
+                made_for = fetched.config.config.platform
+                if platform is not None and not runs_on(made_for, platform):
+                    raise RejectedFault(f"image {name.familiar}: is for {made_for}, and there is none for {platform}")
+                await self._prepare(fetched.manifest, report=report, reference=name)
+            except FleetError as error:
+                if isinstance(error, StorageFullError) or not isinstance(error, UnavailableError):
+                    await in_thread(self._interrupted.end, str(name))
+                    self._sweep_owed = True
+                raise
             record = ImageRecord(
                 manifest_digest=fetched.manifest.digest,
                 media_type=fetched.manifest.media_type,
@@ -254,6 +291,7 @@ class ImageStore:
                 indexes={index.digest: index.media_type for index in fetched.indexes},
             )
             image = await self._add(record)
+            await in_thread(self._interrupted.end, str(name))
             report(Progress(reference=name.familiar, stage="done", digest=image.manifest_digest))
             return image
 
@@ -355,7 +393,8 @@ class ImageStore:
 
     async def prune(self, *, dangling_only: bool = True, in_use: Collection[str] = ()) -> tuple[Removals, int]:
         """Remove images nobody uses - those without names, or all; Docker's ``ImagesDeleted`` and the bytes freed.
-        Steps of a build stay as long as an image made of them stays.
+        Steps of a build stay as long as an image made of them stays. What interrupted fetches left goes too, unless one is
+        under way.
         """
         answer: Removals = []
         before = sum(image.size_bytes for image in self._state.images.values())
@@ -372,6 +411,7 @@ class ImageStore:
             tried.update(image.id for image in going)
             for image in going:
                 answer += await self.remove(image.manifest_digest, force=True, in_use=in_use)
+        await self._collect(forget_interrupted=True)
         return answer, before - sum(image.size_bytes for image in self._state.images.values())
 
     async def save(self, names: Sequence[str], sink: Callable[[bytes], Awaitable[None]]) -> None:
@@ -420,11 +460,26 @@ class ImageStore:
             document = parse_manifest(manifest)
             assert isinstance(document, ImageManifest)
             report = progress or (lambda _step: None)
-            await push_image(document, manifest, self._blobs, target=target, reference=reference, report=report)
+            await self._pusher.push(
+                document, manifest,
+                target=target, reference=reference, elsewhere=self._elsewhere(reference), report=report,
+            )  # fmt: skip
             await self._add(replace(record, repo_digests=(f"{reference.name}@{manifest.digest}",)))
             return manifest
 
     # --- inside
+
+    def _elsewhere(self, reference: Reference) -> dict[str, Names]:
+        """By blob, the other repositories of a reference's registry that images with it were fetched from or sent to."""
+        found: dict[str, Names] = {}
+        for digest, record in self._state.records.items():
+            names = [parse_reference(text) for text in record.repo_digests]
+            paths = [name.path for name in names if name.domain == reference.domain and name.path != reference.path]
+            image = self._state.images[digest]
+            for blob in (*image.layer_digests, image.id):
+                known = found.setdefault(blob, [])
+                known += [path for path in paths if path not in known]
+        return found
 
     @asynccontextmanager
     async def _addition(self, *, keep_on_failure: bool = False) -> AsyncIterator[None]:
@@ -559,12 +614,14 @@ class ImageStore:
         key = record.manifest_digest
         self._state = _State(records={**self._state.records, key: record}, images={**self._state.images, key: image})
 
-    async def _collect(self) -> Names:
+    async def _collect(self, *, forget_interrupted: bool = False) -> Names:
         """Sweep if nothing is being added; else the next removal, or opening, does. Chain ids of the layers that
         went.
         """
         async with self._gate:
             self._sweep_owed = self._adding > 0
+            if forget_interrupted and not self._sweep_owed:
+                await in_thread(self._interrupted.clear)
             return [] if self._sweep_owed else await in_thread(self._sweep)
 
     def _sweep(self) -> Names:
@@ -579,8 +636,10 @@ class ImageStore:
         gone = [chain_id for chain_id in self._layers.chain() if chain_id not in layers]
         for chain_id in gone:
             self._layers.remove(chain_id)
+        awaited = self._interrupted.digests(self._clock.now().timestamp())
+        self._blobs.sweep_partial(awaited)
         for digest in list(self._blobs.digests()):
-            if digest not in blobs:
+            if digest not in blobs and digest not in awaited:
                 self._blobs.remove(digest)
         return gone
 

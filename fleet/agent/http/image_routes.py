@@ -21,6 +21,7 @@ from fleet.images import (
     Credentials,
     ImageStore,
     PeerSource,
+    Platform,
     Progress,
     RegistryOptions,
     RegistrySource,
@@ -31,6 +32,7 @@ from fleet.images import (
 )
 from fleet.images.authoring import unnamed_ancestors
 from fleet.images.inspect import image_inspect, image_summary
+from fleet.images.manifest import parse_platform
 from fleet.images.progress import progress_message
 from fleet.images.store import Image
 
@@ -102,7 +104,13 @@ def _add_adding(router: APIRouter, images: ImageStore, pull_sources: PullSources
         if query.get("fromImage"):
             reference = _joined(query["fromImage"], query.get("tag", ""))
             credentials = parse_registry_auth(request.headers.get("x-registry-auth", ""))
-            return json_lines(lambda tell: _pull(images, reference, credentials, pull_sources, tell))
+            platform = parse_platform(query["platform"]) if query.get("platform") else None
+            parse_reference(reference)  # what is wrong with it is said before the stream begins
+            return json_lines(
+                lambda tell: _pull(
+                    images, reference, tell, credentials=credentials, platform=platform, pull_sources=pull_sources
+                )
+            )
         source = query.get("fromSrc")
         if source != "-":
             raise UnsupportedError(f"import from {source!r} is not supported: download it and send it as the body (-)")
@@ -191,9 +199,11 @@ def _joined(name: str, tag: str) -> str:
 async def _pull(
     images: ImageStore,
     reference: str,
-    credentials: Credentials | None,
-    pull_sources: PullSources,
     tell: Callable[[Any], None],
+    *,
+    credentials: Credentials | None,
+    platform: Platform | None,
+    pull_sources: PullSources,
 ) -> None:
     name = parse_reference(reference)
     before = _known_id(images, reference)
@@ -206,7 +216,7 @@ async def _pull(
     found = await pull_sources(reference, credentials)
     sources = sorted(found, key=lambda source: isinstance(source, PeerSource))
     try:
-        image = await images.fetch(reference, sources, progress=progress)
+        image = await images.fetch(reference, sources, platform=platform, progress=progress)
     finally:
         for source in sources:
             await source.aclose()

@@ -5,32 +5,34 @@ Clients ask before they create a service and pin the digest, so that every node 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from fleet import errors
+from fleet.agent.http.image_routes import PullSources
 from fleet.agent.image_sources import close_all
 from fleet.api.http import json_response
-from fleet.images import ImageStore
+from fleet.images import ImageStore, parse_registry_auth
 from fleet.images.manifest import INDEX_TYPES, Manifest
 from fleet.images.sources import Source
 
 __all__ = ["distribution_routes"]
 
 
-def distribution_routes(images: ImageStore, sources_for: Callable[[str], Awaitable[Sequence[Source]]]) -> APIRouter:
+def distribution_routes(images: ImageStore, sources_for: PullSources) -> APIRouter:
     """The router."""
     routes = APIRouter()
 
     @routes.get("/distribution/{name:path}/json")
-    async def inspect(name: str) -> Response:
+    async def inspect(name: str, request: Request) -> Response:
+        credentials = parse_registry_auth(request.headers.get("x-registry-auth", ""))
         try:
             manifest = images.manifest(name)
         except errors.NotFoundError:
-            manifest = await _ask(name, await sources_for(name))
+            manifest = await _ask(name, await sources_for(name, credentials))
         return json_response(
             {
                 "Descriptor": {
@@ -46,16 +48,20 @@ def distribution_routes(images: ImageStore, sources_for: Callable[[str], Awaitab
 
 
 async def _ask(name: str, sources: Sequence[Source]) -> Manifest:
-    problems = []
+    """Whoever answers first. Raises ``UnauthorizedError`` when a login could help, else ``NotFoundError``."""
+    problems: list[errors.FleetError] = []
     try:
         for source in sources:
             try:
                 return await source.manifest(name)
             except errors.FleetError as cause:
-                problems.append(str(cause))
+                problems.append(cause)
     finally:
         await close_all(sources)
-    raise errors.NotFoundError(f"no such image: {name}: {'; '.join(problems)}")
+    text = "; ".join(str(problem) for problem in problems)
+    if any(isinstance(problem, errors.UnauthorizedError) for problem in problems):
+        raise errors.UnauthorizedError(text)
+    raise errors.NotFoundError(f"no such image: {name}: {text}")
 
 
 def _platforms(manifest: Manifest, images: ImageStore, name: str) -> list[dict[str, Any]]:

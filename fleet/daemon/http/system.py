@@ -28,7 +28,7 @@ from fleet.daemon.events import EventLog, matches
 from fleet.daemon.log_stream import parse_instant
 from fleet.daemon.membership import Membership
 from fleet.daemon.versions import API_VERSION_MAX, API_VERSION_MIN
-from fleet.images import Credentials, ImageStore, RegistryOptions
+from fleet.images import Credentials, ImageStore
 from fleet.images.inspect import image_summary
 from fleet.images.registry import check_login
 from fleet.model.node import NodeRole
@@ -140,9 +140,8 @@ def system_routes(
         who = Credentials(username=login.username, password=login.password, identity_token=login.identitytoken)
         if not who.username and not who.identity_token:
             raise errors.UserError("no credentials: a username and a password, or an identitytoken, are needed")
-        options = RegistryOptions(insecure_registries=config.insecure_registries)
-        await check_login(login.serveraddress, who, options=options)
-        return json_response({"Status": "Login Succeeded", "IdentityToken": ""})
+        token = await check_login(login.serveraddress, who, options=config.registry_options)
+        return json_response({"Status": "Login Succeeded", "IdentityToken": token})
 
     @routes.get("/system/df")
     async def disk_usage() -> Response:
@@ -162,6 +161,26 @@ def system_routes(
         )
 
     return routes
+
+
+def _registry_config(config: DaemonConfig) -> dict[str, Any]:
+    """How registries are reached, in Docker's shape."""
+    mirrors = config.registry_options.mirrors
+    networks = [item for item in config.insecure_registries if "/" in item]
+    hosts = {item for item in config.insecure_registries if "/" not in item}
+    return {
+        "IndexConfigs": {
+            name: {
+                "Name": name,
+                "Mirrors": [f"{url}/" for url in mirrors.get(name, ())],
+                "Secure": name not in hosts,
+                "Official": name == "docker.io",
+            }
+            for name in sorted({"docker.io", *mirrors, *hosts})
+        },
+        "InsecureRegistryCIDRs": ["127.0.0.0/8", *networks],
+        "Mirrors": [f"{url}/" for url in mirrors.get("docker.io", ())],
+    }
 
 
 def _go_arch(machine: str) -> str:
@@ -224,9 +243,7 @@ def _info(
         "MemTotal": memory_total_bytes(),
         "IndexServerAddress": "https://index.docker.io/v1/",
         "RegistryConfig": {
-            "IndexConfigs": {},
-            "InsecureRegistryCIDRs": ["127.0.0.0/8"],
-            "Mirrors": [],
+            **_registry_config(config),
         },
         "DockerRootDir": str(config.data_root),
         "HttpProxy": "",

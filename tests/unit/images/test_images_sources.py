@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs
 
 import httpx
 import pytest
@@ -19,15 +21,16 @@ from fleet.errors import (
     UserError,
 )
 from fleet.images.manifest import OCI_MANIFEST, digest_of
-from fleet.images.push import RegistryTarget
 from fleet.images.registry import (
     Credentials,
     RegistryOptions,
     RegistrySource,
     is_loopback,
+    parse_mirrors,
     parse_registry_auth,
     registry_domain,
 )
+from fleet.images.registry_auth import Authorizer, parse_challenges
 from fleet.images.sources import read_manifest_response, stream_blob
 
 BODY = b'{"schemaVersion":2}'
@@ -159,28 +162,125 @@ def test_login_header() -> None:
     assert "secret" not in repr(Credentials(username="u", password="secret"))
 
 
+class Ticking:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+
+    async def sleep(self, duration_s: float) -> None:
+        self.seconds += duration_s
+
+
+def token_service(asked: list[dict[str, list[str]]], **answer: object) -> httpx.AsyncClient:
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(parse_qs(request.url.query.decode()))
+        return httpx.Response(200, json={"token": f"t{len(asked)}", **answer})
+
+    return httpx.AsyncClient(transport=httpx.MockTransport(handle))
+
+
+CHALLENGE = 'Bearer realm="https://tokens/get?x=1",service="s"'
+
+
+def test_a_token_is_asked_for_every_scope_so_far_and_shared_by_requests_that_need_no_other() -> None:
+    asked: list[dict[str, list[str]]] = []
+
+    async def scenario() -> None:
+        async with token_service(asked) as client:
+            one = Authorizer(client, registry="r", credentials=None, allows_http=False, clock=Ticking())
+
+            async def answer(scope: str, refused: str, challenge: str = CHALLENGE) -> str:
+                return await one.answer([challenge], refused=refused, scopes=[scope], what="app")
+
+            assert await one.header() == ""
+            first = await asyncio.gather(*(answer("repository:a:pull", "") for _ in range(3)))
+            assert first == ["Bearer t1"] * 3
+            more = f'{CHALLENGE},scope="repository:a:pull,push repository:b:pull"'
+            assert await answer("repository:a:pull", "", more) == "Bearer t2", "newer, but not for b"
+            assert await one.header() == "Bearer t2"
+
+    asyncio.run(scenario())
+    assert asked == [
+        {"x": ["1"], "service": ["s"], "scope": ["repository:a:pull"]},
+        {"x": ["1"], "service": ["s"], "scope": ["repository:a:pull,push", "repository:b:pull"]},
+    ]
+
+
 @pytest.mark.parametrize(
-    ("kind", "scope"), [(RegistrySource, "repository:team/app:pull"), (RegistryTarget, "repository:team/app:pull,push")]
+    ("told", "renewed_after_s"), [({}, 50.0), ({"expires_in": 300}, 290.0), ({"expires_in": 8}, 6.0)]
 )
-def test_a_challenge_without_scope_is_answered_for_what_is_to_be_done(
-    kind: type[RegistrySource], scope: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
+def test_a_token_is_renewed_a_little_before_its_end(told: dict[str, int], renewed_after_s: float) -> None:
+    asked: list[dict[str, list[str]]] = []
 
-    async def fetch(_realm: str, _service: str, wanted: str) -> str:
-        asked.append(wanted)
-        return "t"
+    async def scenario() -> None:
+        clock = Ticking()
+        async with token_service(asked, **told) as client:
+            one = Authorizer(client, registry="r", credentials=None, allows_http=False, clock=clock)
+            await one.answer([CHALLENGE], refused="", scopes=["repository:a:pull"], what="a")
+            clock.seconds = renewed_after_s - 0.1
+            assert await one.header() == "Bearer t1"
+            clock.seconds = renewed_after_s + 0.1
+            assert await asyncio.gather(one.header(), one.header()) == ["Bearer t2"] * 2
 
-    async def scenario() -> str:
-        source = kind("127.0.0.1:5000/team/app:1")
-        monkeypatch.setattr(source, "_fetch_token", fetch)
-        try:
-            return await source._authorize('Bearer realm="https://127.0.0.1/token",service="s"')
-        finally:
-            await source.aclose()
+    asyncio.run(scenario())
+    assert len(asked) == 2
 
-    assert asyncio.run(scenario()) == "Bearer t"
-    assert asked == [scope]
+
+@pytest.mark.parametrize(
+    ("challenge", "error", "why"),
+    [
+        ('Basic realm="x"', UnauthorizedError, "no basic auth credentials"),
+        ("Negotiate", UnauthorizedError, "asks for Negotiate"),
+        ('Bearer realm="http://tokens/"', RejectedFault, "is not HTTPS"),
+        ("Bearer", RejectedFault, "is not HTTPS"),
+    ],
+)
+def test_challenges_that_cannot_be_answered(challenge: str, error: type[FleetError], why: str) -> None:
+    async def scenario() -> None:
+        async with token_service([]) as client:
+            one = Authorizer(client, registry="r", credentials=None, allows_http=False, clock=Ticking())
+            with pytest.raises(error, match=why):
+                await one.answer([challenge], refused="", scopes=(), what="app")
+
+    asyncio.run(scenario())
+
+
+def test_challenges_are_read_whether_in_one_header_or_two() -> None:
+    basic, bearer = ("basic", {"realm": "a, b"}), ("bearer", {"realm": "https://x", "scope": 'q"s'})
+    text = 'Bearer realm="https://x", scope="q\\"s"'
+    assert parse_challenges([f'Basic realm="a, b", {text}']) == [basic, bearer]
+    assert parse_challenges(['basic realm="a, b"', text]) == [basic, bearer]
+    assert parse_challenges(["", "Digest x=1"]) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "mirrors"),
+    [
+        ((), {}),
+        (("https://m.example",), {"docker.io": ("https://m.example",)}),
+        (
+            ("http://m:5000/", "reg.example:5000=https://n", "docker.io=https://o"),
+            {"docker.io": ("http://m:5000", "https://o"), "reg.example:5000": ("https://n",)},
+        ),
+    ],
+)
+def test_mirrors_are_of_docker_hub_or_of_the_registry_named(texts: tuple[str, ...], mirrors: dict[str, object]) -> None:
+    assert parse_mirrors(texts) == mirrors
+
+
+@pytest.mark.parametrize(
+    "text", ["m.example", "ftp://m", "https://u:p@m", "https://m/path", "https://m?q", "=", "x=https://m"]
+)
+def test_what_is_no_mirror_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"mirror|is not a registry"):
+        parse_mirrors([text])
 
 
 @pytest.mark.parametrize(
