@@ -16,6 +16,7 @@ from fleet.agent.controller import Exit
 from fleet.agent.image_sources import ImageLocator, close_all
 from fleet.agent.payload_files import Payloads, payload_files
 from fleet.agent.templates import expand, placeholders
+from fleet.api.dispatch import LoginItem
 from fleet.containers import (
     Container,
     ContainerConfig,
@@ -27,7 +28,7 @@ from fleet.containers import (
     Status,
 )
 from fleet.containers.logs import log_config
-from fleet.images import ImageStore
+from fleet.images import Credentials, ImageStore, parse_registry_auth
 from fleet.logs import get_logger
 from fleet.model.defaults import stop_grace
 from fleet.model.node import NodeDescription
@@ -49,6 +50,8 @@ class TaskSupplies(Payloads, Protocol):
     """What the worker holds for tasks."""
 
     async def ensure_network(self, network_id: str) -> None: ...
+
+    def login(self, login_id: str) -> LoginItem: ...
 
 
 class ContainerTasks:
@@ -80,26 +83,31 @@ class ContainerTasks:
         known = self._find(task)
         if known is not None:
             return known.id
-        await self._ensure_image(task.spec.container_spec.image)
+        await self._ensure_image(task.spec)
         for attachment in task.network_attachments:
             await self._supplies.ensure_network(attachment.network_id)
         config = container_config(task, self._supplies, self._description())
         container = await self._engine.create(config)
         return container.id
 
-    async def _ensure_image(self, reference: str) -> None:
+    async def _ensure_image(self, spec: TaskSpec) -> None:
+        reference = spec.container_spec.image
         lock = self._fetching.setdefault(reference, asyncio.Lock())
         async with lock:
             try:
                 self._images.get(reference)
             except errors.NotFoundError:
-                await self._fetch(reference)
+                await self._fetch(reference, self._credentials(spec))
         if not lock.locked():
             self._fetching.pop(reference, None)
 
-    async def _fetch(self, reference: str) -> None:
+    def _credentials(self, spec: TaskSpec) -> Credentials | None:
+        """Of the service (``--with-registry-auth``); raises ``UnavailableError`` while they have not come."""
+        return parse_registry_auth(self._supplies.login(spec.registry_login).header) if spec.registry_login else None
+
+    async def _fetch(self, reference: str, credentials: Credentials | None) -> None:
         for last in (False, True):
-            sources = await self._locator.sources_for(reference)
+            sources = await self._locator.sources_for(reference, credentials)
             try:
                 await self._images.fetch(reference, sources)
             except errors.FleetError as cause:

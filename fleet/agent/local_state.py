@@ -1,7 +1,7 @@
 """What the agent keeps on disk: its assignments and the last status of each task.
 
 With it an agent that is cut off, or restarted while no manager answers, keeps its tasks running and its names resolving.
-Secrets are left out: they live in memory only, and a container that already runs has them.
+Secrets and registry logins are left out: they live in memory only, and a container that already runs needs them no more.
 
 Written as one file by rename, without fsync: after a power loss no container survived either, and the manager's complete
 assignment is the truth again. A file that does not decode is set aside, not trusted.
@@ -20,6 +20,7 @@ from fleet.api.dispatch import (
     ConfigItem,
     EndpointItem,
     Item,
+    LoginItem,
     NetworkItem,
     NodeItem,
     PublishedItem,
@@ -67,7 +68,7 @@ class LocalState:
 
     def save(self, items: Iterable[Item], statuses: dict[TaskId, TaskStatus]) -> None:
         """Blocking (a few ms for hundreds of tasks). Raises ``OSError``."""
-        kept = tuple(item for item in items if not isinstance(item, SecretItem))
+        kept = tuple(item for item in items if not isinstance(item, SecretItem | LoginItem))
         data = msgspec.msgpack.encode(_Contents(items=kept, statuses=statuses))
         temporary = self._path.with_suffix(".new")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

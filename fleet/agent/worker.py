@@ -19,7 +19,7 @@ from fleet.agent.reporter import Reporter
 from fleet.api import dispatch
 from fleet.clock import Clock
 from fleet.logs import get_logger
-from fleet.model.ids import ConfigId, SecretId, TaskId
+from fleet.model.ids import ConfigId, LoginId, SecretId, TaskId
 from fleet.model.task import Task, TaskStatus, later
 
 __all__ = ["OutOfStepError", "Worker"]
@@ -74,6 +74,13 @@ class Worker:
         item = self._items.get(f"config/{config_id}")
         if not isinstance(item, dispatch.ConfigItem):
             raise errors.UnavailableError(f"config {ConfigId(config_id)} is not here yet")
+        return item
+
+    def login(self, login_id: str) -> dispatch.LoginItem:
+        """The registry login. Raises ``UnavailableError`` while it has not come."""
+        item = self._items.get(f"login/{login_id}")
+        if not isinstance(item, dispatch.LoginItem):
+            raise errors.UnavailableError(f"the registry login {LoginId(login_id)} is not here yet")
         return item
 
     async def ensure_network(self, network_id: str) -> None:

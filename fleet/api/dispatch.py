@@ -7,7 +7,7 @@ the manager sends one complete ``Assign`` and numbered increments, the agent ``R
   to and is refused by an agent that is elsewhere (it reconnects and gets a complete one). So a lost, doubled or reordered
   frame can not leave the two sides with different sets.
 * **Items are what a node must know, nothing more**: its tasks; the networks those are on; every endpoint and service of
-  these networks; published ports; secrets and configs of its own tasks.
+  these networks; published ports; secrets, configs and registry logins of its own tasks.
 * **Reports repeat until acknowledged**: after every (re)connection the agent reports the status of all its tasks, and a
   ``Reported`` comes only after the store made them durable.
 """
@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from fleet import errors
-from fleet.model.ids import ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId
+from fleet.model.ids import ConfigId, LoginId, NetworkId, NodeId, SecretId, ServiceId, TaskId
 from fleet.model.network import Network
 from fleet.model.node import NodeDescription, NodeRole
 from fleet.model.service import Protocol
@@ -37,6 +37,7 @@ __all__ = [
     "EndpointItem",
     "Hello",
     "Item",
+    "LoginItem",
     "ManagerMessage",
     "NetworkItem",
     "NodeItem",
@@ -146,7 +147,19 @@ class ConfigItem(_Message, frozen=True, kw_only=True):
     templated: bool = False
 
 
-Item = TaskItem | NetworkItem | NodeItem | EndpointItem | ServiceItem | PublishedItem | SecretItem | ConfigItem
+class LoginItem(_Message, frozen=True, kw_only=True):
+    """The registry login that a task of this node pulls its image with. Lives in memory only on the agent's side."""
+
+    login_id: LoginId
+    header: str
+
+    def __repr__(self) -> str:
+        return f"LoginItem({self.login_id}, <{len(self.header)} characters>)"
+
+
+Item = (
+    TaskItem | NetworkItem | NodeItem | EndpointItem | ServiceItem | PublishedItem | SecretItem | ConfigItem | LoginItem
+)
 
 
 def key_of(item: Item) -> str:
@@ -168,6 +181,8 @@ def key_of(item: Item) -> str:
             return f"secret/{item.secret_id}"
         case ConfigItem():
             return f"config/{item.config_id}"
+        case LoginItem():
+            return f"login/{item.login_id}"
 
 
 # From the agent ----------------------------------------------------------------------------------------------------

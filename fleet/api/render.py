@@ -267,6 +267,7 @@ def _rest(spec: Json) -> Json:
 
 def _task_spec(spec: TaskSpec, *, insert_defaults: bool) -> Json:
     result: Json = to_builtins(spec)
+    result.pop("RegistryLogin", None)
     container: Json = result.setdefault("ContainerSpec", {})
     container.setdefault("Image", spec.container_spec.image)
     container.setdefault("DNSConfig", {})

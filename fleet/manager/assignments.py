@@ -1,4 +1,5 @@
-"""What each node must know, computed from the tables: tasks, networks, endpoints, services, published ports, secrets.
+"""What each node must know, computed from the tables: tasks, networks, endpoints, services, published ports, secrets,
+logins.
 
 Pure over the tables. ``Assembler.items_for`` gives the complete set for a node; ``difference`` the step from what was last
 sent. Network-wide items (endpoints, services) are computed once per pass and shared by all nodes of that pass.
@@ -17,6 +18,7 @@ from fleet.api.dispatch import (
     ConfigItem,
     EndpointItem,
     Item,
+    LoginItem,
     NetworkItem,
     NodeItem,
     PublishedItem,
@@ -68,6 +70,7 @@ class Assembler:
         needed: set[str] = set()
         secrets: set[str] = set()
         configs: set[str] = set()
+        logins: set[str] = set()
         for task in self._store.tasks.by_node(node_id):
             if task.status.state.rank < TaskState.ASSIGNED.rank:
                 continue
@@ -77,6 +80,7 @@ class Assembler:
             if task.desired_state.rank <= TaskState.RUNNING.rank and not task.status.state.is_terminal:
                 secrets.update(s.secret_id for s in task.spec.container_spec.secrets)
                 configs.update(c.config_id for c in task.spec.container_spec.configs)
+                logins.add(task.spec.registry_login)
         network_items = self._shared()
         if self._ingress is not None and self._published:
             needed.add(self._ingress.id)
@@ -99,6 +103,11 @@ class Assembler:
             ConfigItem(config_id=config.id, data=config.spec.data, templated=_is_template(config.spec.templating))
             for config_id in sorted(configs)
             if (config := self._store.configs.get(config_id)) is not None
+        )
+        items.extend(
+            LoginItem(login_id=login.id, header=login.header)
+            for login_id in sorted(logins)
+            if (login := self._store.logins.get(login_id)) is not None
         )
         return {key_of(item): item for item in items}
 

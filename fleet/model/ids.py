@@ -9,6 +9,7 @@ __all__ = [
     "ClusterId",
     "ConfigId",
     "ID_ENTROPY_BYTES",
+    "LoginId",
     "NetworkId",
     "NodeId",
     "SecretId",
@@ -25,6 +26,7 @@ NodeId = NewType("NodeId", str)
 NetworkId = NewType("NetworkId", str)
 SecretId = NewType("SecretId", str)
 ConfigId = NewType("ConfigId", str)
+LoginId = NewType("LoginId", str)
 
 ID_ENTROPY_BYTES: Final = 16
 _LENGTH: Final = 25

@@ -1,4 +1,6 @@
-"""Secrets and configs: immutable data by name. Secret data leaves the managers only to nodes that run its tasks."""
+"""Secrets and configs: immutable data by name; registry logins of services. Secret data and logins leave the managers only to
+nodes that run their tasks.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,10 @@ from datetime import datetime
 from typing import Final
 
 from fleet.model.common import Driver, Version
-from fleet.model.ids import ConfigId, SecretId
+from fleet.model.ids import ConfigId, LoginId, SecretId, ServiceId
 from fleet.model.wire import Value
 
-__all__ = ["TEMPLATE_DRIVER", "Config", "ConfigSpec", "Secret", "SecretSpec"]
+__all__ = ["TEMPLATE_DRIVER", "Config", "ConfigSpec", "Login", "Secret", "SecretSpec"]
 
 TEMPLATE_DRIVER: Final = "golang"
 """The one ``templating`` there is: the agent fills in placeholders for each task (SCF-06)."""
@@ -49,3 +51,18 @@ class Config(Value, frozen=True, kw_only=True):
     created_at: datetime
     updated_at: datetime
     spec: ConfigSpec
+
+
+class Login(Value, frozen=True, kw_only=True):
+    """What a service's tasks say to its registry: ``X-Registry-Auth`` as the client sent it. Never changed, stored encrypted, and
+    shown to nobody; a task template names the one it is pulled with (``registry_login``), so that a rollback brings it back.
+    """
+
+    id: LoginId
+    version: Version = Version()
+    created_at: datetime
+    service_id: ServiceId
+    header: str = ""
+
+    def __repr__(self) -> str:
+        return f"Login(id={self.id!r}, service_id={self.service_id!r}, header=<{len(self.header)} characters>)"

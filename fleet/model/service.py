@@ -12,7 +12,7 @@ from datetime import datetime
 import msgspec
 
 from fleet.model.common import Driver, GenericResource, Platform, Version
-from fleet.model.ids import NetworkId, ServiceId
+from fleet.model.ids import LoginId, NetworkId, ServiceId
 from fleet.model.wire import Value
 
 __all__ = [
@@ -262,6 +262,9 @@ class TaskSpec(Value, frozen=True, kw_only=True):
     log_driver: Driver | None = None
     force_update: int = 0
     runtime: str = ""
+    # Below: fleet's own; never taken from clients nor shown to them.
+    registry_login: LoginId = LoginId("")
+    """The ``Login`` its image is pulled with, if there is one."""
 
 
 class ReplicatedMode(Value, frozen=True, kw_only=True):

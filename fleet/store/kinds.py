@@ -13,7 +13,7 @@ from typing import Final, TypeAlias, TypeVar
 from fleet.model.cluster import Authority, Cluster, Guard
 from fleet.model.network import Network
 from fleet.model.node import Node
-from fleet.model.secret import Config, Secret
+from fleet.model.secret import Config, Login, Secret
 from fleet.model.service import Service
 from fleet.model.task import Task, task_name
 
@@ -33,7 +33,7 @@ __all__ = [
 
 ROOT: Final = "/fleet/"
 
-Stored: TypeAlias = Service | Task | Node | Network | Secret | Config | Cluster | Authority | Guard
+Stored: TypeAlias = Service | Task | Node | Network | Secret | Config | Cluster | Authority | Guard | Login
 T = TypeVar("T", bound=Stored)
 
 
@@ -49,6 +49,7 @@ class Kind(enum.StrEnum):
     CLUSTER = "cluster"
     AUTHORITY = "authority"
     GUARD = "guard"
+    LOGIN = "login"
 
     @property
     def prefix(self) -> str:
@@ -66,6 +67,7 @@ TYPE_OF: Final[dict[Kind, type[Stored]]] = {
     Kind.CLUSTER: Cluster,
     Kind.AUTHORITY: Authority,
     Kind.GUARD: Guard,
+    Kind.LOGIN: Login,
 }
 
 KIND_OF: Final[dict[type[Stored], Kind]] = {kind: name for name, kind in TYPE_OF.items()}

@@ -25,7 +25,7 @@ from fleet.model.cluster import Authority, Cluster, Guard
 from fleet.model.common import Version
 from fleet.model.network import Network
 from fleet.model.node import Node
-from fleet.model.secret import Config, Secret
+from fleet.model.secret import Config, Login, Secret
 from fleet.model.service import Service
 from fleet.store.engine import (
     CompactedError,
@@ -68,7 +68,7 @@ class Sealer(Protocol):
         ...
 
 
-_SEALED: Final = frozenset({Kind.SECRET, Kind.AUTHORITY, Kind.CLUSTER})
+_SEALED: Final = frozenset({Kind.SECRET, Kind.AUTHORITY, Kind.CLUSTER, Kind.LOGIN})
 
 
 class Store:
@@ -86,6 +86,7 @@ class Store:
         self.clusters: Table[Cluster] = Table(Kind.CLUSTER)
         self.authorities: Table[Authority] = Table(Kind.AUTHORITY)
         self.guards: Table[Guard] = Table(Kind.GUARD)
+        self.logins: Table[Login] = Table(Kind.LOGIN)
         tables = (
             self.services,
             self.tasks,
@@ -96,6 +97,7 @@ class Store:
             self.clusters,
             self.authorities,
             self.guards,
+            self.logins,
         )
         self._tables: dict[Kind, Table[Any]] = {table.kind: table for table in tables}
         self.fence: Compare | None = None

@@ -80,13 +80,7 @@ async def opened(scratch: Path) -> AsyncIterator[Host]:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        crypt = pytest.importorskip("crypt", reason="needs crypt(3) in Python to make a bcrypt hash")
-    (tmp_path / "htpasswd").write_text(f"{USER}:{crypt.crypt(PASSWORD, '$2y$05$abcdefghijklmnopqrstuu')}\n")
-    auth = f"auth: {{htpasswd: {{realm: here, path: {tmp_path}/htpasswd}}}}\n"
+    auth = image_registry.htpasswd_auth(tmp_path, {USER: PASSWORD})
     with image_registry.registry(tmp_path / "registry", auth=auth) as address:
         yield address
 

@@ -151,8 +151,7 @@ def test_says_what_does_not_exist(open_registry: str, tmp_path: Path) -> None:
 
 
 def test_a_name_and_password_are_asked_for_and_used(layout: Path, tmp_path: Path) -> None:
-    (tmp_path / "htpasswd").write_text(_htpasswd("user", "pass"))
-    auth = f"auth: {{htpasswd: {{realm: here, path: {tmp_path}/htpasswd}}}}\n"
+    auth = image_registry.htpasswd_auth(tmp_path, {"user": "pass"})
     with image_registry.registry(tmp_path / "registry", auth=auth) as address:
         image_registry.push(layout / "docker", f"{address}/private:1", "--dest-creds", "user:pass")
         with pytest.raises(UnauthorizedError, match="wants a login"):
@@ -162,16 +161,6 @@ def test_a_name_and_password_are_asked_for_and_used(layout: Path, tmp_path: Path
         header = base64.urlsafe_b64encode(b'{"username":"user","password":"pass","serveraddress":"x"}').decode()
         image = pull(tmp_path / "a", f"{address}/private:1", credentials=parse_registry_auth(header))
         assert len(image.layer_dirs) == 2
-
-
-def _htpasswd(user: str, password: str) -> str:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        crypt = pytest.importorskip("crypt", reason="needs crypt(3) in Python to make a bcrypt hash")
-    hashed = crypt.crypt(password, "$2y$05$abcdefghijklmnopqrstuu")
-    return f"{user}:{hashed}\n"
 
 
 def test_a_bearer_token_is_fetched_with_the_scope_that_was_asked_for(layout: Path, tmp_path: Path) -> None:
@@ -229,8 +218,7 @@ def test_pushed_image_is_pulled_back_the_same(open_registry: str, layout: Path, 
 
 
 def test_push_logs_in(tmp_path: Path) -> None:
-    (tmp_path / "htpasswd").write_text(_htpasswd("user", "pass"))
-    auth = f"auth: {{htpasswd: {{realm: here, path: {tmp_path}/htpasswd}}}}\n"
+    auth = image_registry.htpasswd_auth(tmp_path, {"user": "pass"})
 
     async def chunks() -> AsyncIterator[bytes]:
         yield SECOND

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
 __all__ = [
     "Logged",
     "registry",
@@ -81,6 +83,19 @@ def _wait_for(address: str, port: int, process: subprocess.Popen[bytes]) -> bool
             return True
         time.sleep(0.03)
     return False
+
+
+def htpasswd_auth(scratch: Path, users: dict[str, str]) -> str:
+    """The piece of the registry's configuration that asks for these names and passwords. Skips where crypt(3) is not."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        crypt = pytest.importorskip("crypt", reason="needs crypt(3) in Python to make a bcrypt hash")
+    lines = [f"{user}:{crypt.crypt(password, '$2y$05$abcdefghijklmnopqrstuu')}\n" for user, password in users.items()]
+    scratch.mkdir(parents=True, exist_ok=True)
+    (scratch / "htpasswd").write_text("".join(lines))
+    return f"auth: {{htpasswd: {{realm: here, path: {scratch}/htpasswd}}}}\n"
 
 
 class Logged(NamedTuple):

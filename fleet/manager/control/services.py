@@ -16,7 +16,8 @@ from fleet.manager.control.service_refs import check_ports, resolve
 from fleet.manager.control.service_spec import check_service_spec, normal_spec
 from fleet.model.common import Version
 from fleet.model.defaults import restart_condition, restart_delay, stop_grace
-from fleet.model.ids import ServiceId
+from fleet.model.ids import LoginId, ServiceId
+from fleet.model.secret import Login
 from fleet.model.service import EndpointSpec, JobStatus, RestartPolicy, Service, ServiceSpec, UpdateStatus
 from fleet.model.task import Task, TaskState, is_runnable
 from fleet.orchestrator.job import current_tasks
@@ -63,8 +64,10 @@ class ServiceControl:
         desired = len({task.node_id or task.id for task in wanted}) if service.spec.is_global else service.spec.replicas
         return ServiceCounts(running=running, desired=desired)
 
-    async def create(self, spec: ServiceSpec) -> Service:
-        """Raises ``UserError``, ``UnsupportedError``, ``NotFoundError`` (network), ``ConflictError`` (name taken)."""
+    async def create(self, spec: ServiceSpec, *, login: str = "") -> Service:
+        """``login``: ``X-Registry-Auth`` to pull its image with on every node.
+
+        Raises ``UserError``, ``UnsupportedError``, ``NotFoundError`` (network), ``ConflictError`` (name taken)."""
         context = self._context
         id_ = ServiceId(context.new_id())
         spec = normal_spec(spec)
@@ -72,12 +75,16 @@ class ServiceControl:
             spec = msgspec.structs.replace(spec, name=f"service-{id_[:10]}")
         check_service_spec(spec)
 
+        kept = self._new_login(id_, login)
+        spec = _with_login(spec, kept.id if kept else LoginId(""))
+
         def attempt() -> Transaction:
             resolved = resolve(self._store, spec)
             check_ports(self._store, resolved.spec)
             now = context.now()
+            tx = Transaction() if kept is None else Transaction().create(kept)
             return resolved.require(
-                Transaction().create(
+                tx.create(
                     Service(
                         id=id_,
                         created_at=now,
@@ -91,10 +98,20 @@ class ServiceControl:
         await context.guarded(attempt)
         return self.find(id_)
 
-    async def update(self, text: str, spec: ServiceSpec, *, version: int | None, rollback: bool = False) -> Service:
+    async def update(
+        self,
+        text: str,
+        spec: ServiceSpec,
+        *,
+        version: int | None,
+        rollback: bool = False,
+        login: str = "",
+        login_of_previous: bool = False,
+    ) -> Service:
         """Replace the spec of the service as it was at ``version``; the spec before is kept for a rollback.
 
         ``rollback``: put the previous spec back instead, whatever ``spec`` says. A spec that changes nothing changes nothing.
+        ``login``: as in ``create``; without one that of the present spec stays, or of the previous (``login_of_previous``).
         Raises ``OutOfSequenceError`` if the service changed since, else as ``create``.
         """
         read_at = required_version(version, what="service")
@@ -108,11 +125,16 @@ class ServiceControl:
         wanted = normal_spec(spec)
         _check_change(service, wanted)
         check_service_spec(wanted)
+        old = service.previous_spec if login_of_previous else service.spec
+        login_id = old.task_template.registry_login if old else LoginId("")
+        known = self._store.logins.get(login_id)
+        kept = self._new_login(service.id, login) if known is None or known.header != login else None
+        wanted = _with_login(wanted, kept.id if kept else login_id)
         resolved = resolve(self._store, wanted)
         check_ports(self._store, resolved.spec, service_id=service.id)
         if resolved.spec == service.spec:
             return service
-        await self._write_spec(service, wanted)
+        await self._write_spec(service, wanted, login=kept)
         return self.find(service.id)
 
     async def remove(self, text: str) -> None:
@@ -136,7 +158,25 @@ class ServiceControl:
         await self._write_spec(service, service.previous_spec, status=status)
         return self.find(service.id)
 
-    async def _write_spec(self, seen: Service, spec: ServiceSpec, *, status: UpdateStatus | None = None) -> None:
+    def _new_login(self, service_id: ServiceId, header: str) -> Login | None:
+        if not header:
+            return None
+        context = self._context
+        id_ = LoginId(context.new_id())
+        return Login(id=id_, created_at=context.now(), service_id=service_id, header=header)
+
+    def _unused_logins(self, service: Service) -> tuple[Login, ...]:
+        """Those that neither the service as it will be nor a task of it can pull with any more."""
+        specs = [service.spec, *([service.previous_spec] if service.previous_spec else [])]
+        used = {spec.task_template.registry_login for spec in specs}
+        tasks = self._store.tasks.by_service(service.id)
+        used |= {task.spec.registry_login for task in tasks if not task.status.state.is_terminal}
+        logins = self._store.logins.all()
+        return tuple(login for login in logins if login.service_id == service.id and login.id not in used)
+
+    async def _write_spec(
+        self, seen: Service, spec: ServiceSpec, *, status: UpdateStatus | None = None, login: Login | None = None
+    ) -> None:
         """Unless another spec has been written since ``seen``. Loops may change the rest of the object, and the objects it
         refers to, so the attempt is made anew on what is there then."""
 
@@ -149,7 +189,12 @@ class ServiceControl:
             resolved = resolve(self._store, spec)
             check_ports(self._store, resolved.spec, service_id=service.id)
             changed = msgspec.structs.replace(self._with_spec(service, resolved.spec), update_status=status)
-            return resolved.require(Transaction().replace(changed))
+            tx = Transaction().replace(changed)
+            if login is not None:
+                tx.create(login)
+            for unused in self._unused_logins(changed):
+                tx.delete(unused)
+            return resolved.require(tx)
 
         await self._context.guarded(attempt)
 
@@ -170,6 +215,12 @@ class ServiceControl:
             job_status=job_status,
             updated_at=now,
         )
+
+
+def _with_login(spec: ServiceSpec, login_id: LoginId) -> ServiceSpec:
+    """Whatever the client sent in its place."""
+    template = msgspec.structs.replace(spec.task_template, registry_login=login_id)
+    return msgspec.structs.replace(spec, task_template=template)
 
 
 def _job_counts(service: Service, tasks: Iterable[Task]) -> ServiceCounts:
@@ -220,5 +271,7 @@ def _essence(spec: ServiceSpec) -> tuple[object, ...]:
     )
     policy = template.restart_policy or RestartPolicy()
     restart = (restart_condition(template), restart_delay(template), policy.max_attempts, policy.window_ns)
-    rest = msgspec.structs.replace(template, container_spec=container, restart_policy=None, networks=())
+    rest = msgspec.structs.replace(
+        template, container_spec=container, restart_policy=None, networks=(), registry_login=LoginId("")
+    )
     return rest, restart, spec.all_networks, spec.endpoint_spec or EndpointSpec()

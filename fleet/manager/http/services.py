@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fleet import errors
 from fleet.api.http import json_response, parse_bool
 from fleet.api.render import Json, service_json
+from fleet.images.registry_auth import parse_registry_auth
 from fleet.manager.control.services import FILTERS
 from fleet.manager.http.request import Control, filters_of, lookup, read_json, version_of
 from fleet.model import wire
@@ -26,9 +27,7 @@ _UNSUPPORTED: Final = (
 
 _UNSUPPORTED_MOUNT: Final = ("ClusterOptions", "ImageOptions")
 
-_AUTH_WARNING: Final = (
-    "the registry credentials sent along are not kept: nodes without access take the image from nodes that have it"
-)
+_AUTH_FROM: Final = {"": False, "spec": False, "previous-spec": True}
 
 
 def routes(control: Control) -> APIRouter:
@@ -45,12 +44,8 @@ def routes(control: Control) -> APIRouter:
     @router.post("/services/create")
     async def create_service(request: Request) -> Response:
         spec = await _read_spec(request)
-        service = await control().services.create(spec)
-        answer: Json = {"ID": service.id}
-        warnings = _warnings(request)
-        if warnings:
-            answer["Warnings"] = warnings
-        return json_response(answer, status=201)
+        service = await control().services.create(spec, login=_login(request))
+        return json_response({"ID": service.id}, status=201)
 
     @router.get("/services/{id_}")
     async def inspect_service(id_: str, request: Request) -> Response:
@@ -59,8 +54,15 @@ def routes(control: Control) -> APIRouter:
     @router.post("/services/{id_}/update")
     async def update_service(id_: str, request: Request) -> Response:
         spec = await _read_spec(request)
-        await control().services.update(id_, spec, version=version_of(request), rollback=_is_rollback(request))
-        return json_response({"Warnings": _warnings(request) or None})
+        login = _login(request)
+        word = request.query_params.get("registryAuthFrom", "")
+        if word not in _AUTH_FROM:
+            raise errors.UserError(f"invalid registryAuthFrom {word!r}: only 'spec' and 'previous-spec' are known")
+        await control().services.update(
+            id_, spec, version=version_of(request), rollback=_is_rollback(request),
+            login=login, login_of_previous=_AUTH_FROM[word],
+        )  # fmt: skip
+        return json_response({"Warnings": None})
 
     @router.delete("/services/{id_}")
     async def remove_service(id_: str) -> Response:
@@ -112,7 +114,9 @@ def _is_rollback(request: Request) -> bool:
     return word == "previous"
 
 
-def _warnings(request: Request) -> list[str]:
-    """``X-Registry-Auth`` of clients without credentials is empty, or ``{}`` in base64."""
+def _login(request: Request) -> str:
+    """``X-Registry-Auth`` as it came; empty for clients without a login, which send nothing, or ``{}`` in base64. Raises
+    ``UserError`` if nobody could read it.
+    """
     header = request.headers.get("x-registry-auth", "")
-    return [_AUTH_WARNING] if header not in ("", "e30=", "e30") else []
+    return header if parse_registry_auth(header) is not None else ""

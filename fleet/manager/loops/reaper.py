@@ -55,7 +55,7 @@ class ReaperLoop:
             self._wake_at = min(plan.wake_at, self._wake_at or plan.wake_at)
         if plan.is_empty:
             return set()
-        refused = await write_all(self._store, transactions_of(plan, None))
+        refused = await write_all(self._store, transactions_of(plan, None, logins=tuple(self._store.logins.all())))
         log.info("reaped", did=plan.explain(), refused=refused)
         return dirty
 

@@ -9,10 +9,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from fleet import errors
+from fleet.model.secret import Login
 from fleet.model.service import Service
 from fleet.model.task import Task
 from fleet.orchestrator.plan import Plan
@@ -25,8 +26,10 @@ _CREATES_MAX: Final = 100
 """New tasks in one transaction; engines take 128 steps and conditions, of which two are the service and the fence."""
 
 
-def transactions_of(plan: Plan, service: Service | None) -> list[Transaction]:
-    """Independent transactions, in the order they should be tried. ``service`` is the one that was planned."""
+def transactions_of(plan: Plan, service: Service | None, *, logins: Iterable[Login] = ()) -> list[Transaction]:
+    """Independent transactions, in the order they should be tried. ``service`` is the one that was planned. ``logins`` go with
+    the services that are deleted.
+    """
     if plan.changed_services:
         return [Transaction().replace(changed) for changed in plan.changed_services]
     changed: dict[SlotKey, list[Task]] = {}
@@ -46,7 +49,7 @@ def transactions_of(plan: Plan, service: Service | None) -> list[Transaction]:
         result.append(transaction)
     result += [Transaction().replace(task) for tasks in changed.values() for task in tasks]
     result += [Transaction().delete(task) for task in plan.delete_tasks]
-    result += [Transaction().delete(gone) for gone in plan.delete_services]
+    result += [_deletion(gone, logins) for gone in plan.delete_services]
     for start in range(0, len(alone), _CREATES_MAX):
         transaction = Transaction()
         if service is not None:
@@ -55,6 +58,14 @@ def transactions_of(plan: Plan, service: Service | None) -> list[Transaction]:
             transaction.create(task)
         result.append(transaction)
     return result
+
+
+def _deletion(service: Service, logins: Iterable[Login]) -> Transaction:
+    transaction = Transaction().delete(service)
+    for login in logins:
+        if login.service_id == service.id:
+            transaction.delete(login)
+    return transaction
 
 
 async def write_all(store: Store, transactions: Sequence[Transaction]) -> int:

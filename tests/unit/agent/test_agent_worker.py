@@ -16,7 +16,8 @@ from fleet.agent.reporter import Reporter
 from fleet.agent.worker import OutOfStepError, Worker
 from fleet.api import dispatch
 from fleet.clock import SystemClock
-from fleet.model.ids import SecretId, TaskId
+from fleet.errors import UnavailableError
+from fleet.model.ids import LoginId, SecretId, TaskId
 from fleet.model.task import ContainerStatus, Task, TaskState, TaskStatus
 from fleet.network.topology import NetworkSpec, NetworkState, PublishedPort
 
@@ -118,7 +119,9 @@ def test_without_a_manager_the_next_daemon_takes_up_what_was_kept(tmp_path: Path
         running = asyncio.create_task(first.run())
         await asyncio.sleep(0.05)
         secret = dispatch.SecretItem(secret_id=SecretId("s"), data=b"hidden")
-        first.apply(dispatch.Assign(complete=True, results_in=1, items=(assigned("a"), secret)))
+        login = dispatch.LoginItem(login_id=LoginId("l"), header="hidden")
+        first.apply(dispatch.Assign(complete=True, results_in=1, items=(assigned("a"), secret, login)))
+        assert first.login("l") is login
         await until(lambda: any(b"running" in p.read_bytes() for p in tmp_path.glob("*.msgpack")))
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -128,6 +131,8 @@ def test_without_a_manager_the_next_daemon_takes_up_what_was_kept(tmp_path: Path
         second = make_worker(tmp_path, host, Reporter(SystemClock()))
         running = asyncio.create_task(second.run())
         await until(lambda: second.task("a") is not None)
+        with pytest.raises(UnavailableError, match="login l is not here yet"):
+            second.login("l")
         await asyncio.sleep(0.05)
         assert host.running == set(), "a running task is watched, not started again"
         running.cancel()

@@ -454,20 +454,6 @@ def test_empty_blocks_of_what_cannot_be_done_are_fine(run) -> None:
     run(body)
 
 
-def test_sent_credentials_are_answered_with_a_warning(run) -> None:
-    async def body(world) -> None:
-        spec = {"Name": "x", "TaskTemplate": {"ContainerSpec": {"Image": "a:1"}}}
-        headers = {"X-Registry-Auth": base64.urlsafe_b64encode(b'{"username":"u"}').decode()}
-        answer = await world.call("POST", "/services/create", status=201, json=spec, headers=headers)
-        assert "credentials" in answer["Warnings"][0]
-        answer = await world.call(
-            "POST", "/services/create", status=201, json={**spec, "Name": "y"}, headers={"X-Registry-Auth": "e30="}
-        )
-        assert "Warnings" not in answer
-
-    run(body)
-
-
 def test_secret_data_is_never_shown(run) -> None:
     async def body(world) -> None:
         await world.store.commit(Transaction().create(make_secret("s", data=b"hunter2")))
