@@ -21,6 +21,10 @@ __all__ = ["TarReader", "TarEntry", "EntryKind", "ByteReader"]
 BLOCK = 512
 _CHUNK = 1 << 18
 _EXTENDED_BYTES_MAX = 1 << 20  # one PAX header or long name; xattrs are at most 64 KiB each in the kernel
+_EXTENDED_TOTAL_MAX = (
+    256 << 20
+)  # all of an archive's: a quarter of a million files with a KiB each, or half a minute of parsing
+_EXTENDED_ROW_MAX = 16  # before one entry; GNU tar writes two, or two PAX headers
 _SPARSE_REGIONS_MAX = 65_536
 _SIZE_MAX = 1 << 62
 
@@ -91,10 +95,12 @@ class TarReader:
         self._left = 0
         self._padding = 0
         self._current: TarEntry | None = None
+        self._extended_bytes = 0
 
     def __iter__(self) -> Iterator[TarEntry]:
         extended: dict[bytes, list[bytes]] = {}
         long_name = long_target = None
+        row = 0
         while True:
             self._skip_rest()
             header = self._next_header()
@@ -104,6 +110,9 @@ class TarReader:
                 return
             flag = header[156:157]
             if flag in {b"x", b"g", b"L", b"K"}:
+                row += 1
+                if row > _EXTENDED_ROW_MAX:
+                    raise RejectedFault(f"tar: more than {_EXTENDED_ROW_MAX} extended headers in a row")
                 body = self._extended_body(header)
                 if flag == b"x":
                     extended = _parse_pax(body)
@@ -113,7 +122,7 @@ class TarReader:
                     long_target = body.split(b"\0", 1)[0]
                 continue
             entry = self._make_entry(header, flag, extended, long_name, long_target)
-            extended, long_name, long_target = {}, None, None
+            extended, long_name, long_target, row = {}, None, None, 0
             self._current = entry
             yield entry
 
@@ -187,6 +196,9 @@ class TarReader:
         size = _number(header[124:136], "size")
         if size > _EXTENDED_BYTES_MAX:
             raise RejectedFault(f"tar: extended header of {size} bytes, more than {_EXTENDED_BYTES_MAX}")
+        self._extended_bytes += size
+        if self._extended_bytes > _EXTENDED_TOTAL_MAX:
+            raise RejectedFault(f"tar: extended headers of more than {_EXTENDED_TOTAL_MAX} bytes in all")
         body = self._read_exactly(size)
         padding = self._read_exactly(-size % BLOCK)
         if len(body) < size or len(padding) < -size % BLOCK:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import shutil
 import sys
 import tarfile
 from pathlib import Path
 
+import httpx
 import pytest
 from containers_host import RealHost, on_real_host
 from test_containers_docker_cli import docker, served
@@ -95,5 +97,46 @@ def test_docker_cp_refuses_a_read_only_root(unique: str, tmp_path: Path) -> None
             (tmp_path / "new").write_text("x")
             said = await docker(path, "cp", str(tmp_path / "new"), "box:/", code=1)
             assert "container rootfs is marked read-only" in said
+
+    on_real_host(story, unique=unique)
+
+
+SWAPS = "while :; do rm -rf d; mkdir d; echo inside > d/secret; rm -rf d; ln -s {target} d; done"
+
+
+def test_names_swapped_while_files_are_copied_lead_neither_out_nor_in(unique: str, tmp_path: Path) -> None:
+    """CVE-2018-15664: the container turns a directory into a link to one of the host's, over and over, while cp works."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("of the host")
+
+    def archive() -> bytes:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            member = tarfile.TarInfo("planted")
+            member.size = 4
+            tar.addfile(member, io.BytesIO(b"cuck"))
+        return packed.getvalue()
+
+    async def story(host: RealHost) -> None:
+        async with served(host) as path:
+            script = SWAPS.format(target=outside)
+            await docker(path, "run", "-d", "--name", "box", "busybox", "sh", "-c", f"mkdir /w; cd /w; {script}")
+            transport = httpx.AsyncHTTPTransport(uds=str(path))
+            statuses: list[int] = []
+            async with httpx.AsyncClient(transport=transport, base_url="http://box", timeout=60) as client:
+                for _ in range(150):
+                    answer = await client.put("/containers/box/archive", params={"path": "/w/d"}, content=archive())
+                    statuses.append(answer.status_code)
+                    answer = await client.get("/containers/box/archive", params={"path": "/w/d/secret"})
+                    statuses.append(answer.status_code)
+                    assert b"of the host" not in answer.content
+                    answer = await client.get("/containers/box/archive", params={"path": "/w"})
+                    assert b"of the host" not in answer.content
+            assert [entry.name for entry in outside.iterdir()] == ["secret"]
+            assert (outside / "secret").read_text() == "of the host"
+            assert set(statuses) <= {200, 400, 404, 409, 500}
+            assert 200 in statuses, "not one copy met the directory: nothing was shown"
+            assert {404, 400} & set(statuses), "not one copy met the link: nothing was shown"
 
     on_real_host(story, unique=unique)

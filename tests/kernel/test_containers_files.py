@@ -61,3 +61,33 @@ def test_docker_diff_tells_what_a_container_wrote(unique: str) -> None:
             assert (await docker(path, "diff", "writer")).splitlines() == ["C /bin", "D /bin/busybox", "A /fresh"]
 
     on_real_host(story, unique=unique)
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="not run: needs the docker command")
+def test_layers_and_writable_directories_are_out_of_reach_of_users_of_the_host(unique: str) -> None:
+    """CVE-2021-41091: a setuid program that an image or a container brings is nothing a user of the host can start."""
+
+    async def story(host: RealHost) -> None:
+        async with served(host) as path:
+            await docker(
+                path, "run", "--name", "box", "busybox", "sh", "-c", "cp /bin/busybox /bin/other; chmod 4755 /bin/other"
+            )
+            data = host.root / "d"
+            programs = [found for found in data.rglob("other") if not found.is_symlink()]
+            assert [oct(found.stat().st_mode)[-4:] for found in programs] == ["4755"]
+            layers = [found for found in (data / "images").rglob("busybox") if found.is_file()]
+            assert layers
+            for found in (*programs, *layers):
+                above = [p for p in found.parents if p.is_relative_to(data) and p != data]
+                assert any(p.stat().st_mode & 0o077 == 0 for p in above), f"{found} can be reached"
+            for folder in (
+                "images",
+                "images/blobs",
+                "images/partial",
+                "images/pulls",
+                "images/ingest",
+                "images/snapshots",
+            ):
+                assert (data / folder).stat().st_mode & 0o777 == 0o700, folder
+
+    on_real_host(story, unique=unique)

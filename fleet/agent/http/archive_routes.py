@@ -6,7 +6,7 @@ import asyncio
 import base64
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, BinaryIO
 
 import msgspec
@@ -54,7 +54,7 @@ def archive_routes(engine: ContainerEngine, images: ImageStore) -> APIRouter:
         def run(sink: BinaryIO) -> None:
             with_root(container, lambda root: read_archive(root, container, path, sink))
 
-        return StreamingResponse(_download(run), media_type="application/x-tar", headers=headers)
+        return StreamingResponse(await _begun(_download(run)), media_type="application/x-tar", headers=headers)
 
     @router.get("/containers/{name}/export")
     async def export(name: str) -> Response:
@@ -64,7 +64,7 @@ def archive_routes(engine: ContainerEngine, images: ImageStore) -> APIRouter:
         def run(sink: BinaryIO) -> None:
             with_root(container, lambda root: export_root(root, container, sink))
 
-        return StreamingResponse(_download(run), media_type="application/octet-stream")
+        return StreamingResponse(await _begun(_download(run)), media_type="application/octet-stream")
 
     @router.put("/containers/{name}/archive")
     async def put(name: str, request: Request) -> Response:
@@ -104,7 +104,22 @@ def _owner(container: Container) -> tuple[int, int] | None:
     return int(uid), int(gid or 0)
 
 
-async def _download(run: Callable[[BinaryIO], None]) -> AsyncIterator[bytes]:
+async def _begun(stream: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """The stream, once its first piece is there: what cannot be read at all is an answer of its own and no broken one. (The
+    container may have moved the file since it was looked at.)
+    """
+    first = await anext(stream, b"")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        async with contextlib.aclosing(stream):
+            yield first
+            async for piece in stream:
+                yield piece
+
+    return pieces()
+
+
+async def _download(run: Callable[[BinaryIO], None]) -> AsyncGenerator[bytes, None]:
     reader, writer = os.pipe2(os.O_CLOEXEC)
 
     def work() -> None:
