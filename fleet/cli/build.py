@@ -15,7 +15,8 @@ import click
 from fleet import errors
 from fleet.builder.ignore import Ignore, parse_ignore
 from fleet.cli.app import App, pass_app
-from fleet.cli.image import _chunks, _follow, _split
+from fleet.cli.image import _chunks, _split
+from fleet.cli.progress import follow
 from fleet.cli.render import echo
 
 _TAR: Final = {"Content-Type": "application/x-tar"}
@@ -90,7 +91,7 @@ def build(
         file.seek(0)
         where = f"/build?{urlencode([(k, v) for k, v in query if v])}"
         with app.streaming_client().stream("POST", where, body=_chunks(cast(BinaryIO, file)), headers=_TAR) as chunks:
-            _follow(chunks)
+            follow(chunks)
 
 
 @click.command()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 from urllib.parse import urlencode
@@ -16,14 +15,13 @@ from fleet.api.client import EngineClient
 from fleet.cli import clock
 from fleet.cli.app import App, filters_of, part, pass_app
 from fleet.cli.files import write_archive
+from fleet.cli.progress import follow
 from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, short_id
 from fleet.cli.unpack import unpack
 
 Json = dict[str, Any]
 
 CHUNK: Final = 256 * 1024
-LINE_MAX: Final = 1024 * 1024
-"""Bytes of one progress message."""
 
 COLUMNS: Final = (
     ("Repository", "REPOSITORY"),
@@ -54,48 +52,6 @@ def image() -> None:
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
-
-
-def _messages(chunks: Iterable[bytes]) -> Iterator[Json]:
-    """The JSON objects of a progress stream, one a line."""
-    buffer = b""
-    for chunk in chunks:
-        buffer += chunk
-        *lines, buffer = buffer.split(b"\n")
-        if len(buffer) > LINE_MAX:
-            raise errors.UnavailableError("the daemon sent a progress message that does not end")
-        yield from (_message(line) for line in lines if line.strip())
-    if buffer.strip():
-        yield _message(buffer)
-
-
-def _message(line: bytes) -> Json:
-    try:
-        found = json.loads(line)
-    except ValueError as cause:
-        raise errors.UnavailableError(f"the daemon sent a progress message that is not JSON: {line[:80]!r}") from cause
-    return found if isinstance(found, dict) else {"status": str(found)}
-
-
-def _follow(chunks: Iterable[bytes], *, quiet: bool = False) -> Json:
-    """Print progress; returns the last message. Raises ``RuntimeFault`` for an error in the stream."""
-    shown: dict[str, str] = {}
-    last: Json = {}
-    for message in _messages(chunks):
-        problem = message.get("error") or (message.get("errorDetail") or {}).get("message")
-        if problem:
-            raise errors.RuntimeFault(str(problem))
-        last = message
-        if quiet:
-            continue
-        if "stream" in message:
-            echo(str(message["stream"]).rstrip("\n"))
-            continue
-        layer, status = str(message.get("id", "")), str(message.get("status", ""))
-        if status and shown.get(layer) != status:
-            shown[layer] = status
-            echo(f"{layer}: {status}" if layer else status)
-    return last
 
 
 def _open_input(path: str) -> BinaryIO:
@@ -133,7 +89,7 @@ def import_(app: App, *, path: str, reference: str, changes: tuple[str, ...], me
     with _open_input(path) as file:
         target = f"/images/create?{urlencode([(k, v) for k, v in query if v])}"
         with app.streaming_client().stream("POST", target, body=_chunks(file), headers=_TAR) as chunks:
-            last = _follow(chunks, quiet=True)
+            last = follow(chunks, quiet=True)
     echo(str(last.get("status", "")))
 
 
@@ -152,7 +108,7 @@ def load(app: App, *, path: str, quiet: bool) -> None:
             "POST", "/images/load", query={"quiet": True if quiet else None}, body=_chunks(file), headers=_TAR
         ) as chunks,
     ):
-        _follow(chunks)
+        follow(chunks)
 
 
 @image.command()
@@ -168,7 +124,7 @@ def pull(app: App, *, reference: str, quiet: bool, platform: str | None) -> None
     query = {"fromImage": repository, "tag": tag or "latest", "platform": platform}
     headers = auth_headers(reference, app.environment)
     with app.streaming_client().stream("POST", "/images/create", query=query, body=b"", headers=headers) as chunks:
-        _follow(chunks, quiet=quiet)
+        follow(chunks, quiet=quiet)
     echo(reference if "@" in reference or tag else f"{reference}:latest")
 
 
@@ -190,7 +146,7 @@ def push(app: App, *, reference: str, all_tags: bool, quiet: bool) -> None:
     query = {"tag": None if all_tags else tag or "latest"}
     target = f"/images/{part(repository)}/push"
     with app.streaming_client().stream("POST", target, query=query, body=b"", headers=headers) as chunks:
-        _follow(chunks, quiet=quiet)
+        follow(chunks, quiet=quiet)
     if quiet:
         echo(repository if all_tags else f"{repository}:{tag or 'latest'}")
 

@@ -79,6 +79,7 @@ def _pull(app: App, image: str, flags: Json) -> None:
     from urllib.parse import urlencode
 
     from fleet.cli.image import _split
+    from fleet.cli.progress import follow
     from fleet.cli.registry_auth import auth_headers
 
     repository, tag = _split(image)
@@ -86,22 +87,7 @@ def _pull(app: App, image: str, flags: Json) -> None:
     target = f"/images/create?{urlencode({k: v for k, v in pairs.items() if v})}"
     headers = auth_headers(image, app.environment)
     with app.streaming_client().stream("POST", target, body=b"", headers=headers) as chunks:
-        _progress(chunks, quiet=flags["quiet"])
-
-
-def _progress(chunks: Any, *, quiet: bool) -> None:
-    """Progress goes to standard error, where it does not mix with the container's output."""
-    from fleet.cli.image import _messages
-
-    shown: dict[str, str] = {}
-    for message in _messages(chunks):
-        problem = message.get("error") or (message.get("errorDetail") or {}).get("message")
-        if problem:
-            raise errors.RuntimeFault(str(problem))
-        layer, status = str(message.get("id", "")), str(message.get("status", ""))
-        if not quiet and status and shown.get(layer) != status:
-            shown[layer] = status
-            click.echo(f"{layer}: {status}" if layer else status, err=True)
+        follow(chunks, quiet=flags["quiet"], err=True)  # where it does not mix with the container's output
 
 
 def _create(app: App, flags: Json, *, image: str, command: tuple[str, ...], detach: bool) -> tuple[str, Json]:

@@ -172,7 +172,8 @@ async def _error_detail(response: httpx.Response) -> str:
     async for data in response.aiter_bytes(1024):
         body += data
         break
-    return " ".join(body[:1024].decode(errors="replace").split())[:300]
+    text = " ".join(body[:1024].decode(errors="replace").split())[:300]
+    return "".join(sign if sign.isprintable() else "?" for sign in text)  # it is for a terminal
 
 
 class translate_errors:  # noqa: N801 - reads as a verb where it is used

@@ -184,11 +184,7 @@ class TarReader:
             return None
         field_bytes = header[148:156].split(b"\0", 1)[0].strip(b" ")
         blanked = header[:148] + b" " * 8 + header[156:]
-        sums = {
-            sum(blanked),
-            sum(byte - 256 if byte > 127 else byte for byte in blanked),
-        }  # old tars summed signed bytes
-        if not field_bytes or field_bytes.strip(b"01234567") or int(field_bytes, 8) not in sums:
+        if not field_bytes or field_bytes.strip(b"01234567") or not _has_sum(blanked, int(field_bytes, 8)):
             raise RejectedFault("tar: header checksum is wrong: not a tar archive, or damaged")
         return header
 
@@ -313,6 +309,11 @@ class TarReader:
             raise RejectedFault(f"tar: {entry.label}: sparse map does not match the data")
         entry.regions = regions
         entry.stored_size = self._left
+
+
+def _has_sum(header: bytes, wanted: int) -> bool:
+    """Old tars summed signed bytes."""
+    return sum(header) == wanted or sum(byte - 256 if byte > 127 else byte for byte in header) == wanted
 
 
 def _ustar_name(header: bytes) -> bytes:
