@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from fleet.agent.container_task import ContainerTasks
+from fleet.agent.dialer import manager_dialer
 from fleet.agent.image_sources import ImageLocator
 from fleet.agent.local_state import LocalState
 from fleet.agent.network_sync import HostNetworkLike, NetworkSync
@@ -73,8 +74,7 @@ class Agent:
             worker=self.worker,
             reporter=reporter,
             clock=clock,
-            tls=tls,
-            cluster_id=cluster_id,
+            dial=manager_dialer(tls, cluster_id),
             managers=managers,
             managers_changed=managers_changed,
             trust_changed=trust_changed,

@@ -9,28 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import ssl
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
 from fleet import errors
+from fleet.agent.dialer import OPEN_TIMEOUT_S, Connection, Dial
 from fleet.agent.reporter import Reporter
 from fleet.agent.worker import OutOfStepError, Worker
 from fleet.api import dispatch
 from fleet.clock import Clock
-from fleet.identity.tls import verify_peer
 from fleet.logs import get_logger
-from fleet.model.ids import ClusterId
-from fleet.model.node import NodeDescription, NodeRole
+from fleet.model.node import NodeDescription
 
 __all__ = ["Session"]
 
 log = get_logger("session")
 
-_OPEN_TIMEOUT_S: Final = 5.0
 _SILENT_BEATS: Final = 5.0
 _SILENT_BEATS_SEVERAL: Final = 2.5
 """With several managers another may lead by then, and asking costs nothing."""
@@ -55,8 +51,7 @@ class Session:
         worker: Worker,
         reporter: Reporter,
         clock: Clock,
-        tls: Callable[[], ssl.SSLContext],
-        cluster_id: ClusterId,
+        dial: Dial,
         managers: Sequence[str],
         managers_changed: Callable[[tuple[str, ...]], None],
         trust_changed: Callable[[dispatch.Trust], None],
@@ -65,13 +60,12 @@ class Session:
         self._worker = worker
         self._reporter = reporter
         self._clock = clock
-        self._tls = tls
-        self._cluster_id = cluster_id
+        self._dial = dial
         self._managers = list(managers)
         self._managers_changed = managers_changed
         self._trust_changed = trust_changed
         self._hello = hello
-        self._connection: ClientConnection | None = None
+        self._connection: Connection | None = None
         self._redirects = 0
         self._heard = 0.0
         self._period_s = 1.0
@@ -116,21 +110,9 @@ class Session:
                 await self._connection.send(dispatch.encode(dispatch.Describe(description=description, images=images)))
 
     async def _hold(self, address: str) -> None:
-        async with connect(
-            f"wss://{address}{dispatch.PATH}",
-            ssl=self._tls(),
-            server_hostname="fleet-node",
-            max_size=dispatch.FRAME_LIMIT,
-            compression=None,
-            ping_interval=None,
-            open_timeout=_OPEN_TIMEOUT_S,
-            close_timeout=1.0,
-            proxy=None,
-        ) as connection:
-            ssl_object = connection.transport.get_extra_info("ssl_object")
-            verify_peer(ssl_object, cluster_id=self._cluster_id, role=NodeRole.MANAGER)
+        async with self._dial(address) as connection:
             await connection.send(dispatch.encode(self._hello()))
-            async with asyncio.timeout(_OPEN_TIMEOUT_S):
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
                 welcome = dispatch.decode_manager(await _frame(connection))
             if isinstance(welcome, dispatch.Redirect):
                 self._redirect(address, welcome)
@@ -160,7 +142,7 @@ class Session:
         self._managers = [address, *others]
         raise _Redirected(f"manager {address} does not lead, and does not know who does")
 
-    async def _receive(self, connection: ClientConnection) -> None:
+    async def _receive(self, connection: Connection) -> None:
         while True:
             message = dispatch.decode_manager(await _frame(connection))
             self._heard = self._clock.monotonic()
@@ -179,7 +161,7 @@ class Session:
                 case dispatch.Welcome() | dispatch.Redirect():
                     raise OutOfStepError("a second Welcome in one session")
 
-    async def _beat(self, connection: ClientConnection) -> None:
+    async def _beat(self, connection: Connection) -> None:
         beat = dispatch.encode(dispatch.Beat())
         woke = self._clock.monotonic()
         while True:
@@ -194,7 +176,7 @@ class Session:
             await connection.send(beat)
 
 
-async def _frame(connection: ClientConnection) -> bytes:
+async def _frame(connection: Connection) -> bytes:
     frame = await connection.recv()
     if isinstance(frame, str):
         raise errors.UserError("text frame from manager; expected a binary one")

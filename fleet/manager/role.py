@@ -21,7 +21,7 @@ from fleet.manager.admission import Admission
 from fleet.manager.allocator import Allocator
 from fleet.manager.control import ControlApi
 from fleet.manager.dispatcher import Dispatcher, Tolerances
-from fleet.manager.leadership import Leader, Leadership
+from fleet.manager.leadership import Leader, Leadership, is_refused
 from fleet.manager.loops import ManagersLoop, OrchestratorLoop, ReaperLoop, RotationLoop, SchedulerLoop
 from fleet.manager.majority import Majority
 from fleet.manager.managers import MANAGERS_MAX, manager_addresses
@@ -47,14 +47,15 @@ class NotLeadingError(errors.UnavailableError):
         self.leader = leader.address if leader else ""
 
 
-def new_id() -> str:
-    """A fresh identifier from the kernel's randomness."""
-    return encode_id(os.urandom(ID_ENTROPY_BYTES))
+def new_id(entropy: Callable[[int], bytes] = os.urandom) -> str:
+    """A fresh identifier, from the kernel's randomness unless told."""
+    return encode_id(entropy(ID_ENTROPY_BYTES))
 
 
 class ManagerRole:
     """Built on an open store; ``run`` until cancelled. ``suspects_leader``: whether this host's own session is broken;
-    ``release``: frees the state engine of a node that is to manage no more."""
+    ``release``: frees the state engine of a node that is to manage no more; ``probe``: as for ``Leadership``; ``entropy(n)``:
+    n random bytes."""
 
     def __init__(
         self,
@@ -68,6 +69,8 @@ class ManagerRole:
         suspects_leader: Callable[[], bool] = lambda: False,
         release: Callable[[Node], Awaitable[None]] | None = None,
         tolerances: Tolerances | None = None,
+        probe: Callable[[str], Awaitable[bool]] = is_refused,
+        entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.store = store
         self.node_id = node_id
@@ -75,6 +78,7 @@ class ManagerRole:
         self._clock = clock
         self._tolerances = tolerances
         self._release = release
+        self._entropy = entropy
         self._dispatcher: Dispatcher | None = None
         self.leadership = Leadership(
             engine,
@@ -84,16 +88,22 @@ class ManagerRole:
             address=cluster_addr,
             suspects=suspects_leader,
             is_eligible=self._is_eligible,
+            probe=probe,
         )
         self.majority = Majority(engine, clock)
-        self.admission = Admission(store, clock, new_id, managers=self.addresses, has_external_store=has_external_store)
+        self.admission = Admission(
+            store, clock, self._new_id, managers=self.addresses, has_external_store=has_external_store
+        )
         self.control = ControlApi(
             store,
             clock,
-            os.urandom,
+            entropy,
             rotate_token=self.admission.rotate_token,
             managers_max=MANAGERS_MAX,
         )
+
+    def _new_id(self) -> str:
+        return new_id(self._entropy)
 
     def _is_eligible(self) -> bool:
         node = self.store.nodes.get(self.node_id)
@@ -127,12 +137,12 @@ class ManagerRole:
         """One term: everything that only one manager may do."""
         store, clock = self.store, self._clock
         dispatcher = Dispatcher(
-            store, clock, new_session_id=new_id, manager_addresses=self.addresses, tolerances=self._tolerances
+            store, clock, new_session_id=self._new_id, manager_addresses=self.addresses, tolerances=self._tolerances
         )
         loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "dispatcher": dispatcher.run,
             "allocator": Allocator(store, clock).run,
-            "orchestrator": OrchestratorLoop(store, clock, os.urandom).run,
+            "orchestrator": OrchestratorLoop(store, clock, self._entropy).run,
             "scheduler": SchedulerLoop(store, clock, is_connected=dispatcher.is_connected).run,
             "reaper": ReaperLoop(store, clock).run,
             "root rotation": RotationLoop(store, clock).run,

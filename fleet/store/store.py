@@ -107,7 +107,7 @@ class Store:
         self._reached: list[tuple[int, int, asyncio.Future[None]]] = []
         self._ticket = 0
         self._written: dict[str, tuple[bytes, Stored]] = {}
-        self._subscriptions: set[Subscription] = set()
+        self._subscriptions: dict[Subscription, None] = {}
         self._follower: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._failed = asyncio.Event()
@@ -142,14 +142,15 @@ class Store:
 
     def subscribe(self, *kinds: Kind, pending_max: int = PENDING_MAX) -> Subscription:
         """Changes of these kinds (all if none given) from exactly the revision the tables show now."""
-        subscription = Subscription(
-            frozenset(kinds or Kind), pending_max=pending_max, on_close=self._subscriptions.discard
-        )
+        subscription = Subscription(frozenset(kinds or Kind), pending_max=pending_max, on_close=self._unsubscribed)
         if self._closed or self._failure is not None:
             subscription.fail(self._failure)
         else:
-            self._subscriptions.add(subscription)
+            self._subscriptions[subscription] = None
         return subscription
+
+    def _unsubscribed(self, subscription: Subscription) -> None:
+        self._subscriptions.pop(subscription, None)
 
     async def commit(self, tx: Transaction) -> int:
         """All steps or none; returns the revision, which the tables show by then.
