@@ -74,6 +74,7 @@ class Session:
 
     async def run(self) -> None:
         """Until cancelled. Refusals (removed node, foreign certificate) are logged and tried again, less and less often."""
+        await self._worker.ready.wait()
         delay_s = _RETRY_FIRST_S
         while True:
             address = self._managers[0]

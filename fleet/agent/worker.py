@@ -58,6 +58,8 @@ class Worker:
         self._limiter = asyncio.Semaphore(_CONCURRENT_STARTS)
         self._group: asyncio.TaskGroup | None = None
         self._save_needed = asyncio.Event()
+        self.ready = asyncio.Event()
+        """What the last run left is taken up; until then nothing may be applied: it would be replaced by something older."""
         self._kept: dict[TaskId, TaskStatus] = {}
 
     # What tasks need ------------------------------------------------------------------------------------------
@@ -108,6 +110,7 @@ class Worker:
             if items:
                 log.info("taking up kept assignments", items=len(items))
                 self._replace({dispatch.key_of(item): item for item in items}, sequence=0)
+            self.ready.set()
 
     def apply(self, message: dispatch.Assign) -> None:
         """The manager's next message. Raises ``OutOfStepError`` when it does not follow."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import msgspec
@@ -10,14 +12,17 @@ import pytest
 from support.objects import make_task
 
 from fleet.agent.controller import Exit
+from fleet.agent.dialer import Connection
 from fleet.agent.local_state import LocalState
 from fleet.agent.network_sync import NetworkSync
 from fleet.agent.reporter import Reporter
+from fleet.agent.session import Session
 from fleet.agent.worker import OutOfStepError, Worker
 from fleet.api import dispatch
 from fleet.clock import SystemClock
 from fleet.errors import UnavailableError
 from fleet.model.ids import LoginId, SecretId, TaskId
+from fleet.model.node import NodeDescription
 from fleet.model.task import ContainerStatus, Task, TaskState, TaskStatus
 from fleet.network.topology import NetworkSpec, NetworkState, PublishedPort
 
@@ -137,6 +142,55 @@ def test_without_a_manager_the_next_daemon_takes_up_what_was_kept(tmp_path: Path
         assert host.running == set(), "a running task is watched, not started again"
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_a_worker_is_ready_for_assignments_once_what_was_kept_is_taken_up(tmp_path: Path) -> None:
+    """A slow disk must not let the manager's set be replaced by the older one from the file."""
+
+    class SlowDisk(LocalState):
+        read = threading.Event()
+
+        def load(self) -> tuple[list[dispatch.Item], dict[TaskId, TaskStatus]]:
+            assert self.read.wait(20)
+            return super().load()
+
+    async def main() -> None:
+        clock, disk = SystemClock(), SlowDisk(tmp_path)
+        reporter = Reporter(clock)
+        worker = Worker(
+            runtime=lambda _worker: Host(),
+            network_sync=NetworkSync(NoNetwork(), clock),
+            reporter=reporter,
+            local_state=disk,
+            clock=clock,
+        )
+        dialled: list[str] = []
+
+        def dial(address: str) -> AbstractAsyncContextManager[Connection]:
+            dialled.append(address)
+            raise ConnectionRefusedError(address)
+
+        session = Session(
+            worker=worker,
+            reporter=reporter,
+            clock=clock,
+            dial=dial,
+            managers=["m1:1"],
+            managers_changed=lambda _: None,
+            trust_changed=lambda _: None,
+            hello=lambda: dispatch.Hello(description=NodeDescription(), address="10.0.0.1", cluster_port=1),
+        )
+        running = [asyncio.create_task(worker.run()), asyncio.create_task(session.run())]
+        await asyncio.sleep(0.1)
+        assert not dialled
+        disk.read.set()
+        await until(lambda: dialled)
+        assert worker.ready.is_set()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     asyncio.run(main())
 
