@@ -116,6 +116,7 @@ class Dispatcher:
         self._manager_addresses = manager_addresses
         self._tolerances = tolerances or Tolerances()
         self._sessions: dict[NodeId, _Session] = {}
+        self._is_running = False
         self._silent: dict[NodeId, _Silence] = {}
         self._images: dict[NodeId, tuple[str, ...]] = {}
         self._trust: dispatch.Trust | None = None
@@ -151,12 +152,14 @@ class Dispatcher:
         for node in self._store.nodes.all():
             if not node.removed and node.status.state is not NodeState.DOWN:
                 self._silent[node.id] = _Silence(since=now, tolerance_s=self._tolerances.startup_grace_s)
+        self._is_running = True
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch_changes())
                 group.create_task(self._write_reports())
                 group.create_task(self._watch_leases())
         finally:
+            self._is_running = False
             for session in list(self._sessions.values()):
                 with contextlib.suppress(Exception):
                     await session.channel.close("this manager is stopping")
@@ -211,6 +214,8 @@ class Dispatcher:
         hello = dispatch.decode_agent(await channel.receive())
         if not isinstance(hello, dispatch.Hello):
             raise errors.UserError(f"session of node {node_id}: expected Hello first, got {type(hello).__name__}")
+        if not self._is_running:  # the term ended before the agent spoke
+            raise errors.UnavailableError("this manager leads no more")
         session = _Session(
             id=self._new_session_id(), node_id=node_id, channel=channel, last_heard=self._clock.monotonic()
         )
@@ -284,6 +289,8 @@ class Dispatcher:
     async def _receive(self, session: _Session) -> None:
         while True:
             frame = await session.channel.receive()
+            if self._sessions.get(session.node_id) is not session:
+                raise ChannelClosed("this session was ended")
             session.last_heard = self._clock.monotonic()
             message = dispatch.decode_agent(frame)
             match message:
@@ -427,9 +434,11 @@ class Dispatcher:
     async def _give_up(self, session: _Session, silence_s: float) -> None:
         if self._sessions.get(session.node_id) is session:
             del self._sessions[session.node_id]
-        await self._set_state(session.node_id, NodeState.DOWN, f"heartbeat failure: silent for {silence_s:.1f} s")
-        with contextlib.suppress(ChannelClosed):
-            await session.channel.close("no heartbeat")
+        try:
+            await self._set_state(session.node_id, NodeState.DOWN, f"heartbeat failure: silent for {silence_s:.1f} s")
+        finally:  # written or not: nobody looks after this session any more
+            with contextlib.suppress(ChannelClosed):
+                await session.channel.close("no heartbeat")
 
     async def _set_state(self, node_id: NodeId, state: NodeState, message: str) -> None:
         now = self._clock.now()

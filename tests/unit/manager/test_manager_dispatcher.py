@@ -94,8 +94,9 @@ class Wire:
 
 
 class Scene:
-    def __init__(self, store: Store, clock: SteppedClock) -> None:
+    def __init__(self, store: Store, engine: MemoryEngine, clock: SteppedClock) -> None:
         self.store = store
+        self.engine = engine
         self.clock = clock
         self.dispatcher = Dispatcher(
             store,
@@ -138,7 +139,7 @@ def on_scene(body: Callable[[Scene], Awaitable[None]]) -> None:
         store = await Store.open(engine)
         task = make_task(node_id="node-w1", state=TaskState.ASSIGNED)
         await store.commit(Transaction().create(make_node("w1", state=NodeState.UNKNOWN)).create(task))
-        scene = Scene(store, SteppedClock())
+        scene = Scene(store, engine, SteppedClock())
         await settle()
         try:
             await body(scene)
@@ -309,5 +310,33 @@ def test_trust_is_told_at_the_start_and_when_it_changes_and_a_removed_nodes_sess
         assert "removed" in other.closed
         assert not wire.closed
         assert not any(isinstance(m, dispatch.Trust) and root.key_pem in m.roots_pem for m in wire.got)
+
+    on_scene(body)
+
+
+def test_a_silent_session_is_closed_even_when_its_end_cannot_be_written() -> None:
+    """Else the agent goes on talking to a session that nobody serves any more."""
+
+    async def body(scene: Scene) -> None:
+        wire = await scene.connect()
+        scene.engine.refuse = errors.UnavailableError("no quorum")
+        await scene.clock.advance(4)
+        assert wire.closed
+
+    on_scene(body)
+
+
+def test_an_agent_that_speaks_only_when_the_term_is_over_gets_no_session() -> None:
+    async def body(scene: Scene) -> None:
+        wire = Wire()
+        serving = asyncio.create_task(scene.dispatcher.serve(wire, NodeId("node-w1")))
+        await settle()
+        scene.tasks[0].cancel()
+        await settle()
+        wire.hello()
+        with pytest.raises(errors.UnavailableError, match="leads no more"):
+            async with asyncio.timeout(20):
+                await serving
+        assert not scene.dispatcher.is_connected(NodeId("node-w1"))
 
     on_scene(body)
