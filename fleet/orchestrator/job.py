@@ -58,6 +58,12 @@ def _is_done(slot: Slot) -> bool:
     return any(task.status.state is TaskState.COMPLETE for task in slot.tasks)
 
 
+def _stop_others(slot: Slot, plan: Plan, *, now: datetime) -> None:
+    """The task that was to follow one that had to leave its node, and completed all the same before it was stopped."""
+    for task in slot.runnable:
+        plan.want_shutdown(task, now=now)
+
+
 def _settle(view: ServiceView, slot: Slot, plan: Plan, *, now: datetime, new_id: NewId) -> None:
     settle_slot(view, slot, plan, now=now, new_id=new_id, start_first=False, is_paused=False)
 
@@ -67,6 +73,8 @@ def _plan_replicated(
 ) -> list[SlotKey]:
     """Settles what is not done; the slots to begin."""
     open_slots = {key: slot for key, slot in slots.items() if not _is_done(slot)}
+    for key in slots.keys() - open_slots.keys():
+        _stop_others(slots[key], plan, now=now)
     for slot in open_slots.values():
         _settle(view, slot, plan, now=now, new_id=new_id)
     leaving = {task.id for task in plan.shut_down}
@@ -87,6 +95,7 @@ def _plan_global(
     eligible = {node.id for node in view.nodes.values() if is_eligible(view, node)}
     for key, slot in slots.items():
         if _is_done(slot):
+            _stop_others(slot, plan, now=now)
             continue
         if key in eligible:
             _settle(view, slot, plan, now=now, new_id=new_id)

@@ -8,7 +8,7 @@ from support.decision_builders import a_node, a_service, a_task_spec
 from support.orchestrated import Cluster, S
 
 from fleet.model.common import Version
-from fleet.model.node import Availability
+from fleet.model.node import Availability, Node
 from fleet.model.service import GlobalMode, JobMode, JobStatus, RestartCondition, RestartPolicy, Service, ServiceMode
 from fleet.model.task import Task
 
@@ -141,3 +141,28 @@ def test_the_numbers_of_a_job_have_dockers_defaults() -> None:
         alone, mode=ServiceMode(replicated_job=JobMode(max_concurrent=0, total_completions=7))
     )
     assert (all_at_once.completions, all_at_once.concurrency) == (7, 7)
+
+
+@pytest.mark.parametrize("is_global", [False, True])
+def test_a_task_that_completes_although_it_was_to_leave_needs_no_successor(is_global: bool) -> None:
+    """It may end well just before it is told to stop: the one that was held back for it must not wait for ever."""
+    cluster = Cluster(
+        a_job(total=1, at_once=1, is_global=is_global), [a_node("a"), *([] if is_global else [a_node("b")])]
+    )
+    cluster.run(rounds=20)
+    (first,) = cluster.running()
+    cluster.change_node(first.node_id, lambda node: available(node, Availability.DRAIN))
+    cluster.settle()
+    if is_global:  # back before the old task has stopped: a successor waits for it
+        cluster.change_node(first.node_id, lambda node: available(node, Availability.ACTIVE))
+        cluster.settle()
+    (held,) = [task for task in cluster.runnable() if task.desired_state is S.READY]
+    assert held.hold is not None
+    cluster.observe(first, S.COMPLETE)
+    cluster.run()
+    assert cluster.runnable() == []
+    assert [task.id for task in completed(cluster)] == [first.id]
+
+
+def available(node: Node, availability: Availability) -> Node:
+    return msgspec.structs.replace(node, spec=msgspec.structs.replace(node.spec, availability=availability))
