@@ -104,7 +104,7 @@ class EtcdEngine:
         await asyncio.to_thread(self._claimed)
         found = (await self._call("/v3/kv/range", {"key": encode(self._prefix + "base")}, repeatable=True)).get("kvs")
         self._base = int(decode(found[0].get("value"))) if found else 0
-        await self._call("/v3/kv/put", {"key": encode(self._holder), "value": encode(self._nonce)}, repeatable=True)
+        await self._take_place()
         await self._call(
             "/v3/kv/deleterange",
             {"key": encode(self._slots), "range_end": encode(range_end(self._slots))},
@@ -113,6 +113,22 @@ class EtcdEngine:
         for number in range(_IN_FLIGHT_MAX):
             self._free.put_nowait((f"{self._slots}{number}", ""))
         self._started = True
+
+    async def _take_place(self) -> None:
+        """Become the holder, on the condition that nobody did since we looked: what a predecessor that was killed had on its way
+        (etcd keeps it while it has no majority) would otherwise take the place back."""
+        key = encode(self._holder)
+        while True:
+            found = (await self._call("/v3/kv/range", {"key": key}, repeatable=True)).get("kvs")
+            if found and decode(found[0].get("value")).decode(errors="replace") == self._nonce:
+                return
+            seen = str(found[0]["mod_revision"]) if found else "0"
+            body = {
+                "compare": [{"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": seen}],
+                "success": [{"request_put": {"key": key, "value": encode(self._nonce)}}],
+            }
+            if (await self._call("/v3/kv/txn", body, repeatable=True)).get("succeeded"):
+                return
 
     async def close(self) -> None:
         """See ``Engine.close``."""

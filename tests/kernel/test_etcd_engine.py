@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.etcd import EtcdCluster, has_etcd
@@ -135,3 +137,52 @@ def test_a_successor_fences_the_late_writes_of_its_predecessor(tmp_path: Path) -
 
     with EtcdCluster(tmp_path) as cluster:
         asyncio.run(main(cluster))
+
+
+def test_what_a_killed_predecessor_had_on_its_way_does_not_take_the_place_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the manager that is there holds the lead and can write nothing, for ever."""
+
+    async def main(cluster: EtcdCluster) -> None:
+        killed = EtcdEngine(cluster.endpoints, cluster_id="c1")
+        arrives, asked, landed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        call = killed._call
+
+        async def late(path: str, body: dict[str, Any], *, repeatable: bool) -> dict[str, Any]:
+            writes = path.endswith("/put") or (path.endswith("/txn") and "holder" in str(base64_texts(body)))
+            if not writes:
+                return await call(path, body, repeatable=repeatable)
+            asked.set()
+            await arrives.wait()
+            await call(path, body, repeatable=repeatable)
+            landed.set()
+            return await asyncio.get_running_loop().create_future()  # it does not live to see the answer
+
+        monkeypatch.setattr(killed, "_call", late)
+        starting = asyncio.create_task(killed.start())
+        await asked.wait()
+        new = EtcdEngine(cluster.endpoints, cluster_id="c1")
+        await new.start()
+        arrives.set()
+        await landed.wait()
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await new.commit(Txn(puts=(Put("/a", b"mine"),)))
+        await killed.close()
+        await new.close()
+
+    with EtcdCluster(tmp_path) as cluster:
+        asyncio.run(main(cluster))
+
+
+def base64_texts(body: object) -> list[str]:
+    """Every string of the request, decoded."""
+    if isinstance(body, dict):
+        return [text for value in body.values() for text in base64_texts(value)]
+    if isinstance(body, list):
+        return [text for value in body for text in base64_texts(value)]
+    try:
+        return [base64.b64decode(str(body), validate=True).decode()]
+    except ValueError:
+        return []
