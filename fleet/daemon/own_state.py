@@ -102,6 +102,10 @@ class OwnState:
             member = await asyncio.to_thread(self._load)
             await member.start()
             self._member = member
+        else:
+            await (
+                self._member.start()
+            )  # it may have ended while it was waited for, and only an open state is kept running
         return self._member
 
     def _load(self) -> EtcdMember:

@@ -261,15 +261,21 @@ class EtcdMember:
 
     async def wait_ready(self, timeout_s: float = _READY_S) -> None:
         """Until a linearizable read succeeds: it is a voting member of a majority. Raises ``UnavailableError`` with the end of
-        what etcd said."""
+        what etcd said, as soon as the process has ended or after the time."""
         deadline = self._clock.monotonic() + timeout_s
         gateway = Gateway([self.endpoint], tls=self.tls, timeout_s=2.0)
+        end = asyncio.create_task(self.ended())
         try:
             while True:
                 try:
                     await gateway.call("/v3/kv/range", {"key": encode("/")}, repeatable=True)
                     return
                 except errors.UnavailableError as cause:
+                    if end.done():
+                        raise errors.UnavailableError(
+                            f"etcd member {self.name} ended before it was ready; it said: {self._last_words()}",
+                            retry_after_s=1.0,
+                        ) from cause
                     if self._clock.monotonic() > deadline:
                         raise errors.UnavailableError(
                             f"etcd member {self.name} is not ready after {timeout_s:g} s: {cause}; it said: {self._last_words()}",
@@ -277,6 +283,8 @@ class EtcdMember:
                         ) from cause
                 await self._clock.sleep(_POLL_S)
         finally:
+            end.cancel()
+            await asyncio.gather(end, return_exceptions=True)
             await gateway.close()
 
     async def keep(self) -> None:

@@ -16,17 +16,21 @@ from pathlib import Path
 import httpx
 import pytest
 from support.etcd import has_etcd
+from support.memory_engine import MemoryEngine
 
 from fleet import errors
 from fleet.clock import SystemClock
+from fleet.daemon.own_state import OwnState
 from fleet.engines.etcd import EtcdEngine
 from fleet.engines.etcd_cluster import EtcdCluster, initial_cluster
 from fleet.engines.etcd_member import EtcdMember, MemberFile, MemberTls
 from fleet.engines.etcd_wire import MembersRefusedError
 from fleet.identity.authority import RootAuthority, create_root
 from fleet.identity.keys import generate_request
+from fleet.model.cluster import Authority
 from fleet.model.ids import ClusterId, NodeId, encode_id
 from fleet.model.node import NodeRole
+from fleet.store import Store, Transaction
 from fleet.store.engine import Put, Txn
 
 pytestmark = [pytest.mark.kernel, pytest.mark.skipif(not has_etcd(), reason="needs etcd (package etcd-server)")]
@@ -242,3 +246,37 @@ def test_a_killed_member_is_started_again_and_a_running_one_taken_up(tmp_path: P
             await again.stop()
 
     run(tmp_path, test)
+
+
+def test_a_member_that_dies_while_it_is_opened_is_started_again_by_the_next_opening(tmp_path: Path) -> None:
+    """Only an open state's etcd is kept running; so until then whoever opens it has to look."""
+
+    async def main() -> None:
+        node_id = NodeId(encode_id(b"n" * 16))
+        memory = MemoryEngine()
+        await memory.start()
+        store = await Store.open(memory)
+        root = create_root(CLUSTER, CLOCK.now())
+        now = CLOCK.now()
+        authority = Authority(certificate_pem=root.cert_pem, key_pem=root.key_pem, created_at=now, updated_at=now)
+        await store.commit(Transaction().create(authority))
+        own = OwnState(tmp_path, CLOCK, run_folder=tmp_path / "run")
+        await own.begin_move(store, node_id=node_id, cluster_id=CLUSTER, peer=f"127.0.0.1:{_free_port()}")
+        try:
+            await own.member.stop()
+            opening = asyncio.create_task(own.open(cluster_id=CLUSTER, node_id=node_id))
+            while (pid := own.member._running()) is None:
+                await asyncio.sleep(0.001)
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(errors.UnavailableError, match="ended before it was ready"):
+                async with asyncio.timeout(20):
+                    await opening
+            async with asyncio.timeout(60):
+                engine = await own.open(cluster_id=CLUSTER, node_id=node_id)
+            await engine.close()
+        finally:
+            await own.erase()
+            await store.close()
+            await memory.close()
+
+    asyncio.run(main())
