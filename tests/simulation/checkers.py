@@ -1,0 +1,184 @@
+"""What must hold after each change, whatever the world does; each is a sentence when it does not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fleet.manager.leadership import LEADER_KEY, Leader
+from fleet.model import wire
+from fleet.model.node import NodeState
+from fleet.model.service import Service
+from fleet.model.task import Task, TaskState, is_runnable
+from fleet.store.engine import Deleted, WatchBatch
+from fleet.store.kinds import TYPE_OF, Kind
+
+if TYPE_CHECKING:
+    from simulation.host import Container, Host
+    from simulation.world import World
+
+__all__ = ["Checkers"]
+
+_SETTLED_S = 25.0
+"""A host that had no trouble for so long is known to the managers as it is."""
+
+
+class Checkers:
+    """``objects`` mirrors the truth, decoded."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.objects: dict[Kind, dict[str, Any]] = {kind: {} for kind in Kind}
+        self.digest = hashlib.sha256()
+        self._unready_at: dict[str, float] = {}
+        self._failed: defaultdict[tuple[object, ...], set[str]] = defaultdict(set)
+        self.created: Counter[str] = Counter()
+        self._ever_start_first: set[str] = set()
+        self._swapped: dict[tuple[str, int], str] = {}
+        self.labels: defaultdict[str, set[str]] = defaultdict(set)
+        """Config id -> every value that was ever durable."""
+
+    # -- after each change of the state
+
+    def look(self, batch: WatchBatch, author: str) -> None:
+        self.digest.update(
+            f"{batch.revision} {author} {[e.key for e in batch.events]} {self._world.loop.time():.6f}".encode()
+        )
+        touched: set[str] = set()
+        for event in batch.events:
+            kind = next((k for k in Kind if event.key.startswith(k.prefix)), None)
+            if kind is None:
+                continue
+            id_ = event.key.removeprefix(kind.prefix)
+            old = self.objects[kind].get(id_)
+            if isinstance(event, Deleted):
+                self.objects[kind].pop(id_, None)
+                new = None
+            else:
+                new = self.objects[kind][id_] = wire.decode(event.value, TYPE_OF[kind])
+            if kind is Kind.TASK:
+                self._author(author, id_)
+                self._task(old, new)
+                touched.add((new or old).service_id)
+            elif kind is Kind.NODE and new is not None and new.status.state is not NodeState.READY:
+                self._unready_at[id_] = self._world.loop.time()
+            elif kind is Kind.SERVICE and new is not None and _starts_first(new):
+                self._ever_start_first.add(id_)
+            elif kind is Kind.CONFIG and new is not None:
+                self.labels[id_].add(new.spec.labels.get("value", ""))
+        for service_id in sorted(touched):
+            self._slots(service_id)
+        if touched or any(event.key.startswith(Kind.SERVICE.prefix) for event in batch.events):
+            self._addresses()
+
+    def _author(self, author: str, task_id: str) -> None:
+        entry = self._world.truth.current.get(LEADER_KEY)
+        leader = msgspec.json.decode(entry.value, type=Leader).node_id if entry else "nobody"
+        if leader != f"node-{author}":
+            self._world.fail(f"task {task_id} was written by {author} while {leader} leads")
+
+    def _task(self, old: Task | None, new: Task | None) -> None:
+        fail = self._world.fail
+        if new is None:
+            return
+        if old is None:
+            self.created[new.service_id] += 1
+            return
+        if new.status.state.rank < old.status.state.rank:
+            fail(f"task {new.id} went back from {old.status.state} to {new.status.state}")
+        if new.desired_state.rank < old.desired_state.rank:
+            fail(f"task {new.id} is wanted {new.desired_state} after {old.desired_state}")
+        if old.node_id and new.node_id != old.node_id:
+            fail(f"task {new.id} moved from {old.node_id} to {new.node_id}")
+        if new.status.state is TaskState.FAILED and old.status.state is not TaskState.FAILED:
+            self._attempts(new)
+
+    def _attempts(self, task: Task) -> None:
+        """A restart policy's limit, over all leaders."""
+        policy = task.spec.restart_policy
+        if policy is None or not policy.max_attempts or task.spec.container_spec.image.partition(":")[0] != "crashing":
+            return
+        if task.desired_state.rank > TaskState.RUNNING.rank:
+            return  # it was replaced already, for another reason
+        failed = self._failed[task.service_id, task.slot or task.node_id, task.spec_version]
+        failed.add(task.id)
+        if len(failed) > policy.max_attempts + 1:
+            self._world.fail(
+                f"slot {task.slot} of {task.service_name}: {len(failed)} tasks failed, {policy.max_attempts} restarts allowed"
+            )
+
+    def tasks_of(self, service_id: str) -> Iterator[Task]:
+        return (task for task in self.objects[Kind.TASK].values() if task.service_id == service_id)
+
+    def _slots(self, service_id: str) -> None:
+        owners = Counter(task.slot or task.node_id for task in self.tasks_of(service_id) if is_runnable(task))
+        # An old task stays beside its successor across further updates, so once is for ever.
+        allowed = 2 if service_id in self._ever_start_first else 1
+        for slot, count in owners.items():
+            if count > allowed:
+                self._world.fail(f"slot {slot} of {service_id} has {count} owners")
+                self._world._tell_situation()
+
+    def _addresses(self) -> None:
+        used: dict[tuple[str, str], str] = {}
+        for service in self.objects[Kind.SERVICE].values():
+            for vip in service.endpoint.virtual_ips:
+                self._use(used, (vip.network_id, vip.addr.partition("/")[0]), f"service {service.id}")
+        for task in self.objects[Kind.TASK].values():
+            if not task.status.state.is_terminal:
+                for attachment in task.network_attachments:
+                    if attachment.address:
+                        self._use(used, (attachment.network_id, attachment.address), f"task {task.id}")
+        ports: dict[tuple[str, str], str] = {}
+        for service in self.objects[Kind.SERVICE].values():
+            for port in service.endpoint.ports:
+                if port.publish_mode == "ingress" and port.published_port and not service.pending_delete:
+                    self._use(ports, (port.protocol, str(port.published_port)), f"service {service.id}")
+
+    def _use(self, used: dict[tuple[str, str], str], what: tuple[str, str], who: str) -> None:
+        if what in used:
+            self._world.fail(f"{what[1]} of {what[0]} belongs to {used[what]} and to {who}")
+        used[what] = who
+
+    # -- before a container starts
+
+    def before_start(self, host: Host, container: Container) -> None:
+        """No second container of a slot, as far as the managers could know."""
+        task = container.task
+        service = self.objects[Kind.SERVICE].get(task.service_id)
+        if service is None or service.id in self._ever_start_first:
+            return
+        for other_host in self._world.hosts:
+            for other in other_host.running().values():
+                same = (other.task.service_id, other.task.slot) == (task.service_id, task.slot)
+                same = same and (task.slot != 0 or other_host is host)
+                if same and other.task.id != task.id and self.is_settled(other_host) and self.is_settled(host):
+                    self._world.fail(
+                        f"slot {task.slot} of {task.service_name}: {task.id} starts at {host.name} while {other.task.id} runs "
+                        f"at {other_host.name}"
+                    )
+
+    def is_settled(self, host: Host) -> bool:
+        quiet_since = max(self._unready_at.get(host.node_id, 0.0), self._world.trouble.get(host.name, 0.0))
+        return self._world.loop.time() - quiet_since > _SETTLED_S
+
+    # -- what clients were told
+
+    def swapped(self, config_id: str, version: int, value: str) -> None:
+        """An update of that version was acknowledged."""
+        if value not in self.labels[config_id]:
+            self._world.fail(f"config {config_id}: the acknowledged value {value} was never durable")
+        earlier = self._swapped.setdefault((config_id, version), value)
+        if earlier != value:
+            self._world.fail(f"config {config_id}: {earlier} and {value} were both acknowledged on version {version}")
+
+
+def _starts_first(service: Service) -> bool:
+    configs = [service.spec.update_config, service.spec.rollback_config]
+    if service.previous_spec is not None:
+        configs += [service.previous_spec.update_config, service.previous_spec.rollback_config]
+    return any(config is not None and config.order == "start-first" for config in configs)
