@@ -83,41 +83,45 @@ class ContainerTasks:
         known = self._find(task)
         if known is not None:
             return known.id
-        await self._ensure_image(task.spec)
-        for attachment in task.network_attachments:
-            await self._supplies.ensure_network(attachment.network_id)
-        config = container_config(task, self._supplies, self._description())
-        container = await self._engine.create(config)
+        with self._images.holding() as hold:  # until a container has it
+            hold(await self._ensure_image(task.spec))
+            for attachment in task.network_attachments:
+                await self._supplies.ensure_network(attachment.network_id)
+            config = container_config(task, self._supplies, self._description())
+            container = await self._engine.create(config)
         return container.id
 
-    async def _ensure_image(self, spec: TaskSpec) -> None:
+    async def _ensure_image(self, spec: TaskSpec) -> str:
+        """Its id."""
         reference = spec.container_spec.image
         lock = self._fetching.setdefault(reference, asyncio.Lock())
         async with lock:
             try:
-                self._images.get(reference)
+                image_id = self._images.get(reference).id
             except errors.NotFoundError:
-                await self._fetch(reference, self._credentials(spec))
+                image_id = await self._fetch(reference, self._credentials(spec))
         if not lock.locked():
             self._fetching.pop(reference, None)
+        return image_id
 
     def _credentials(self, spec: TaskSpec) -> Credentials | None:
         """Of the service (``--with-registry-auth``); raises ``UnavailableError`` while they have not come."""
         return parse_registry_auth(self._supplies.login(spec.registry_login).header) if spec.registry_login else None
 
-    async def _fetch(self, reference: str, credentials: Credentials | None) -> None:
+    async def _fetch(self, reference: str, credentials: Credentials | None) -> str:
         for last in (False, True):
             sources = await self._locator.sources_for(reference, credentials)
             try:
-                await self._images.fetch(reference, sources)
+                image = await self._images.fetch(reference, sources)
             except errors.FleetError as cause:
                 if last or not cause.transient:
                     raise errors.RejectedFault(f"no such image: {reference}: {cause}") from cause
                 await asyncio.sleep(_FETCH_RETRY_S)
             else:
-                return
+                return image.id
             finally:
                 await close_all(sources)
+        raise AssertionError("unreachable")
 
     async def start(self, task: Task) -> ContainerStatus:
         container = self._find(task)

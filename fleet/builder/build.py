@@ -133,7 +133,7 @@ class Builder:
             with contextlib.suppress(NotFoundError, ConflictError):
                 image = self.images.get(image_id)
                 if not image.references and image_id not in self.engine.images_in_use():
-                    await self.images.remove(image_id, force=True, in_use=self.engine.images_in_use())
+                    await self.images.remove(image_id, force=True, in_use=self.engine.images_in_use)
                     removed.append(image_id)
                     freed += image.layer_sizes[-1] if image.layer_sizes else 0
         self.cache().clear()
@@ -146,7 +146,8 @@ class Builder:
         scratch = Path(tempfile.mkdtemp(dir=self.root / "scratch"))
         try:
             await self._receive(stream, scratch, options)
-            return await _Build(self, options, tell, scratch).run()
+            with self.images.holding() as hold:
+                return await _Build(self, options, tell, scratch, hold).run()
         finally:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True))
 
@@ -174,8 +175,11 @@ class Builder:
 
 
 class _Build:
-    def __init__(self, builder: Builder, options: BuildOptions, tell: Tell, scratch: Path) -> None:
+    def __init__(
+        self, builder: Builder, options: BuildOptions, tell: Tell, scratch: Path, hold: Callable[[str], None]
+    ) -> None:
         self._builder = builder
+        self._hold = hold
         self._options = options
         self._tell = tell
         self._scratch = scratch
@@ -304,8 +308,12 @@ class _Build:
                 return stage.image
         if not pull:
             with contextlib.suppress(NotFoundError):
-                return self._builder.images.get(name)
-        return await self._builder.pull(name, self._tell)
+                image = self._builder.images.get(name)
+                self._hold(image.id)
+                return image
+        image = await self._builder.pull(name, self._tell)
+        self._hold(image.id)
+        return image
 
     async def _commit(
         self,
@@ -320,7 +328,7 @@ class _Build:
         image = self._cached(full)
         if image is None:
             step = Authored(config=config, created_by=created_by, author=author)
-            image = await self._builder.images.derive(self._stage.image, step, layer)
+            image = await self._builder.images.derive(self._stage.image, step, layer, hold=self._hold)
             await asyncio.to_thread(self._builder.remember, full, image.id)
         self._stage.image, self._stage.config = image, config
 
@@ -336,6 +344,7 @@ class _Build:
             image = self._builder.images.get(self._builder.cache()[key])
         except NotFoundError:
             return None
+        self._hold(image.id)
         self._tell({"stream": " ---> Using cache\n"})
         return image
 

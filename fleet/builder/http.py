@@ -89,13 +89,14 @@ def build_routes(
         pausing = container.state.status is Status.RUNNING and parse_bool(query.get("pause"), default=True)
         if pausing:
             await engine.pause(container.id)
-        try:
-            image = await images.derive(parent, step, lambda sink: write_layer(upper, sink))
-        finally:
-            if pausing:
-                await asyncio.shield(engine.unpause(container.id))
-        if name:
-            await images.tag(image.id, name)
+        with images.holding() as hold:
+            try:
+                image = await images.derive(parent, step, lambda sink: write_layer(upper, sink), hold=hold)
+            finally:
+                if pausing:
+                    await asyncio.shield(engine.unpause(container.id))
+            if name:
+                await images.tag(image.id, name)
         return json_response({"Id": image.id}, status=201)
 
     return router

@@ -18,8 +18,9 @@ import os
 import random
 import re
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -72,6 +73,7 @@ Images: TypeAlias = list[Image]
 Names: TypeAlias = list[str]
 Removals: TypeAlias = list[dict[str, str]]
 Steps: TypeAlias = list[dict[str, Any]]
+InUse: TypeAlias = Callable[[], Collection[str]]
 
 _log = get_logger("images")
 
@@ -111,6 +113,8 @@ class ImageStore:
         self._gate = asyncio.Lock()
         """Held while content is swept and while an addition starts: they exclude each other."""
         self._adding = 0
+        self._held: Counter[str] = Counter()
+        """Image ids somebody works with, see ``holding``."""
         self._sweep_owed = False
         self._unpacking = asyncio.Lock()
         self._writing = asyncio.Lock()
@@ -222,9 +226,17 @@ class ImageStore:
             )
             return await self._add(record)
 
-    async def derive(self, parent: Image | None, step: Authored, layer: LayerWriter | None = None) -> Image:
+    async def derive(
+        self,
+        parent: Image | None,
+        step: Authored,
+        layer: LayerWriter | None = None,
+        *,
+        hold: Callable[[str], None] = lambda _id: None,
+    ) -> Image:
         """Make an unnamed image: the parent (None: nothing), one layer more if ``layer`` writes entries, and the step's
-        configuration. What is half-made when it fails is swept. Raises ``RejectedFault``, ``StorageFullError``.
+        configuration. ``hold`` (see ``holding``) is called before anybody sees it. What is half-made when it fails is swept.
+        Raises ``RejectedFault``, ``StorageFullError``.
         """
         async with self._addition():
             digest: str | None = None
@@ -246,6 +258,9 @@ class ImageStore:
                 created=self._clock.now(),
             )
             await self._prepare(manifest)
+            made = parse_manifest(manifest)
+            assert isinstance(made, ImageManifest)
+            hold(made.config.digest)
             return await self._add(ImageRecord(manifest_digest=manifest.digest, media_type=manifest.media_type))
 
     async def fetch(
@@ -357,12 +372,29 @@ class ImageStore:
             record = self._state.records[self.get(ref_or_id).manifest_digest]
             return await self._add(replace(record, references=(str(name),)))
 
-    async def remove(self, ref_or_id: str, *, force: bool = False, in_use: Collection[str] = ()) -> Removals:
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[str], None]]:
+        """What is called with the ids of images that nobody may remove until the context is left: for somebody who works with
+        images that have neither a name nor a container yet.
+        """
+        held: Names = []
+
+        def hold(image_id: str) -> None:
+            held.append(image_id)
+            self._held[image_id] += 1
+
+        try:
+            yield hold
+        finally:
+            self._held.subtract(held)
+            self._held = +self._held
+
+    async def remove(self, ref_or_id: str, *, force: bool = False, in_use: InUse = frozenset) -> Removals:
         """Remove a name, and the image with its last one; ``Untagged`` and ``Deleted`` entries as Docker answers.
 
-        ``in_use``: image ids that containers were made from; such an image never loses its content. ``force`` removes
-        all names of an image given by id, and the names of one that is in use. Raises ``NotFoundError`` and
-        ``ConflictError``.
+        ``in_use`` tells the image ids that containers are made from, asked at the moment of removal; such an image, or one
+        that is held, never loses its content. From that moment nobody can begin to use it. ``force`` removes all names of an
+        image given by id, and the names of one that is in use. Raises ``NotFoundError`` and ``ConflictError``.
         """
         async with self._writing:
             image = self.get(ref_or_id)
@@ -374,24 +406,38 @@ class ImageStore:
                 raise ConflictError(
                     f"unable to delete {ref_or_id} (must be forced) - image is referenced in multiple repositories"
                 )
-            if not left and image.id in in_use and not force:
+            is_used = image.id in in_use() or image.id in self._held
+            if not left and is_used and not force:
                 raise ConflictError(
                     f"unable to delete {ref_or_id} (must be forced) - image is being used by a container"
                 )
             answer = [{"Untagged": parse_reference(name).familiar} for name in going]
+            before = self._state
             records = dict(self._state.records)
-            if left or image.id in in_use:
+            if left or is_used:
                 kept = tuple(item for item in record.repo_digests if left)
                 records[image.manifest_digest] = replace(record, references=left, repo_digests=kept)
             else:
                 answer += [{"Untagged": parse_reference(item).familiar} for item in record.repo_digests]
                 answer.append({"Deleted": image.id})
                 del records[image.manifest_digest]
-            await self._write(records)
+                self._hide(image)
+            try:
+                await self._write(records)
+            except (FleetError, OSError):
+                self._state = before
+                raise
         freed = await self._collect()
         return answer + [{"Deleted": chain_id} for chain_id in freed]
 
-    async def prune(self, *, dangling_only: bool = True, in_use: Collection[str] = ()) -> tuple[Removals, int]:
+    def _hide(self, image: Image) -> None:
+        """Before the record is gone from disk: a container that is begun in between would lose its image."""
+        self._state = _State(
+            records={key: value for key, value in self._state.records.items() if key != image.manifest_digest},
+            images={key: value for key, value in self._state.images.items() if key != image.manifest_digest},
+        )
+
+    async def prune(self, *, dangling_only: bool = True, in_use: InUse = frozenset) -> tuple[Removals, int]:
         """Remove images nobody uses - those without names, or all; Docker's ``ImagesDeleted`` and the bytes freed.
         Steps of a build stay as long as an image made of them stays. What interrupted fetches left goes too, unless one is
         under way.
@@ -404,7 +450,7 @@ class ImageStore:
             going = [
                 image
                 for image in self.list()
-                if image.id not in tried.union(in_use, held) and not (dangling_only and image.references)
+                if image.id not in tried.union(in_use(), self._held, held) and not (dangling_only and image.references)
             ]
             if not going:
                 break

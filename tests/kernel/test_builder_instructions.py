@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import tarfile
@@ -128,5 +129,22 @@ def test_commit_of_a_running_container(unique: str, pause: bool) -> None:
             assert await docker(path, "run", "--rm", "kept:1", "cat", "/kept") == "kept\n"
             assert "note" in await docker(path, "history", "--format", "{{.Comment}}", "kept:1")
             await docker(path, "rm", "-f", "cc")
+
+    on_real_host(story, unique=unique)
+
+
+def test_images_of_a_build_are_not_pruned_under_it(unique: str) -> None:
+    """A finished stage has no name, no container and nothing made of it yet, when the next one begins."""
+
+    async def story(host: RealHost) -> None:
+        text = "FROM busybox AS early\nRUN echo 1 > /one\nENV A=1\nFROM busybox\nRUN echo 2 > /two\nCOPY --from=early /one /got\n"
+        context = written(host, text)
+        async with served(host) as path:
+            build = asyncio.create_task(docker(path, "build", "--no-cache", "-t", "made:1", context))
+            while not build.done():
+                await host.images.prune(in_use=host.engine.images_in_use)
+                await asyncio.sleep(0.002)
+            assert "Successfully tagged made:1" in await build
+            assert (host.images.get("made:1").layer_dirs[0] / "got").read_text() == "1\n"
 
     on_real_host(story, unique=unique)

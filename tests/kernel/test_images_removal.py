@@ -92,10 +92,10 @@ def test_image_in_use_keeps_its_content_even_when_forced(tmp_path: Path) -> None
         (image,) = await store.load(chunks(archive_of(tmp_path, "one:1", "one")))
         before = content(root)
         with pytest.raises(ConflictError, match="being used"):
-            await store.remove("one:1", in_use={image.id})
-        assert await store.remove("one:1", force=True, in_use={image.id}) == [{"Untagged": "one:1"}]
+            await store.remove("one:1", in_use=lambda: {image.id})
+        assert await store.remove("one:1", force=True, in_use=lambda: {image.id}) == [{"Untagged": "one:1"}]
         assert content(root) == before
-        assert (await store.prune(in_use={image.id}))[0] == []
+        assert (await store.prune(in_use=lambda: {image.id}))[0] == []
         assert content(root) == before
         deleted, freed_bytes = await store.prune()
         assert {"Deleted": image.id} in deleted
@@ -176,5 +176,79 @@ def test_many_additions_and_removals_at_once_end_consistent(tmp_path: Path) -> N
         assert again.list() == before
         assert len(content(root)[1]) == 7
         await again.close()
+
+    asyncio.run(scenario())
+
+
+def test_who_uses_an_image_is_asked_when_it_goes_and_not_before(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = await ImageStore.open(tmp_path / "images")
+        images = {}
+        for name in ("one", "two"):
+            (images[name],) = await store.load(chunks(archive_of(tmp_path, f"{name}:1", name)))
+        begun: set[str] = set()
+
+        def in_use() -> set[str]:
+            """While the first image goes, a container of the other is begun."""
+            used = set(begun)
+            if len(store.list()) == 1:
+                begun.add(store.list()[0].id)
+            return used | begun
+
+        await store.prune(dangling_only=False, in_use=in_use)
+        (left,) = store.list()
+        assert begun == {left.id}
+        assert (left.layer_dirs[1] / "base").read_bytes() == b"base"
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_image_cannot_be_taken_while_it_goes(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = await ImageStore.open(tmp_path / "images")
+        (image,) = await store.load(chunks(archive_of(tmp_path, "one:1", "one")))
+        going = asyncio.create_task(store.remove("one:1"))
+        await asyncio.sleep(0)  # it has decided, and writes
+        assert not going.done()
+        for name in ("one:1", image.id):
+            with pytest.raises(NotFoundError):
+                store.get(name)
+        assert {"Deleted": image.id} in await going
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_removal_that_cannot_be_written_leaves_the_image(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        root = tmp_path / "images"
+        store = await ImageStore.open(root)
+        (image,) = await store.load(chunks(archive_of(tmp_path, "one:1", "one")))
+        moved = root.rename(tmp_path / "elsewhere")
+        with pytest.raises(OSError, match="No such file"):
+            await store.remove("one:1")
+        moved.rename(root)
+        assert store.get("one:1") == image
+        assert (image.layer_dirs[0] / "one").exists()
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_held_images_stay_until_they_are_let_go(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = await ImageStore.open(tmp_path / "images")
+        (image,) = await store.load(chunks(archive_of(tmp_path, "one:1", "one")))
+        with store.holding() as hold:
+            hold(image.id)
+            hold(image.id)
+            await store.prune(dangling_only=False)
+            with pytest.raises(ConflictError):
+                await store.remove("one:1")
+            await store.remove("one:1", force=True)
+            assert store.get(image.id).layer_dirs == image.layer_dirs
+        assert {"Deleted": image.id} in (await store.prune())[0]
+        await store.close()
 
     asyncio.run(scenario())

@@ -172,14 +172,14 @@ def _add_removing(router: APIRouter, images: ImageStore, engine: ContainerEngine
             until = parse_moment(next(iter(filters.get("until", ())), None), now=datetime.now(UTC))
             removed, freed_bytes = await _prune_some(images, engine, filters, until, dangling_only=dangling_only)
         else:
-            removed, freed_bytes = await images.prune(dangling_only=dangling_only, in_use=engine.images_in_use())
+            removed, freed_bytes = await images.prune(dangling_only=dangling_only, in_use=engine.images_in_use)
         return json_response({"ImagesDeleted": removed or None, "SpaceReclaimed": freed_bytes})
 
     @router.delete("/images/{name:path}")
     async def remove(name: str, request: Request) -> Response:
         _get(images, name)
         force = parse_bool(request.query_params.get("force"))
-        return json_response(await images.remove(name, force=force, in_use=engine.images_in_use()))
+        return json_response(await images.remove(name, force=force, in_use=engine.images_in_use))
 
 
 def _get(images: ImageStore, name: str) -> Image:
@@ -348,5 +348,5 @@ async def _prune_some(
         if used or (dangling_only and image.references) or not matches_labels(image.config.labels, filters):
             continue
         if until is None or _created(image) < until:
-            answer += await images.remove(image.id, force=True, in_use=engine.images_in_use())
+            answer += await images.remove(image.id, force=True, in_use=engine.images_in_use)
     return answer, before - sum(image.size_bytes for image in images.list())
