@@ -111,7 +111,12 @@ class Fetcher:
         await in_thread(self._interrupted.begin, name, wanted)
         for item in (*indexes, manifest):
             await in_thread(self._blobs.put, item.body)
-        await self._blob(document.config, sources, reference, report, bytes_max=CONFIG_BYTES_MAX)
+
+        def only_trouble(step: Progress) -> None:
+            if step.stage == "retrying":  # people are shown layers
+                report(step)
+
+        await self._blob(document.config, sources, reference, only_trouble, bytes_max=CONFIG_BYTES_MAX)
         body = await in_thread(lambda: self._blobs.read(document.config.digest, bytes_max=CONFIG_BYTES_MAX))
         config = parse_config(body, what=f"configuration {document.config.digest}")
         if len(config.diff_ids) != len(document.layers):

@@ -64,7 +64,7 @@ def progress_message(progress: Progress) -> dict[str, object]:
         message["status"] = f"{status} {progress.detail}"
     elif progress.detail:
         message["status"] = f"{status}: {progress.detail}"
-    if progress.total_bytes:
+    if progress.total_bytes and progress.stage in {"downloading", "pushing"}:
         message["progressDetail"] = {"current": progress.current_bytes, "total": progress.total_bytes}
     else:
         message["progressDetail"] = {}

@@ -110,6 +110,38 @@ def test_saved_archive_is_read_by_skopeo(layout: Path, tmp_path: Path, transport
     assert told["config"]["Cmd"] == list(image.config.cmd)
 
 
+@pytest.mark.parametrize("transport", ["docker-archive", "oci-archive"])
+def test_an_image_comes_back_from_skopeo_with_the_digest_it_went_with(
+    layout: Path, tmp_path: Path, transport: str
+) -> None:
+    async def scenario() -> None:
+        with tarfile.open(tmp_path / "in.tar", "w") as tar:
+            tar.add(layout, ".")
+        store = await ImageStore.open(tmp_path / "images")
+        (image,) = await store.load(chunks((tmp_path / "in.tar").read_bytes()))
+        await store.tag(image.id, "team/app:1")
+        parts: list[bytes] = []
+
+        async def sink(data: bytes) -> None:
+            parts.append(data)
+
+        await store.save(["team/app:1"], sink)
+        await store.close()
+        (tmp_path / "out.tar").write_bytes(b"".join(parts))
+        source, target = f"{transport}:{tmp_path}/out.tar", f"{transport}:{tmp_path}/back.tar:docker.io/team/app:1"
+        await asyncio.to_thread(skopeo, "copy", "--insecure-policy", source, target)
+        other = await ImageStore.open(tmp_path / "other")
+        (again,) = await other.load(chunks((tmp_path / "back.tar").read_bytes()))
+        await other.close()
+        assert (again.id, again.diff_ids, again.config) == (image.id, image.diff_ids, image.config)
+        assert again.references == ("team/app:1",)
+        if transport == "oci-archive":  # docker-archive has no manifest, and layers that are not compressed
+            assert again.manifest_digest == image.manifest_digest
+            assert again.layer_digests == image.layer_digests
+
+    asyncio.run(scenario())
+
+
 def test_old_docker_archive_whose_layers_are_links(tmp_path: Path) -> None:
     config = json.dumps(
         {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": [digest_of(LOW)] * 2}}

@@ -30,10 +30,22 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert config.hosts == ("unix:///x.sock",)
 
 
+def test_how_registries_are_reached(tmp_path: Path) -> None:
+    file = tmp_path / "fleetd.toml"
+    file.write_text('registry_mirrors = ["https://m.example"]\nregistry_certs = "/certs"\n')
+    options = load_config(["--config", str(file), "--insecure-registry", "10.0.0.0/8"]).registry_options
+    assert options.mirrors == {"docker.io": ("https://m.example",)}
+    assert (options.certificates, options.insecure_registries) == (Path("/certs"), ("10.0.0.0/8",))
+    flags = ["--registry-mirror", "http://m:5000", "--registry-mirror", "r.example=https://n"]
+    options = load_config(["--config", str(file), *flags]).registry_options
+    assert options.mirrors == {"docker.io": ("http://m:5000",), "r.example": ("https://n",)}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ('data_root = "relative"', "absolute"),
+        ('registry_mirrors = ["https://m/path"]', r"registry_mirrors: .*without path"),
         ("no_such_key = 1", "no_such_key"),
         ("data_root = [", "fleetd.toml"),
         ('hosts = ["ftp://x"]', "unix:///PATH"),
