@@ -40,6 +40,8 @@ from fleet.model.service import Service, ServiceSpec
 from fleet.store import Store, Transaction
 
 KILLS: Final = 20
+REPLICAS: Final = 20
+UPDATES: Final = 3
 SECONDS: Final = 4.0
 IN_FLIGHT: Final = (1, 64)
 MANAGERS: Final = ("m1", "m2", "m3")
@@ -105,6 +107,60 @@ def kill_leader(cluster: Cluster, service: str) -> dict[str, float]:
     spent = time.perf_counter() - start
     cluster.lab.start_daemon(victim)
     return {"leader killed to write accepted": accepted, "leader killed to new task running": spent}
+
+
+def rolling_update(cluster: Cluster, *, parallelism: int) -> dict[str, float]:
+    """Seconds from the command to all tasks of a healthy service running with another environment, the update told complete."""
+    others = cluster.containers()
+    service = cluster.create(f"r{secrets.token_hex(4)}", REPLICAS, "--update-monitor", "0s", "--update-delay", "0s")
+    cluster.wait_running(service, REPLICAS)
+    mark = f"MARK={secrets.token_hex(4)}"
+    start = time.perf_counter()
+    cluster.run("service", "update", "--detach", "--update-parallelism", str(parallelism), "--env-add", mark, service)
+
+    def updated() -> bool:
+        running = cluster.running(service)
+        return len(running) == REPLICAS and all(
+            mark in task["Spec"]["ContainerSpec"].get("Env", ()) for task in running
+        )
+
+    spent = cluster.wait(updated, what="the service updated") - start
+    cluster.run("service", "rm", service)
+    cluster.wait(lambda: cluster.containers() <= others, what="the service's containers gone", poll_s=0.1)
+    return {f"rolling update of {REPLICAS}, {parallelism} at a time": spent}
+
+
+def seen_elsewhere(cluster: Cluster, *, times: int = 50) -> dict[str, float]:
+    """Median seconds from a request to one manager to the event of it from another."""
+    arrived: dict[str, float] = {}
+    ready = threading.Event()
+    name = secrets.token_hex(4)
+
+    def listen() -> None:
+        with EngineClient(cluster.client("m2").url, timeout_s=TIMEOUT_S) as client:
+            ready.set()
+            rest = b""
+            with client.stream("GET", "/events", query={"filters": '{"type": ["config"]}'}) as chunks:
+                for chunk in chunks:
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        found = json.loads(line)["Actor"]["Attributes"]["name"]
+                        arrived[found] = time.perf_counter()
+                    if f"{name}-{times - 1}" in arrived:
+                        return
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    ready.wait(TIMEOUT_S)
+    time.sleep(0.5)
+    sent = {}
+    for number in range(times):
+        sent[f"{name}-{number}"] = time.perf_counter()
+        cluster.client("m1").post("/configs/create", {"Name": f"{name}-{number}", "Data": "eA=="})
+        time.sleep(0.02)
+    listener.join(10.0)
+    delays = [arrived[key] - began for key, began in sent.items() if key in arrived]
+    return {"write at one manager to its event at another": statistics.median(delays)} if delays else {}
 
 
 def writes(cluster: Cluster, *, in_flight: int, seconds: float = SECONDS) -> float:
@@ -192,6 +248,15 @@ def run(
         for number in range(kills):
             for cluster in made:
                 for row, value in kill_leader(cluster, "failover").items():
+                    rows.setdefault(row, {}).setdefault(cluster.name, []).append(value)
+                    print(f"  {number + 1:2} {cluster.name:6} {row}: {value:.3f} s", file=sys.stderr, flush=True)
+        for number in range(UPDATES):
+            for cluster in made:
+                settled(cluster)
+                found = seen_elsewhere(cluster) if number == 0 else {}
+                for parallelism in (2, REPLICAS):
+                    found |= rolling_update(cluster, parallelism=parallelism)
+                for row, value in found.items():
                     rows.setdefault(row, {}).setdefault(cluster.name, []).append(value)
                     print(f"  {number + 1:2} {cluster.name:6} {row}: {value:.3f} s", file=sys.stderr, flush=True)
         for in_flight in IN_FLIGHT:

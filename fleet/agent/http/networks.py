@@ -9,7 +9,7 @@ __all__ = ["NetworkNames"]
 
 
 class NetworkNames:
-    """Knows bridge, host and none only; the daemon passes a subclass that knows attachable networks too."""
+    """Knows bridge, host and none only: overlay networks are for services' tasks, *attachable* or not."""
 
     async def attach(
         self, name: str, *, address: str | None, mac: str | None, aliases: tuple[str, ...]

@@ -84,6 +84,15 @@ def network_routes(membership: Membership, engine: ContainerEngine, bridge: Host
         await swarm.remove(name)
         return Response(status_code=204)
 
+    @routes.post("/networks/{name}/connect")
+    @routes.post("/networks/{name}/disconnect")
+    async def change_container(name: str, request: Request) -> Response:
+        verb = request.url.path.rpartition("/")[2]
+        raise errors.UnsupportedError(
+            f"network {verb} {name}: a container keeps the network it was created with; create it anew with --network, or run "
+            "it as a service (overlay networks are for services)"
+        )
+
     @routes.post("/networks/prune")
     async def prune(request: Request) -> Response:
         filters = dict(parse_filters(request.query_params.get("filters"), known=NETWORK_FILTERS | {"until"}))
