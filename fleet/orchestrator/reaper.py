@@ -15,12 +15,12 @@ from typing import Final
 
 import msgspec
 
-from fleet.model.ids import NodeId, ServiceId
+from fleet.model.ids import NodeId, ServiceId, TaskId
 from fleet.model.node import Node, NodeState
 from fleet.model.service import Service
 from fleet.model.task import Task, TaskState
 from fleet.orchestrator.plan import Plan
-from fleet.orchestrator.view import Slot, group_slots
+from fleet.orchestrator.view import Slot, ended_by_itself, group_slots
 
 __all__ = ["ORPHAN_AFTER", "plan_reaping"]
 
@@ -99,13 +99,22 @@ def _reap_history(slot: Slot, plan: Plan, *, limit: int) -> None:
     """Delete the oldest ended tasks beyond the limit; never the newest task, which tells what became of the slot."""
     if limit < 0:
         return
-    policy = slot.newest.spec.restart_policy
-    attempts = policy.max_attempts if policy is not None else 0
-    keep = max(limit, attempts + 1 if attempts > 0 else 0)
-    excess = len(slot.tasks) - keep
+    excess = len(slot.tasks) - limit
+    needed = _counted(slot)
     for task in slot.tasks[:-1]:
         if excess <= 0:
             return
+        if task.id in needed:
+            continue
         if task.status.state.is_terminal and task.desired_state is TaskState.SHUTDOWN:
             plan.delete_tasks.append(task)
             excess -= 1
+
+
+def _counted(slot: Slot) -> set[TaskId]:
+    """The tasks that counting the slot's restarts needs, whatever else is in it: see ``restart``."""
+    policy = slot.newest.spec.restart_policy
+    if policy is None or policy.max_attempts <= 0:
+        return set()
+    failed = [task for task in slot.tasks if ended_by_itself(task) and task.spec == slot.newest.spec]
+    return {task.id for task in failed[-(policy.max_attempts + 1) :]}

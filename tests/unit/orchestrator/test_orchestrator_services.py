@@ -346,6 +346,18 @@ def test_history_keeps_what_counting_attempts_needs() -> None:
     assert len(cluster.tasks) == 9
 
 
+def test_tasks_that_cannot_go_yet_do_not_push_out_what_counting_attempts_needs() -> None:
+    """A lost node's tasks of older specs stay until it is back; a limited restart must not lose its count for it."""
+    spec = a_task_spec(image="app:2", restart=RestartPolicy(max_attempts=2))
+    stuck = [a_task(slot=1, node="lost", state=S.RUNNING, desired=S.SHUTDOWN, task_id=f"a{i}") for i in range(6)]
+    failed = [
+        a_task(slot=1, node="a", state=S.FAILED, desired=S.SHUTDOWN, spec=spec, task_id=f"b{i}") for i in range(4)
+    ]
+    nodes = [a_node("a"), a_node("lost", state=NodeState.DOWN)]
+    cluster = Cluster(a_service(spec=spec), nodes, [*stuck, *failed])
+    assert [task.id for task in cluster.reap(history_limit=5).delete_tasks] == ["b0"]
+
+
 def test_newest_task_of_a_slot_is_never_forgotten() -> None:
     dead = a_task(slot=1, node="a", state=S.COMPLETE, desired=S.SHUTDOWN)
     cluster = Cluster(a_service(), [a_node("a")], [dead])
