@@ -284,6 +284,23 @@ def contents(lab: TestLab, host: str) -> tuple[dict[str, str], set[str]]:
     return {name: value for name, value in values.items() if name.startswith("object")}, set(values)
 
 
+def judged(lab: TestLab, history: History) -> list[str]:
+    """What is wrong with what the managers show, by the first of them that shows anything."""
+    found: list[str] = []
+    views: dict[str, Any] = {}
+    for host in MANAGERS:
+        try:
+            views[host] = contents(lab, host)
+        except (errors.FleetError, OSError) as cause:
+            found.append(f"{host} shows nothing: {cause}")
+    if not views:
+        return found
+    first = next(iter(views))
+    values, names = views[first]
+    found += [f"{host} shows something else than {first}" for host in views if views[host] != views[first]]
+    return found + history.problems(final_values=values, names=names)
+
+
 @contextlib.contextmanager
 def lab_of(folder: Path) -> Iterator[TestLab]:
     lab = TestLab(f"chaos{secrets.token_hex(2)}", root=folder, disk_bytes=DISK_BYTES)
@@ -323,10 +340,7 @@ def run(*, minutes: float, seed: int, keep: Path | None, only: tuple[str, ...] =
             time.sleep(0.5)
         found = [f"not converged after {CONVERGE_S:g} s: {why}"] if why else []
         print(f"converged after {time.monotonic() - began:.1f} s" if not why else found[0])
-        views: dict[str, Any] = {host: contents(lab, host) for host in MANAGERS}
-        values, names = views["m1"]
-        found += [f"{host} shows something else than m1" for host in MANAGERS[1:] if views[host] != views["m1"]]
-        found += history.problems(final_values=values, names=names)
+        found += judged(lab, history)
         print(f"struck: {dict(nemesis.done)}")
         print(f"clients: {dict(clients.outcomes)}; {len(history.created)} creations, {len(history.writes)} swaps")
         if keep is not None and found:
