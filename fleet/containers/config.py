@@ -95,7 +95,8 @@ class FileMount(Value, frozen=True, kw_only=True):
 
 
 class LogConfig(Value, frozen=True, kw_only=True):
-    """``driver``: json-file, local or none. Sizes in bytes; rotated to ``max_files`` files in all."""
+    """``driver``: json-file, local, none, or syslog and journald, which are sent the lines beside the copy that is kept here.
+    Sizes in bytes; rotated to ``max_files`` files in all."""
 
     driver: str = "json-file"
     max_size_bytes: int = 10 << 20
@@ -104,6 +105,8 @@ class LogConfig(Value, frozen=True, kw_only=True):
     """Names of the container's labels that its lines are shown with when details are asked for."""
     env: tuple[str, ...] = ()
     """The same of its environment."""
+    options: dict[str, str] = msgspec.field(default_factory=dict)
+    """Of syslog and journald: see ``log_targets``."""
 
 
 class ContainerConfig(Value, frozen=True, kw_only=True):
@@ -208,8 +211,10 @@ def check_config(config: ContainerConfig) -> None:
         if len(file.data) > FILE_BYTES_MAX:
             raise UserError(f"file {file.target}: {len(file.data)} bytes are more than the limit of {FILE_BYTES_MAX}")
     _check_targets(config)
-    if config.log.driver not in ("json-file", "local", "none"):
-        raise UserError(f"log driver {config.log.driver!r} is not supported here: use json-file, local or none")
+    if config.log.driver not in ("json-file", "local", "none", "syslog", "journald"):
+        raise UserError(
+            f"log driver {config.log.driver!r} is not supported here: use json-file, local, syslog, journald or none"
+        )
     if config.stop_grace_s is not None and config.stop_grace_s < 0:
         raise UserError("stop grace period cannot be negative")
     _check_modes(config)

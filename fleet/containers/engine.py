@@ -29,6 +29,7 @@ from fleet.containers.entry import Entry
 from fleet.containers.events import Action, ContainerEvent, Subscription
 from fleet.containers.execs import ExecConfig, Execs
 from fleet.containers.exits import exit_of
+from fleet.containers.forwarding import Forwarding
 from fleet.containers.logs import follow_log
 from fleet.containers.making import Making
 from fleet.containers.ports import Images, Networks, Runtime
@@ -57,7 +58,10 @@ class ContainerEngine:
         self.execs = Execs(core)
         """Exec sessions (create, start with descriptors, inspect, wait)."""
         self._attachments = Attachments(core)
-        self._runs = Runs(core, self.execs, self._attachments, auto_remove=self._auto_remove)
+        self._forwarding = Forwarding(core)
+        self._runs = Runs(
+            core, self.execs, self._attachments, forwarding=self._forwarding, auto_remove=self._auto_remove
+        )
         self.volumes = VolumeStore(volumes_root, clock=core.clock, in_use=self._volume_users)
         """Named volumes of this host."""
         self._making = Making(core, self._runs, self.volumes)
@@ -133,6 +137,8 @@ class ContainerEngine:
         orphans = await self.volumes.remove_orphans({*self._core.entries, *self._making.under_way})
         notes += [f"removed the anonymous volume {name[:12]}, whose container is gone" for name in orphans]
         notes += await start_by_rule(self._core, self._runs)
+        for entry in self._core.entries.values():
+            self._forwarding.resume(entry)
         for note in notes:
             self._core.log.info("recovered", what=note)
         return replace(result, notes=tuple(notes))

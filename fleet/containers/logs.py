@@ -10,6 +10,7 @@ from typing import Final
 
 from fleet.containers.config import LogConfig
 from fleet.containers.entry import Entry
+from fleet.containers.log_targets import OPTIONS, check_options
 from fleet.containers.record import Container
 from fleet.errors import UserError
 from fleet.model.units import parse_bytes
@@ -24,12 +25,17 @@ _DEFAULTS: Final = {
     "json-file": LogConfig(),
     "local": LogConfig(driver="local", max_size_bytes=20 << 20, max_files=5),
     "none": LogConfig(driver="none"),
+    "syslog": LogConfig(driver="syslog", max_size_bytes=20 << 20, max_files=5),
+    "journald": LogConfig(driver="journald", max_size_bytes=20 << 20, max_files=5),
 }
 _OPTIONS: Final = {
     "json-file": ("env", "labels", "max-file", "max-size"),
     "local": ("max-file", "max-size"),
     "none": (),
+    **OPTIONS,
 }
+
+_OWN: Final = ("env", "labels", "cache-max-size", "cache-max-file")
 
 
 def log_config(driver: str, options: Mapping[str, str]) -> LogConfig:
@@ -40,13 +46,15 @@ def log_config(driver: str, options: Mapping[str, str]) -> LogConfig:
     name = "json-file" if driver in ("", "default") else driver
     default = _DEFAULTS.get(name)
     if default is None:
-        raise UserError(f"log driver {name!r} is not supported here: use json-file, local or none")
+        raise UserError(f"log driver {name!r} is not supported here: use json-file, local, syslog, journald or none")
     known = _OPTIONS[name]
     for option in sorted(options):
         if option not in known:
             has = f"known are {', '.join(known)}" if known else "it has none"
             raise UserError(f"unknown log opt '{option}' for {name} log driver: {has}")
-    size, files = options.get("max-size", ""), options.get("max-file", "")
+    check_options(name, options)
+    prefix = "cache-" if name in OPTIONS else ""
+    size, files = options.get(f"{prefix}max-size", ""), options.get(f"{prefix}max-file", "")
     if files and not (files.isascii() and files.isdigit() and len(files) < 5 and 1 <= int(files) <= _FILES_MAX):
         raise UserError(f"log option max-file: {files!r} is not a number from 1 to {_FILES_MAX}")
     size_bytes, count = default.max_size_bytes, int(files) if files else default.max_files
@@ -64,6 +72,7 @@ def log_config(driver: str, options: Mapping[str, str]) -> LogConfig:
         max_files=count,
         labels=_names(options.get("labels", "")),
         env=_names(options.get("env", "")),
+        options={key: value for key, value in options.items() if key not in _OWN} if name in OPTIONS else {},
     )
 
 

@@ -31,6 +31,7 @@ from fleet.containers.entry import Entry
 from fleet.containers.events import Action
 from fleet.containers.execs import Execs
 from fleet.containers.exits import UNSEEN, exit_of
+from fleet.containers.forwarding import Forwarding
 from fleet.containers.health import HealthMonitor
 from fleet.containers.launch import Launcher
 from fleet.containers.record import UNKNOWN_EXIT, ExitStatus, HealthState, Status
@@ -55,11 +56,13 @@ class Runs:
         execs: Execs,
         attachments: Attachments,
         *,
+        forwarding: Forwarding,
         auto_remove: Callable[[Entry], Coroutine[None, None, None]],
     ) -> None:
         self._core = core
         self._execs = execs
         self._launcher = Launcher(core, attachments)
+        self._forwarding = forwarding
         self._auto_remove = auto_remove
         self._boot_id = boot_id()
 
@@ -108,6 +111,7 @@ class Runs:
         entry.starting = False
         entry.announce_health()
         core.emit(Action.START, entry.record)
+        self._forwarding.begin(entry)
         core.spawn(core.save(entry), what=f"save container {entry.id[:12]}")
         if entry.early_oom:
             core.emit(Action.OOM, entry.record)
@@ -182,6 +186,7 @@ class Runs:
             if not entry.is_gone and not entry.record.is_up:
                 await self.release(entry)
         if entry.record.config.auto_remove and not entry.removing:
+            await self._forwarding.finish(entry)
             await self._auto_remove(entry)
 
     async def _restart_later(self, entry: Entry) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fleet.containers import Container, MountPoint, NetworkMode, Status
-from fleet.containers.config import ContainerConfig
+from fleet.containers.config import ContainerConfig, LogConfig
 from fleet.node_runtime.spec import DeviceRate
 
 __all__ = ["container_inspect", "container_summary", "human_duration", "status_text", "time_text"]
@@ -52,7 +52,9 @@ def container_inspect(
         "ResolvConfPath": str(directory / "resolv.conf"),
         "HostnamePath": str(directory / "hostname"),
         "HostsPath": str(directory / "hosts"),
-        "LogPath": "" if container.config.log.driver == "none" else str(directory / "log" / "json.log"),
+        "LogPath": ""
+        if container.config.log.driver not in ("json-file", "local")
+        else str(directory / "log" / "json.log"),
         "Name": f"/{container.name}",
         "RestartCount": container.state.restart_count,
         "Driver": "overlay2",
@@ -199,6 +201,15 @@ def _config(container: Container) -> dict[str, Any]:
     return result
 
 
+def _log_options(log: LogConfig) -> dict[str, str]:
+    if log.driver == "none":
+        return {}
+    if log.driver in ("json-file", "local"):
+        return {"max-size": str(log.max_size_bytes), "max-file": str(log.max_files)}
+    named = {"labels": ",".join(log.labels), "env": ",".join(log.env)}
+    return {**log.options, **{key: value for key, value in named.items() if value}}
+
+
 def _host_config(container: Container, network_name: Callable[[str], str]) -> dict[str, Any]:
     config = container.config
     limits = config.resources
@@ -207,9 +218,7 @@ def _host_config(container: Container, network_name: Callable[[str], str]) -> di
         "ContainerIDFile": "",
         "LogConfig": {
             "Type": config.log.driver,
-            "Config": {}
-            if config.log.driver == "none"
-            else {"max-size": str(config.log.max_size_bytes), "max-file": str(config.log.max_files)},
+            "Config": _log_options(config.log),
         },
         "NetworkMode": _network_mode(config, network_name),
         "PortBindings": _bindings(container),

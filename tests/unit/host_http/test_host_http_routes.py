@@ -176,7 +176,7 @@ def test_shared_namespaces_and_fine_limits_reach_the_runtime_and_are_shown_again
         ({"Binds": ["/etc:/b", "/tmp:/b/"]}, 400, "duplicate mount point: /b"),
         ({"RestartPolicy": {"Name": "sometimes"}}, 400, "unknown policy"),
         ({"PortBindings": {"http": []}}, 400, "invalid port specification"),
-        ({"LogConfig": {"Type": "syslog"}}, 400, "log driver 'syslog'"),
+        ({"LogConfig": {"Type": "splunk"}}, 400, "log driver 'splunk'"),
         ({"LogConfig": {"Type": "json-file", "Config": {"odd": "1"}}}, 400, "unknown log opt 'odd' for json-file"),
         ({"LogConfig": {"Type": "local", "Config": {"labels": "a"}}}, 400, "unknown log opt 'labels' for local"),
         ({"LogConfig": {"Type": "none", "Config": {"max-size": "1m"}}}, 400, "unknown log opt 'max-size' for none"),
