@@ -102,8 +102,9 @@ class Checkers:
         policy = task.spec.restart_policy
         if policy is None or not policy.max_attempts or task.spec.container_spec.image.partition(":")[0] != "crashing":
             return
-        if task.desired_state.rank > TaskState.RUNNING.rank:
-            return  # it was replaced already, for another reason
+        slot = [t for t in self.tasks_of(task.service_id) if (t.slot or t.node_id) == (task.slot or task.node_id)]
+        if task.desired_state.rank > TaskState.RUNNING.rank or any(t.created_at > task.created_at for t in slot):
+            return  # it was replaced already, for another reason, which costs no attempt
         failed = self._failed[task.service_id, task.slot or task.node_id, task.spec_version]
         failed.add(task.id)
         if len(failed) > policy.max_attempts + 1:
