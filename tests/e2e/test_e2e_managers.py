@@ -215,7 +215,8 @@ def test_a_demoted_manager_works_and_a_promoted_worker_manages(three: TestLab) -
     three.wait_until(
         lambda: not three.get("/info", host=first)["Swarm"]["ControlAvailable"], 20, what="its daemon knows"
     )
-    assert not (three.layout.data(first) / "swarm" / "store.key").exists()
+    key = three.layout.data(first) / "swarm" / "store.key"
+    three.wait_until(lambda: not key.exists(), 20, what="it has forgotten the key of the state")
     three.fleet("node", "promote", "w1", host=witness)
     three.wait_until(lambda: standing(three, at=witness).get("w1") == "reachable", 60, what="w1 manages")
     three.wait_until(
