@@ -159,10 +159,12 @@ def _copy_tree(view: _Merged, target: int, depth: int) -> None:
         elif stat.S_ISLNK(mode):
             os.symlink(os.readlink(name, dir_fd=descriptor), name, dir_fd=target)
             os.chown(name, status.st_uid, status.st_gid, dir_fd=target, follow_symlinks=False)
+            os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target, follow_symlinks=False)
         elif stat.S_ISFIFO(mode):
             os.mkfifo(name, 0o600, dir_fd=target)
             os.chown(name, status.st_uid, status.st_gid, dir_fd=target, follow_symlinks=False)
             os.chmod(name, stat.S_IMODE(mode), dir_fd=target)
+            os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=target, follow_symlinks=False)
         # Devices and sockets are left out: neither means anything in a volume.
 
 

@@ -28,6 +28,7 @@ def service(lab: TestLab) -> Any:
     made: list[str] = []
 
     def make(name: str, *flags: str, replicas: int = 3) -> str:
+        lab.wait_until(lambda: all_ready(lab), 30, what="every node can take tasks")
         lab.fleet(
             "service", "create", "--name", name, "--replicas", str(replicas), "--restart-delay", "0s", *flags,
             "fleet/hello:1", *SLEEP,
@@ -45,6 +46,10 @@ def service(lab: TestLab) -> Any:
 def gone(lab: TestLab, service: str) -> bool:
     containers = [c for host in lab.hosts() for c in lab.get("/containers/json", host=host, all=True)]
     return not any(name.startswith(f"/{service}.") for c in containers for name in c["Names"])
+
+
+def all_ready(lab: TestLab) -> bool:
+    return all(node["Status"]["State"] == "ready" for node in lab.get("/nodes"))
 
 
 def hostname_of(lab: TestLab) -> dict[str, str]:
@@ -100,9 +105,7 @@ def test_a_killed_workers_tasks_run_elsewhere_and_spread_again_when_scaled(lab: 
         assert {n["Description"]["Hostname"]: n["Status"]["State"] for n in lab.get("/nodes")}["w2"] == "down"
     finally:
         lab.start("w2")
-    lab.wait_until(
-        lambda: all(n["Status"]["State"] == "ready" for n in lab.get("/nodes")), 30, what="w2 is ready again"
-    )
+    lab.wait_until(lambda: all_ready(lab), 30, what="w2 is ready again")
     lab.fleet("service", "scale", f"{name}=9")
     counts = [hostname_of(lab)[t["NodeID"]] for t in running(lab, name)]
     assert len(counts) == 9
@@ -132,9 +135,7 @@ def test_a_daemon_killed_with_9_restarts_no_container_and_loses_nothing(lab: Tes
     assert before
     tasks = {t["ID"] for t in running(lab, name)}
     lab.restart_daemon(host, signum=signal.SIGKILL)
-    lab.wait_until(
-        lambda: all(n["Status"]["State"] == "ready" for n in lab.get("/nodes")), 30, what="all nodes are ready again"
-    )
+    lab.wait_until(lambda: all_ready(lab), 30, what="all nodes are ready again")
     time.sleep(2)
     assert pids(lab, host) == before
     assert {t["ID"] for t in running(lab, name)} == tasks

@@ -32,8 +32,9 @@ def facts(root: Path) -> dict[str, Any]:
             for name in os.listxattr(path, follow_symlinks=False)
             if name.startswith(("user.", "security."))
         }
-        mtime = None if stat.S_ISLNK(kind) else status.st_mtime_ns
-        found[str(path.relative_to(root))] = (status.st_mode, status.st_uid, status.st_gid, content, mtime, attributes)
+        found[str(path.relative_to(root))] = (
+            status.st_mode, status.st_uid, status.st_gid, content, status.st_mtime_ns, attributes
+        )  # fmt: skip
     return found
 
 
@@ -61,6 +62,8 @@ def make_layers(root: Path) -> list[Path]:
     (top / "data/link").symlink_to("/etc/passwd")
     (top / "data/loop").symlink_to("loop")
     os.mkfifo(top / "data/fifo", 0o640)
+    for number, name in enumerate(("link", "loop", "fifo")):  # older than the copy by more than a tick of the clock
+        os.utime(top / "data" / name, ns=(0, 1_500_000_000 + number), follow_symlinks=False)
     (top / "alias").symlink_to("/../data")
     return [top, middle, low]
 
