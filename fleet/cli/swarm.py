@@ -10,7 +10,7 @@ from fleet.cli.app import App, pass_app
 from fleet.cli.render import echo
 from fleet.cli.swarm_backup import backup, restore
 from fleet.cli.swarm_ca import ca
-from fleet.cli.swarm_settings import DURATION, update_swarm
+from fleet.cli.swarm_settings import DURATION, EXTERNAL_CA, external_ca, update_swarm
 from fleet.cli.swarm_unlock import show_unlock_key, unlock, unlock_key
 
 Json = dict[str, Any]
@@ -71,6 +71,7 @@ def swarm() -> None:
 @click.option(
     "--task-history-limit", type=int, default=None, metavar="N", help="Ended tasks kept per slot (default 5)."
 )
+@EXTERNAL_CA
 @click.option("--force-new-cluster", is_flag=True, help="Begin again as the only manager, from the state on this host.")
 @pass_app
 def init(app: App, **flags: Any) -> None:
@@ -108,6 +109,9 @@ def _settings(spec: Json, flags: Json) -> Json:
         spec["Dispatcher"] = {**(spec.get("Dispatcher") or {}), "HeartbeatPeriod": flags["dispatcher_heartbeat"]}
     if flags["cert_expiry"] is not None:
         spec["CAConfig"] = {**(spec.get("CAConfig") or {}), "NodeCertExpiry": flags["cert_expiry"]}
+    if flags["external_ca"]:
+        external = [external_ca(text) for text in flags["external_ca"]]
+        spec["CAConfig"] = {**(spec.get("CAConfig") or {}), "ExternalCAs": external}
     if flags["autolock"] is not None:
         spec["EncryptionConfig"] = {"AutoLockManagers": flags["autolock"]}
     return spec
@@ -184,10 +188,11 @@ def leave(app: App, *, force: bool) -> None:
     "--dispatcher-heartbeat", type=DURATION, default=None, metavar="DURATION", help="Time between a node's heartbeats."
 )
 @click.option("--task-history-limit", type=int, default=None, metavar="N", help="Ended tasks kept per slot.")
+@EXTERNAL_CA
 @pass_app
 def update(app: App, **flags: Any) -> None:
     """Change settings of the swarm."""
-    if all(value is None for value in flags.values()):
+    if all(value in (None, ()) for value in flags.values()):
         raise click.UsageError("nothing to change; see the options")
     update_swarm(app, _settings(app.client.get("/swarm")["Spec"], flags))
     echo("Swarm updated.")

@@ -10,7 +10,7 @@ import click
 from fleet.cli import clock
 from fleet.cli.app import App, pass_app
 from fleet.cli.render import echo
-from fleet.cli.swarm_settings import DURATION, update_swarm
+from fleet.cli.swarm_settings import DURATION, EXTERNAL_CA, external_ca, update_swarm
 
 Json = dict[str, Any]
 
@@ -25,24 +25,32 @@ _LOOK_S: Final = 0.2
 )
 @click.option("--ca-key", type=click.File("r"), metavar="FILE", help="Its key (PEM).")
 @click.option("--cert-expiry", type=DURATION, default=None, metavar="DURATION", help="Validity of node certificates.")
+@EXTERNAL_CA
 @click.option("-d", "--detach", is_flag=True, help="Do not wait until all nodes have taken part.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @pass_app
 def ca(app: App, *, rotate: bool, ca_cert: TextIO | None, ca_key: TextIO | None, **flags: Any) -> None:
     """Show the root certificate of the swarm (PEM), or rotate it."""
     if not rotate:
-        if ca_cert or ca_key or flags["cert_expiry"] is not None or flags["detach"] or flags["quiet"]:
+        if ca_cert or ca_key or any(value not in (None, False, ()) for value in flags.values()):
             raise click.UsageError("these options only change something together with --rotate")
         swarm_now = app.client.get("/swarm")
         if swarm_now.get("RootRotationInProgress"):
             click.echo(str(_rotation_progress(app, swarm_now)), err=True)
         echo(str((swarm_now.get("TLSInfo") or {}).get("TrustRoot", "")).rstrip())
         return
-    if bool(ca_cert) != bool(ca_key):
-        raise click.UsageError("--ca-cert and --ca-key belong together")
+    external = [external_ca(text) for text in flags["external_ca"]]
+    if ca_key and not ca_cert:
+        raise click.UsageError("--ca-key is nothing without its certificate: --ca-cert")
+    if ca_cert and not ca_key and not external:
+        raise click.UsageError(
+            "--ca-cert needs the key as well (--ca-key), or an authority that has it (--external-ca)"
+        )
     wanted: Json = {}
-    if ca_cert and ca_key:
-        wanted = {"SigningCACert": _pem_of(ca_cert), "SigningCAKey": _pem_of(ca_key)}
+    if external:
+        wanted["ExternalCAs"] = external
+    if ca_cert:
+        wanted |= {"SigningCACert": _pem_of(ca_cert), "SigningCAKey": _pem_of(ca_key) if ca_key else ""}
     if flags["cert_expiry"] is not None:
         wanted["NodeCertExpiry"] = flags["cert_expiry"]
     before = app.client.get("/swarm")

@@ -135,7 +135,7 @@ def cluster_app(
     async def renew(request: Request) -> Response:
         peer = caller(request)
         csr = (await read_body(request, limit=_JOIN_LIMIT)).decode("ascii", errors="replace")
-        return Response(manager().admission.renew(csr, peer.node_id), media_type="application/x-pem-file")
+        return Response(await manager().admission.renew(csr, peer.node_id), media_type="application/x-pem-file")
 
     @app.post("/cluster/v1/leave")
     async def leave(request: Request) -> Response:

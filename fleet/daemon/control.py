@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from pathlib import Path
@@ -25,6 +24,7 @@ from fleet.daemon.config import DaemonConfig
 from fleet.daemon.events import EventLog
 from fleet.daemon.joining import KitRequest, ManagerKit
 from fleet.daemon.locks import Locks
+from fleet.daemon.node_identity import IdentityKeeper
 from fleet.daemon.own_state import OwnState, fetch_kit
 from fleet.daemon.service_logs import ServiceLogs
 from fleet.daemon.state_engine import choose_engine, erase_state
@@ -79,11 +79,10 @@ class Control:
         self._spawn = spawn
         self._own = OwnState(folder, clock, run_folder=config.exec_root / "etcd")
         self.locks = Locks(folder, self._own)
-        self._relock_identity: Callable[[bytes | None], Coroutine[Any, Any, None]] | None = None
         self._moving = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._state: Callable[[], SwarmState] | None = None
-        self._tls: Callable[[], ssl.SSLContext] | None = None
+        self._keeper: IdentityKeeper | None = None
         self._suspects_leader: Callable[[], bool] = lambda: False
         self._engine: Engine | None = None
         self.store: Store | None = None
@@ -127,14 +126,12 @@ class Control:
     async def begin(
         self,
         state: Callable[[], SwarmState],
-        tls: Callable[[], ssl.SSLContext],
+        keeper: IdentityKeeper,
         *,
         suspects_leader: Callable[[], bool],
-        relock_identity: Callable[[bytes | None], Coroutine[Any, Any, None]],
     ) -> None:
         """Be a manager, in a moment or as soon as the state can be opened. Raises ``UserError`` when it is another cluster's."""
-        self._state, self._tls, self._suspects_leader = state, tls, suspects_leader
-        self._relock_identity = relock_identity
+        self._state, self._keeper, self._suspects_leader = state, keeper, suspects_leader
         if not self._config.store:
             await self._own.remove_leftovers()
         opening = self._spawn(self._open(), "opening of the state")
@@ -148,25 +145,19 @@ class Control:
     async def _begin_again(self) -> None:
         await self.end()
         assert self._state is not None
-        assert self._tls is not None
-        assert self._relock_identity is not None
-        await self.begin(
-            self._state,
-            self._tls,
-            suspects_leader=self._suspects_leader,
-            relock_identity=self._relock_identity,
-        )
+        assert self._keeper is not None
+        await self.begin(self._state, self._keeper, suspects_leader=self._suspects_leader)
 
     async def _take(self) -> None:
         assert self._state is not None
-        assert self._tls is not None
-        state = self._state()
+        assert self._keeper is not None
+        state, keeper = self._state(), self._keeper
         own = f"{state.advertise_address}:{state.cluster_port}"
         others = [address for address in state.managers if address != own]
         if not (self._folder / "store.key").exists() and others:
             await self._equip_self(state, others)
         if self._keeps_own:
-            await self._own.ask_for_vote(others, self._tls(), peer=_peer(state))
+            await self._own.ask_for_vote(others, self._keeper.client_tls(), peer=_peer(state))
         self._engine, self.store = await self.open_state(state.cluster_id, state.node_id)
         role = ManagerRole(
             self.store,
@@ -177,8 +168,9 @@ class Control:
             has_external_store=bool(self._config.store),
             suspects_leader=self._suspects_leader,
             release=self._release,
+            identity=lambda: keeper.identity,
         )
-        self.logs = ServiceLogs(store=self.store, engine=self._containers, node_id=state.node_id, tls=self._tls)
+        self.logs = ServiceLogs(store=self.store, engine=self._containers, node_id=state.node_id, tls=keeper.client_tls)
         self.role = role
         if self._keeps_own:
             self._tasks.append(self._spawn(self._own.keep(), "etcd"))
@@ -188,14 +180,14 @@ class Control:
         self.error = ""
 
     async def _equip_self(self, state: SwarmState, others: list[str]) -> None:
-        assert self._tls is not None
+        assert self._keeper is not None
         if not self._config.store:
             try:
                 await asyncio.to_thread(find_etcd)
             except errors.UserError as cause:
                 raise errors.UnavailableError(f"this node is to be a manager: {cause}") from cause
         key = generate_request()
-        kit = await fetch_kit(others, self._tls(), key=key, peer=_peer(state))
+        kit = await fetch_kit(others, self._keeper.client_tls(), key=key, peer=_peer(state))
         if kit.member is not None:
             await self._own.settle_in(kit.member, key, node_id=state.node_id, peer=_peer(state))
         # Last: without it the next start asks for a kit again.
@@ -272,8 +264,8 @@ class Control:
                 for cluster in store.clusters.all():
                     wanted = parse_unlock_key(cluster.unlock_key) if cluster.unlock_key else None
                     if wanted != self.locks.passphrase:
-                        assert self._relock_identity is not None
-                        await self.locks.change(wanted, self._relock_identity)
+                        assert self._keeper is not None
+                        await self.locks.change(wanted, self._keeper.relock)
                 await changes.wait()
 
     # -- begun anew, kept elsewhere
@@ -340,7 +332,7 @@ class Control:
         store, state = self._open_store()
         engine = self._engine
         assert engine is not None
-        assert self._tls is not None
+        assert self._keeper is not None
         log.info("a second manager is coming: the state moves to an etcd")
         await self._own.begin_move(store, node_id=state.node_id, cluster_id=state.cluster_id, peer=_peer(state))
         try:

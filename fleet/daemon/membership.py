@@ -527,9 +527,8 @@ class Membership:
     async def _begin_control(self, active: _Active) -> None:
         await self._control.begin(
             lambda: active.state,
-            active.keeper.client_tls,
+            active.keeper,
             suspects_leader=lambda: not active.agent.session.connected.is_set(),
-            relock_identity=active.keeper.relock,
         )
 
     def _role_changed(self) -> None:

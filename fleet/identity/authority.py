@@ -25,7 +25,17 @@ from fleet.model.common import TlsInfo
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
 
-__all__ = ["NODE_DNS_NAME", "RootAuthority", "create_root", "import_root", "root_digest", "root_info"]
+__all__ = [
+    "NODE_DNS_NAME",
+    "RootAuthority",
+    "certificate_names",
+    "create_root",
+    "import_certificate",
+    "import_root",
+    "parse_request",
+    "root_digest",
+    "root_info",
+]
 
 ROOT_LIFETIME: Final = timedelta(days=20 * 365)
 CSR_BYTES_MAX: Final = 8 * 1024
@@ -38,10 +48,10 @@ NODE_DNS_NAME: Final = "fleet-node"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootAuthority:
-    """The root's key pair. Its bearer can make any identity of the cluster."""
+    """The root's key pair. Its bearer can make any identity of the cluster. Without the key an authority outside signs."""
 
     cert_pem: str
-    key_pem: str = field(repr=False)
+    key_pem: str = field(repr=False, default="")
 
     def issue(
         self,
@@ -59,7 +69,7 @@ class RootAuthority:
         The request proves possession of the key and says nothing else: its subject and extensions are ignored.
         Raises ``UserError`` for a request that is malformed, too large, not P-256 or not signed by its own key.
         """
-        request = _parse_request(csr_pem)
+        request = parse_request(csr_pem)
         key = _signing_key(self.key_pem)
         root = parse_certificate(self.cert_pem, what="root certificate")
         if lifetime <= timedelta(0):
@@ -78,7 +88,7 @@ class RootAuthority:
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,
             )
-            .add_extension(x509.SubjectAlternativeName(_names(node_id, addresses)), critical=False)
+            .add_extension(x509.SubjectAlternativeName(certificate_names(node_id, addresses)), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(request.public_key()), critical=False)
             .add_extension(_authority_key_identifier(root), critical=False)
         )
@@ -117,16 +127,29 @@ def import_root(cert_pem: str, key_pem: str, now: datetime) -> RootAuthority:
     """A root that somebody brings along (``swarm ca --rotate --ca-cert --ca-key``).
 
     Raises ``UserError`` unless it is one self-signed CA certificate, valid now, with its own key, ECDSA or RSA from 2048
-    bits. Whether OpenSSL accepts what it signs is proved by ``tls.prove_root``.
+    bits. Whether OpenSSL accepts what it signs is proved by ``tls.prove_identity``.
     """
-    root = parse_certificate(cert_pem, what="root certificate")
+    root = _authority_certificate(cert_pem, now)
     try:
         key = _signing_key(key_pem)
     except errors.InvariantError as cause:
         raise errors.UserError("root key: expected an unencrypted ECDSA or RSA key in PEM form") from cause
     if key.public_key() != root.public_key():
         raise errors.UserError("root key: not the key of the given certificate")
-    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < _RSA_BITS_MIN:
+    return RootAuthority(cert_pem=_pem(root), key_pem=key_pem)
+
+
+def import_certificate(cert_pem: str, now: datetime) -> RootAuthority:
+    """The same without the key: an authority outside the cluster has it, and signs. Raises ``UserError``."""
+    return RootAuthority(cert_pem=_pem(_authority_certificate(cert_pem, now)))
+
+
+def _authority_certificate(cert_pem: str, now: datetime) -> x509.Certificate:
+    root = parse_certificate(cert_pem, what="root certificate")
+    key = root.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
+        raise errors.UserError("root certificate: its key is neither ECDSA nor RSA")
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < _RSA_BITS_MIN:
         raise errors.UserError(f"root key: {key.key_size} bits RSA, at least {_RSA_BITS_MIN}")
     try:
         root.verify_directly_issued_by(root)
@@ -139,7 +162,7 @@ def import_root(cert_pem: str, key_pem: str, now: datetime) -> RootAuthority:
         raise errors.UserError(
             f"root certificate: valid from {root.not_valid_before_utc} to {root.not_valid_after_utc}, now is {now}"
         )
-    return RootAuthority(cert_pem=_pem(root), key_pem=key_pem)
+    return root
 
 
 def root_info(cert_pem: str) -> TlsInfo:
@@ -158,7 +181,8 @@ def root_digest(cert_pem: str) -> bytes:
     return parse_certificate(cert_pem, what="root certificate").fingerprint(hashes.SHA256())
 
 
-def _parse_request(csr_pem: str) -> x509.CertificateSigningRequest:
+def parse_request(csr_pem: str) -> x509.CertificateSigningRequest:
+    """A node's signing request. Raises ``UserError`` unless it is one for a P-256 key, signed by that key."""
     if len(csr_pem) > CSR_BYTES_MAX:
         raise errors.TooLargeError(f"certificate request: {len(csr_pem)} bytes, at most {CSR_BYTES_MAX}")
     try:
@@ -195,7 +219,8 @@ def _authority_key_identifier(root: x509.Certificate) -> x509.AuthorityKeyIdenti
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
-def _names(node_id: NodeId, addresses: Sequence[str]) -> list[x509.GeneralName]:
+def certificate_names(node_id: NodeId, addresses: Sequence[str]) -> list[x509.GeneralName]:
+    """What a node's certificate is good for: its id, the name of all nodes, its addresses. Raises ``UserError``."""
     if len(addresses) > ADDRESSES_MAX:
         raise errors.UserError(f"certificate: {len(addresses)} addresses, at most {ADDRESSES_MAX}")
     names: list[x509.GeneralName] = [x509.DNSName(node_id), x509.DNSName(NODE_DNS_NAME)]

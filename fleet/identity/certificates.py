@@ -17,7 +17,15 @@ from fleet import errors
 from fleet.model.ids import ClusterId, NodeId, is_id
 from fleet.model.node import NodeRole
 
-__all__ = ["BACKDATE", "PeerIdentity", "parse_certificate", "read_subject", "renewal_instant", "subject_name"]
+__all__ = [
+    "BACKDATE",
+    "PeerIdentity",
+    "parse_certificate",
+    "read_subject",
+    "renewal_instant",
+    "subject_fields",
+    "subject_name",
+]
 
 BACKDATE: Final = timedelta(hours=1)
 """Certificates begin this long before they are made, so that hosts whose clocks lag accept them (SwarmKit: the same)."""
@@ -48,6 +56,11 @@ def subject_name(*, node_id: NodeId, role: NodeRole, cluster_id: ClusterId) -> x
             x509.NameAttribute(NameOID.COMMON_NAME, node_id),
         ]
     )
+
+
+def subject_fields(*, node_id: NodeId, role: NodeRole, cluster_id: ClusterId) -> dict[str, object]:
+    """The same subject as CFSSL is told it."""
+    return {"CN": node_id, "names": [{"O": cluster_id, "OU": _ROLE_UNITS[role]}]}
 
 
 def parse_certificate(pem: str, *, what: str) -> x509.Certificate:

@@ -22,7 +22,15 @@ from fleet.identity.keys import NodeIdentity
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
 
-__all__ = ["client_context", "insecure_context", "pinned_context", "prove_identity", "server_context", "verify_peer"]
+__all__ = [
+    "client_context",
+    "insecure_context",
+    "pinned_context",
+    "present_identity",
+    "prove_identity",
+    "server_context",
+    "verify_peer",
+]
 
 ClientCertificates = Literal["optional", "required"]
 _ANY_NAME: Final = "fleet-node"
@@ -35,7 +43,7 @@ def server_context(identity: NodeIdentity, *, client_certificates: ClientCertifi
     context.num_tickets = 0
     _trust(context, identity.ca_pem)
     context.verify_mode = ssl.CERT_REQUIRED if client_certificates == "required" else ssl.CERT_OPTIONAL
-    _present(context, identity)
+    present_identity(context, identity)
     return context
 
 
@@ -46,7 +54,7 @@ def client_context(identity: NodeIdentity, expect_cluster: ClusterId | None = No
             f"this node's identity is of cluster {identity.cluster_id}, expected {expect_cluster}"
         )
     context = pinned_context(identity.ca_pem)
-    _present(context, identity)
+    present_identity(context, identity)
     return context
 
 
@@ -133,7 +141,8 @@ def prove_identity(identity: NodeIdentity) -> None:
     raise errors.InvariantError("a handshake in memory did not end")
 
 
-def _present(context: ssl.SSLContext, identity: NodeIdentity) -> None:
+def present_identity(context: ssl.SSLContext, identity: NodeIdentity) -> None:
+    """Let connections of the context show this node's certificate."""
     descriptor = os.memfd_create("node-identity", os.MFD_CLOEXEC)
     with os.fdopen(descriptor, "wb") as file:
         file.write(f"{identity.key_pem}\n{identity.cert_pem}".encode())

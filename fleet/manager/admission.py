@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 import msgspec
 
 from fleet import errors
 from fleet.clock import Clock
-from fleet.identity.authority import create_root, root_info
+from fleet.identity.authority import RootAuthority, create_root, import_certificate, import_root, root_info
 from fleet.identity.keys import KeyRequest, NodeIdentity, make_identity
 from fleet.identity.tokens import UNLOCK_BYTES, make_unlock_key, token_role
 from fleet.logs import get_logger
+from fleet.manager.external_ca import check_external
 from fleet.manager.managers import MANAGERS_MAX, certified_role, change_node
 from fleet.manager.root_rotation import new_tokens, signing_root, trusted_roots
-from fleet.model.cluster import DEFAULT_CERT_EXPIRY_NS, ROOT_AUTHORITY, Authority, Cluster, SwarmSpec
-from fleet.model.defaults import nanoseconds
+from fleet.manager.signing import Signing
+from fleet.model.cluster import ROOT_AUTHORITY, Authority, CaConfig, Cluster, SwarmSpec
 from fleet.model.ids import ClusterId, NetworkId, NodeId
 from fleet.model.network import INGRESS_NETWORK_NAME, Network, NetworkSpec
 from fleet.model.node import (
@@ -74,10 +75,6 @@ class JoinAnswer(msgspec.Struct, frozen=True, kw_only=True):
     managers: tuple[str, ...]
 
 
-def _lifetime(spec: SwarmSpec) -> timedelta:
-    return nanoseconds(spec.ca_config.node_cert_expiry_ns or DEFAULT_CERT_EXPIRY_NS)
-
-
 async def found_cluster(
     store: Store,
     clock: Clock,
@@ -95,18 +92,24 @@ async def found_cluster(
     address_pools: tuple[str, ...],
     subnet_size: int,
 ) -> NodeIdentity:
-    """``swarm init``: root, tokens, cluster object, ingress network and the first manager's node, in one transaction."""
+    """``swarm init``: root, tokens, cluster object, ingress network and the first manager's node, in one transaction.
+
+    Raises ``UserError`` for settings of the root that cannot serve, ``UnavailableError`` when an external CA does not sign.
+    """
     now = clock.now()
-    root = create_root(cluster_id, now)
-    certificate = root.issue(
+    root = _founding_root(cluster_id, spec.ca_config, now)
+    certificate = await Signing(clock).issue(
+        root,
         key.csr_pem,
+        config=spec.ca_config,
+        trusted_pem=root.cert_pem,
         node_id=node_id,
         role=NodeRole.MANAGER,
         cluster_id=cluster_id,
-        lifetime=_lifetime(spec),
-        now=now,
         addresses=(address,),
     )
+    public = msgspec.structs.replace(spec.ca_config, signing_ca_cert="", signing_ca_key="")
+    spec = msgspec.structs.replace(spec, ca_config=public)
     cluster = Cluster(
         id=cluster_id,
         spec=spec,
@@ -134,6 +137,23 @@ async def found_cluster(
     transaction = Transaction().create(cluster).create(authority).create(node).create(ingress)
     await store.commit(transaction)
     return make_identity(cert_pem=certificate, key_pem=key.key_pem, ca_pem=root.cert_pem)
+
+
+def _founding_root(cluster_id: ClusterId, config: CaConfig, now: datetime) -> RootAuthority:
+    check_external(config.external_cas)
+    if config.signing_ca_key:
+        if not config.signing_ca_cert:
+            raise errors.UserError("a root key was given without its certificate")
+        return import_root(config.signing_ca_cert, config.signing_ca_key, now)
+    given = config.signing_ca_cert or next((ca.ca_cert for ca in config.external_cas if ca.ca_cert), "")
+    if given:
+        return import_certificate(given, now)
+    if config.external_cas:
+        raise errors.UserError(
+            "a swarm that begins with an external CA needs the root certificate which that signs for: "
+            "--external-ca protocol=cfssl,url=...,cacert=FILE"
+        )
+    return create_root(cluster_id, now)
 
 
 def _sole_manager(
@@ -166,13 +186,14 @@ async def take_over_cluster(
     authority = store.authorities.get(ROOT_AUTHORITY)
     if cluster is None or authority is None:
         raise errors.UserError("the backup holds no cluster: its cluster object or root key is missing")
-    certificate = signing_root(authority).issue(
+    certificate = await Signing(clock).issue(
+        signing_root(authority),
         key.csr_pem,
+        config=cluster.spec.ca_config,
+        trusted_pem=trusted_roots(authority),
         node_id=node_id,
         role=NodeRole.MANAGER,
         cluster_id=cluster.id,
-        lifetime=_lifetime(cluster.spec),
-        now=now,
         addresses=(address,),
     )
     node = _sole_manager(node_id, hostname, address=address, cluster_addr=cluster_addr, now=now)
@@ -194,8 +215,8 @@ async def release_other_managers(store: Store, clock: Clock, *, own: NodeId) -> 
 
 
 class Admission:
-    """The managers' gate. ``managers`` are the cluster addresses a new node is told; ``has_external_store``:
-    the state is in an etcd of the operator's, which a new manager must have been told of."""
+    """The managers' gate. ``signing``: who signs certificates; ``managers`` are the cluster addresses a new node is told;
+    ``has_external_store``: the state is in an etcd of the operator's, which a new manager must have been told of."""
 
     def __init__(
         self,
@@ -203,12 +224,14 @@ class Admission:
         clock: Clock,
         new_id: Callable[[], str],
         *,
+        signing: Signing,
         managers: Callable[[], tuple[str, ...]],
         has_external_store: bool,
     ) -> None:
         self._store = store
         self._clock = clock
         self._new_id = new_id
+        self._signing = signing
         self._managers = managers
         self._has_external_store = has_external_store
 
@@ -239,7 +262,7 @@ class Admission:
             raise errors.UserError("join request: hostname or labels are missing or too long")
         now = self._clock.now()
         node_id = NodeId(self._new_id())
-        certificate = self._certificate(request.csr_pem, node_id=node_id, role=role, address=request.address)
+        certificate = await self._certificate(request.csr_pem, node_id=node_id, role=role, address=request.address)
         node = Node(
             id=node_id,
             created_at=now,
@@ -276,22 +299,28 @@ class Admission:
                 f"this cluster has {count} managers already, the most that make sense: join as a worker"
             )
 
-    def _certificate(self, csr_pem: str, *, node_id: NodeId, role: NodeRole, address: str) -> str:
-        cluster = self.cluster()
-        return signing_root(self._authority()).issue(
+    async def _certificate(self, csr_pem: str, *, node_id: NodeId, role: NodeRole, address: str) -> str:
+        cluster, authority = self.cluster(), self._authority()
+        return await self._signing.issue(
+            signing_root(authority),
             csr_pem,
+            config=cluster.spec.ca_config,
+            trusted_pem=trusted_roots(authority),
             node_id=node_id,
             role=role,
             cluster_id=cluster.id,
-            lifetime=_lifetime(cluster.spec),
-            now=self._clock.now(),
             addresses=(address,) if address else (),
         )
 
-    def renew(self, csr_pem: str, node_id: NodeId) -> str:
-        """A fresh certificate for a member, in its present role. Raises ``ForbiddenError`` for one that is none."""
+    async def renew(self, csr_pem: str, node_id: NodeId) -> str:
+        """A fresh certificate for a member, in its present role. Raises ``ForbiddenError`` for one that is none, and
+        ``UnavailableError`` when its role changed meanwhile, or an external authority gives no certificate."""
         node = self.member(node_id)
-        return self._certificate(csr_pem, node_id=node_id, role=certified_role(node), address=node.status.addr)
+        role = certified_role(node)
+        certificate = await self._certificate(csr_pem, node_id=node_id, role=role, address=node.status.addr)
+        if certified_role(self.member(node_id)) is not role:  # an external authority takes its time
+            raise errors.UnavailableError(f"node {node_id} was given another role meanwhile", retry_after_s=1)
+        return certificate
 
     def member(self, node_id: NodeId) -> Node:
         """The node, if it is one of the cluster. Raises ``ForbiddenError`` otherwise: its certificate is cut off."""

@@ -16,15 +16,18 @@ from typing import Any, Final
 
 from fleet import errors
 from fleet.clock import Clock
+from fleet.identity.keys import NodeIdentity
 from fleet.logs import get_logger
 from fleet.manager.admission import Admission
 from fleet.manager.allocator import Allocator
 from fleet.manager.control import ControlApi
 from fleet.manager.dispatcher import Dispatcher, Tolerances
+from fleet.manager.external_ca import ExternalAuthority
 from fleet.manager.leadership import Leader, Leadership, is_refused
 from fleet.manager.loops import ManagersLoop, OrchestratorLoop, ReaperLoop, RotationLoop, SchedulerLoop
 from fleet.manager.majority import Majority
 from fleet.manager.managers import MANAGERS_MAX, manager_addresses
+from fleet.manager.signing import Signing
 from fleet.model.ids import ID_ENTROPY_BYTES, NodeId, encode_id
 from fleet.model.node import Node, NodeRole
 from fleet.store import EngineFailedError, Store
@@ -55,7 +58,7 @@ def new_id(entropy: Callable[[int], bytes] = os.urandom) -> str:
 class ManagerRole:
     """Built on an open store; ``run`` until cancelled. ``suspects_leader``: whether this host's own session is broken;
     ``release``: frees the state engine of a node that is to manage no more; ``probe``: as for ``Leadership``; ``entropy(n)``:
-    n random bytes."""
+    n random bytes; ``identity``: this node's, shown to an external certificate authority."""
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class ManagerRole:
         tolerances: Tolerances | None = None,
         probe: Callable[[str], Awaitable[bool]] = is_refused,
         entropy: Callable[[int], bytes] = os.urandom,
+        identity: Callable[[], NodeIdentity | None] = lambda: None,
     ) -> None:
         self.store = store
         self.node_id = node_id
@@ -91,14 +95,21 @@ class ManagerRole:
             probe=probe,
         )
         self.majority = Majority(engine, clock)
+        signing = Signing(clock, ExternalAuthority(clock, identity=identity))
         self.admission = Admission(
-            store, clock, self._new_id, managers=self.addresses, has_external_store=has_external_store
+            store,
+            clock,
+            self._new_id,
+            signing=signing,
+            managers=self.addresses,
+            has_external_store=has_external_store,
         )
         self.control = ControlApi(
             store,
             clock,
             entropy,
             rotate_token=self.admission.rotate_token,
+            signing=signing,
             managers_max=MANAGERS_MAX,
         )
 

@@ -16,20 +16,17 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import datetime
 
 import msgspec
 
 from fleet import errors
 from fleet.api import dispatch
-from fleet.identity.authority import RootAuthority, create_root, import_root, root_info
-from fleet.identity.keys import generate_request, make_identity
-from fleet.identity.tls import prove_identity
+from fleet.identity.authority import RootAuthority, create_root, import_certificate, import_root, root_info
 from fleet.identity.tokens import SECRET_BYTES, make_token
+from fleet.manager.external_ca import external_cas_of
 from fleet.model.cluster import ROOT_AUTHORITY, Authority, CaConfig, Cluster, JoinTokens, RootRotation
-from fleet.model.ids import NodeId
-from fleet.model.node import Node, NodeRole
+from fleet.model.node import Node
 from fleet.store import Store, Transaction
 
 __all__ = [
@@ -41,10 +38,8 @@ __all__ = [
     "signing_root",
     "trust_of",
     "trusted_roots",
+    "wanted_root",
 ]
-
-_PROOF_LIFETIME: Final = timedelta(days=10 * 365)
-"""Long, as the handshake goes by the host's wall clock and not by the manager's ``Clock``; the key is thrown away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,29 +91,43 @@ def trust_of(store: Store) -> dispatch.Trust | None:
     )
 
 
-def begin_rotation(
-    cluster: Cluster, authority: Authority, config: CaConfig, now: datetime
-) -> tuple[Cluster, Authority]:
-    """Both objects as they should be written for a rotation to the root that ``config`` brings, or to a fresh one.
+def wanted_root(cluster: Cluster, authority: Authority, config: CaConfig, now: datetime) -> RootAuthority:
+    """The root that ``config`` brings, or a fresh one. Without a key an authority outside must sign for it.
 
-    Raises ``ConflictError`` while another goes on, ``UserError`` for a root that cannot serve.
+    Raises ``ConflictError`` while a rotation goes on, ``UserError`` for a root that cannot serve.
     """
     if authority.rotation is not None:
         raise errors.ConflictError(
             "the root certificate is being rotated already: see 'fleet swarm ca'; nodes that are down hold it up until "
             "they return or are removed (fleet node rm)"
         )
-    if config.signing_ca_cert:
-        if not config.signing_ca_key:
-            raise errors.UserError("rotating to a given root certificate needs its key as well (--ca-key)")
-        root = import_root(config.signing_ca_cert, config.signing_ca_key, now)
-    elif config.signing_ca_key:
-        raise errors.UserError("a root key was given without its certificate (--ca-cert)")
-    else:
-        root = create_root(cluster.id, now)
+    if not config.signing_ca_cert:
+        if config.signing_ca_key:
+            raise errors.UserError("a root key was given without its certificate (--ca-cert)")
+        return create_root(cluster.id, now)
+    if config.signing_ca_key:
+        return import_root(config.signing_ca_cert, config.signing_ca_key, now)
+    root = import_certificate(config.signing_ca_cert, now)
+    if not external_cas_of(config.external_cas, root_pem=root.cert_pem, present_root_pem=authority.certificate_pem):
+        raise errors.UserError(
+            "rotating to a given root certificate needs its key as well (--ca-key), or an authority that has it: "
+            "--external-ca protocol=cfssl,url=...,cacert=FILE with the same certificate"
+        )
+    return root
+
+
+def begin_rotation(
+    cluster: Cluster, authority: Authority, root: RootAuthority, now: datetime
+) -> tuple[Cluster, Authority]:
+    """Both objects as they should be written for a rotation to ``root``. When that is the present one, only its key changes
+    hands: into the state, or out of it to an external authority. Raises ``UserError`` if not even that."""
     if root_info(root.cert_pem) == root_info(authority.certificate_pem):
-        raise errors.UserError("the given root certificate is the present one: nothing to rotate")
-    _prove(root, cluster, now)
+        if root.key_pem == authority.key_pem:
+            raise errors.UserError("the given root certificate is the present one: nothing to rotate")
+        return (
+            msgspec.structs.replace(cluster, updated_at=now),
+            msgspec.structs.replace(authority, key_pem=root.key_pem, updated_at=now),
+        )
     # As Swarm: the issuer shown is the wanted one from the start, the trust root changes at the end.
     shown = msgspec.structs.replace(root_info(root.cert_pem), trust_root=cluster.tls_info.trust_root)
     return (
@@ -129,19 +138,6 @@ def begin_rotation(
             updated_at=now,
         ),
     )
-
-
-def _prove(root: RootAuthority, cluster: Cluster, now: datetime) -> None:
-    key = generate_request()
-    certificate = root.issue(
-        key.csr_pem,
-        node_id=NodeId(cluster.id),
-        role=NodeRole.WORKER,
-        cluster_id=cluster.id,
-        lifetime=_PROOF_LIFETIME,
-        now=now,
-    )
-    prove_identity(make_identity(cert_pem=certificate, key_pem=key.key_pem, ca_pem=root.cert_pem))
 
 
 def rotation_state(authority: Authority, nodes: Iterable[Node]) -> RotationState | None:

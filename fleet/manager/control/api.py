@@ -12,6 +12,7 @@ from fleet.manager.control.networks import NetworkControl
 from fleet.manager.control.nodes import NodeControl
 from fleet.manager.control.services import ServiceControl
 from fleet.manager.control.tasks import TaskControl
+from fleet.manager.signing import Signing
 from fleet.store import Store
 
 __all__ = ["ControlApi"]
@@ -21,7 +22,8 @@ class ControlApi:
     """On the leader, over its store. Reads are plain calls that see the tables as they are; writes are coroutines that
     return once the change is durable and visible.
 
-    ``entropy(n)`` gives n random bytes; ``rotate_token`` replaces a role's join token; ``managers_max`` is how many
+    ``entropy(n)`` gives n random bytes; ``rotate_token`` replaces a role's join token; ``signing`` is
+    who signs certificates; ``managers_max`` is how many
     managers the state engine serves.
     """
 
@@ -32,6 +34,7 @@ class ControlApi:
         entropy: Callable[[int], bytes],
         *,
         rotate_token: RotateToken | None = None,
+        signing: Signing | None = None,
         managers_max: int = 1,
     ) -> None:
         context = Context(store, clock, entropy)
@@ -42,4 +45,4 @@ class ControlApi:
         self.networks = NetworkControl(context)
         self.secrets = SecretControl(context)
         self.configs = ConfigControl(context)
-        self.cluster = ClusterControl(context, rotate_token=rotate_token)
+        self.cluster = ClusterControl(context, rotate_token=rotate_token, signing=signing or Signing(clock))

@@ -8,11 +8,14 @@ from typing import Final
 import msgspec
 
 from fleet import errors
+from fleet.identity.authority import RootAuthority
 from fleet.identity.tokens import UNLOCK_BYTES, make_unlock_key
 from fleet.manager.control.context import Context, required_version
 from fleet.manager.control.service_spec import check_labels
-from fleet.manager.root_rotation import begin_rotation
-from fleet.model.cluster import ROOT_AUTHORITY, Cluster, SwarmSpec
+from fleet.manager.external_ca import check_external
+from fleet.manager.root_rotation import begin_rotation, trusted_roots, wanted_root
+from fleet.manager.signing import Signing
+from fleet.model.cluster import ROOT_AUTHORITY, Authority, Cluster, SwarmSpec
 from fleet.model.common import SECOND_NS, Version
 from fleet.model.node import NodeRole
 from fleet.store import Transaction
@@ -27,10 +30,11 @@ _HISTORY_MAX: Final = 1000
 
 
 class ClusterControl:
-    """``rotate_token`` replaces one role's join token in the store."""
+    """``rotate_token`` replaces one role's join token in the store; ``signing`` tries out who is to sign certificates."""
 
-    def __init__(self, context: Context, *, rotate_token: RotateToken | None) -> None:
+    def __init__(self, context: Context, *, rotate_token: RotateToken | None, signing: Signing) -> None:
         self._context = context
+        self._signing = signing
         self._store = context.store
         self._rotate_token = rotate_token
 
@@ -50,8 +54,8 @@ class ClusterControl:
         rotate_manager_token: bool = False,
         rotate_unlock_key: bool = False,
     ) -> Cluster:
-        """Write the settings, then rotate. Raises ``UserError``, ``UnsupportedError``, ``OutOfSequenceError``, and
-        ``ConflictError`` while the root is being rotated already."""
+        """Write the settings, then rotate. Raises ``UserError``, ``UnsupportedError``, ``OutOfSequenceError``,
+        ``ConflictError`` while the root is being rotated already, and ``UnavailableError`` when an external CA does not sign."""
         read_at = required_version(version, what="swarm")
         cluster = self.find()
         _check(cluster.spec, spec)
@@ -66,8 +70,9 @@ class ClusterControl:
         ]
         if rotated and self._rotate_token is None:
             raise errors.UnsupportedError("this manager cannot rotate join tokens")
-        tx = self._rotate_root(cluster, spec, read_at) if _wants_other_root(cluster.spec, spec) else None
+        tx = await self._rotate_root(cluster, spec, read_at) if _wants_other_root(cluster.spec, spec) else None
         if tx is None:
+            await self._try_external(cluster, spec)
             key = self._unlock_key(cluster, spec, rotate=rotate_unlock_key)
             changed = msgspec.structs.replace(
                 cluster, spec=spec, unlock_key=key, version=read_at, updated_at=self._context.now()
@@ -87,15 +92,41 @@ class ClusterControl:
             return cluster.unlock_key
         return make_unlock_key(self._context.entropy(UNLOCK_BYTES))
 
-    def _rotate_root(self, cluster: Cluster, spec: SwarmSpec, read_at: Version) -> Transaction:
+    def _authority(self) -> Authority:
         authority = self._store.authorities.get(ROOT_AUTHORITY)
         if authority is None:
             raise errors.UnavailableError("the certificate authority is not loaded yet", retry_after_s=1)
-        changed, rotating = begin_rotation(cluster, authority, spec.ca_config, self._context.now())
+        return authority
+
+    async def _rotate_root(self, cluster: Cluster, spec: SwarmSpec, read_at: Version) -> Transaction:
+        authority, config = self._authority(), spec.ca_config
+        root = wanted_root(cluster, authority, config, self._context.now())
+        changed, rotating = begin_rotation(cluster, authority, root, self._context.now())
+        await self._signing.prove(
+            root, config=config, trusted_pem=f"{trusted_roots(authority)}\n{root.cert_pem}", cluster_id=cluster.id
+        )
+        # An authority that names no root signs for the one that is present now, not for the one that will be.
+        cas = tuple(
+            ca if ca.ca_cert else msgspec.structs.replace(ca, ca_cert=authority.certificate_pem)
+            for ca in config.external_cas
+        )
         # The key lives in the authority alone; no read of the settings may show it.
-        public = msgspec.structs.replace(spec.ca_config, signing_ca_cert="", signing_ca_key="")
+        public = msgspec.structs.replace(config, external_cas=cas, signing_ca_cert="", signing_ca_key="")
         spec = msgspec.structs.replace(spec, ca_config=public)
         return Transaction().replace(msgspec.structs.replace(changed, spec=spec, version=read_at)).replace(rotating)
+
+    async def _try_external(self, cluster: Cluster, spec: SwarmSpec) -> None:
+        """Other external authorities than before: somebody must sign afterwards, now and when a rotation is through."""
+        config = spec.ca_config
+        if config.external_cas == cluster.spec.ca_config.external_cas:
+            return
+        authority = self._authority()
+        roots = [RootAuthority(cert_pem=authority.certificate_pem, key_pem=authority.key_pem)]
+        if authority.rotation is not None:
+            rotation = authority.rotation
+            roots.append(RootAuthority(cert_pem=rotation.certificate_pem, key_pem=rotation.key_pem))
+        for root in roots:
+            await self._signing.prove(root, config=config, trusted_pem=trusted_roots(authority), cluster_id=cluster.id)
 
 
 def _wants_other_root(before: SwarmSpec, after: SwarmSpec) -> bool:
@@ -115,8 +146,7 @@ def _check(before: SwarmSpec, after: SwarmSpec) -> None:
     expiry_ns = after.ca_config.node_cert_expiry_ns
     if expiry_ns and expiry_ns < _CERT_EXPIRY_MIN_NS:
         raise errors.UserError("CAConfig.NodeCertExpiry cannot be less than 1 hour")
-    if after.ca_config.external_cas:
-        raise errors.UnsupportedError("external certificate authorities (CAConfig.ExternalCAs) are not supported")
+    check_external(after.ca_config.external_cas)
     if after.raft != before.raft:
         raise errors.UnsupportedError("Raft settings cannot be changed: the embedded state engine has none")
     if after.task_defaults != before.task_defaults:

@@ -320,7 +320,6 @@ def test_docker_pys_partial_swarm_update_keeps_the_rest(run) -> None:
     ("body", "words"),
     [
         ({"Raft": {"SnapshotInterval": 5}}, "Raft"),
-        ({"CAConfig": {"ExternalCAs": [{"Protocol": "cfssl", "URL": "https://ca:1/sign"}]}}, "external"),
         ({"TaskDefaults": {"LogDriver": {"Name": "none"}}}, "LogDriver"),
     ],
 )

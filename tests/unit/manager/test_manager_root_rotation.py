@@ -21,6 +21,7 @@ from fleet.manager.root_rotation import (
     signing_root,
     trust_of,
     trusted_roots,
+    wanted_root,
 )
 from fleet.model.cluster import Authority, CaConfig, Cluster
 from fleet.model.common import TlsInfo
@@ -64,7 +65,8 @@ class World:
         return next(iter(self.store.authorities.all()))
 
     async def begin(self, config: CaConfig | None = None) -> None:
-        cluster, authority = begin_rotation(self.cluster, self.authority, config or CaConfig(), NOW)
+        root = wanted_root(self.cluster, self.authority, config or CaConfig(), NOW)
+        cluster, authority = begin_rotation(self.cluster, self.authority, root, NOW)
         await self.store.commit(Transaction().replace(cluster).replace(authority))
 
     async def step(self) -> bool:
