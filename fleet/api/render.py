@@ -236,6 +236,11 @@ def swarm_json(cluster: Cluster) -> Json:
         "TaskDefaults": to_builtins(spec.task_defaults),
         "EncryptionConfig": {"AutoLockManagers": spec.encryption_config.auto_lock_managers},
     }
+    result["SealingKey"] = {
+        "Digest": cluster.sealing_key_digest,
+        "RotatedAt": to_builtins(cluster.sealing_key_rotated_at) or "",
+        "RotationInProgress": cluster.sealing_key_rotation_in_progress,
+    }
     result["TLSInfo"] = {
         "TrustRoot": cluster.tls_info.trust_root,
         "CertIssuerSubject": cluster.tls_info.cert_issuer_subject,

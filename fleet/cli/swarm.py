@@ -11,7 +11,7 @@ from fleet.cli.render import echo
 from fleet.cli.swarm_backup import backup, restore
 from fleet.cli.swarm_ca import ca
 from fleet.cli.swarm_settings import DURATION, EXTERNAL_CA, external_ca, update_swarm
-from fleet.cli.swarm_unlock import show_unlock_key, unlock, unlock_key
+from fleet.cli.swarm_unlock import sealing_key, show_unlock_key, unlock, unlock_key
 
 Json = dict[str, Any]
 
@@ -205,3 +205,4 @@ swarm.add_command(backup)
 swarm.add_command(restore)
 swarm.add_command(unlock)
 swarm.add_command(unlock_key)
+swarm.add_command(sealing_key)

@@ -1,4 +1,4 @@
-"""``fleet swarm unlock`` and ``unlock-key``: managers whose keys on disk are locked (autolock)."""
+"""``fleet swarm unlock``, ``unlock-key`` and ``sealing-key``: what managers' disks tell whoever copies them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import sys
 import click
 
 from fleet import errors
+from fleet.cli import clock
 from fleet.cli.app import App, pass_app
 from fleet.cli.render import echo
 from fleet.cli.swarm_settings import update_swarm
 
 _KEY_MAX = 4096
+_LOOK_S = 0.2
 
 
 @click.command()
@@ -57,3 +59,39 @@ def show_unlock_key(app: App, *, quiet: bool = False) -> None:
     echo(
         "Remember to store this key in a password manager, since without it you\nwill not be able to restart the manager."
     )
+
+
+@click.command("sealing-key")
+@click.option("--rotate", is_flag=True, help="Make a new key, and write again what lies there with the old one.")
+@click.option("-d", "--detach", is_flag=True, help="Do not wait until that is done.")
+@pass_app
+def sealing_key(app: App, *, rotate: bool, detach: bool) -> None:
+    """Tell of the key that secrets are encrypted with in the managers' state (never the key), or rotate it."""
+    if detach and not rotate:
+        raise click.UsageError("--detach changes something only together with --rotate")
+    if rotate:
+        update_swarm(app, rotateSealingKey=True)
+        said = None
+        while not detach and (now := app.client.get("/swarm")).get("SealingKey", {}).get("RotationInProgress"):
+            if (progress := _rotation_progress(app)) != said:
+                click.echo(progress, err=True)
+            said = progress
+            clock.sleep(_LOOK_S)
+    now = app.client.get("/swarm").get("SealingKey") or {}
+    since = f"since {now['RotatedAt']}" if now.get("RotatedAt") else "from the beginning of this swarm"
+    name = now.get("Digest") or "the first one"
+    echo(
+        f"Secrets are sealed with key {name}, {since}."
+        if now.get("Digest")
+        else f"Secrets are sealed with {name}, {since}."
+    )
+    if now.get("RotationInProgress"):
+        echo(f"A new key is on its way: {_rotation_progress(app)}")
+
+
+def _rotation_progress(app: App) -> str:
+    managers = [node for node in app.client.get("/nodes") if node["Spec"]["Role"] == "manager"]
+    keys = [(node.get("ManagerStatus") or {}).get("SealingKey", "") for node in managers]
+    down = sorted(n["Description"]["Hostname"] for n in managers if n["Status"]["State"] == "down")
+    waits = f"; down: {', '.join(down)} (start, demote or remove them)" if down else ""
+    return f"{len(managers)} managers, {len(set(keys) - {''})} different keys known to them{waits}"

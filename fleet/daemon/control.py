@@ -17,6 +17,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from fleet import errors
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
@@ -34,7 +36,10 @@ from fleet.identity.keys import generate_request
 from fleet.identity.tokens import parse_unlock_key
 from fleet.logs import get_logger
 from fleet.manager.admission import release_other_managers
+from fleet.manager.managers import change_node
 from fleet.manager.role import ManagerRole
+from fleet.manager.sealing_rotation import next_sealing_key
+from fleet.model.cluster import SEALING_AUTHORITY
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import Node
 from fleet.store import Kind, Store
@@ -50,6 +55,7 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
 
 _REOPEN_FIRST_S: Final = 1.0
 _REOPEN_MAX_S: Final = 15.0
+_RETRY_S: Final = 1.0
 _PATIENCE_S: Final = 3.0
 """For how long a start of the daemon waits for the state; then it goes on opening while everything else begins."""
 
@@ -85,6 +91,7 @@ class Control:
         self._keeper: IdentityKeeper | None = None
         self._suspects_leader: Callable[[], bool] = lambda: False
         self._engine: Engine | None = None
+        self._sealer: AesSealer | None = None
         self.store: Store | None = None
         self.role: ManagerRole | None = None
         self.logs: ServiceLogs | None = None
@@ -118,7 +125,8 @@ class Control:
             await engine.start()
             if entries is not None:
                 await put_into(engine, entries)
-            return engine, await Store.open(engine, sealer=AesSealer(key))
+            self._sealer = AesSealer(key)
+            return engine, await Store.open(engine, sealer=self._sealer)
         except BaseException:
             await engine.close()
             raise
@@ -174,7 +182,7 @@ class Control:
         self.role = role
         if self._keeps_own:
             self._tasks.append(self._spawn(self._own.keep(), "etcd"))
-        self._tasks.append(self._spawn(self._follow_lock(self.store), "lock"))
+        self._tasks.append(self._spawn(self._follow_keys(self.store, state.node_id), "keys"))
         self._tasks.append(self._spawn(role.run(), "manager"))
         self._tasks.append(self._spawn(self._events.follow_store(self.store), "cluster events"))
         self.error = ""
@@ -257,16 +265,47 @@ class Control:
 
     # -- locked
 
-    async def _follow_lock(self, store: Store) -> None:
-        """Keep the keys on disk locked with what the cluster says (``swarm update --autolock``); until cancelled."""
-        with store.subscribe(Kind.CLUSTER) as changes:
+    async def _follow_keys(self, store: Store, node_id: NodeId) -> None:
+        """Keep the keys on disk as the cluster says: locked (``swarm update --autolock``) and the right ones."""
+        with store.subscribe(Kind.CLUSTER, Kind.AUTHORITY, Kind.NODE) as changes:
             while True:
                 for cluster in store.clusters.all():
                     wanted = parse_unlock_key(cluster.unlock_key) if cluster.unlock_key else None
                     if wanted != self.locks.passphrase:
                         assert self._keeper is not None
                         await self.locks.change(wanted, self._keeper.relock)
+                try:
+                    await self._follow_sealing(store, node_id)
+                except (errors.UnavailableError, errors.ConflictError) as cause:
+                    log.warning("the managers are not told yet that this one keeps the new key", cause=str(cause))
+                    await self._clock.sleep(_RETRY_S)
+                    continue
                 await changes.wait()
+
+    async def _follow_sealing(self, store: Store, node_id: NodeId) -> None:
+        authority = store.authorities.get(SEALING_AUTHORITY)
+        if authority is None or authority.sealing is None or self._sealer is None:
+            return
+        sealing, sealer = authority.sealing, self._sealer
+        key = next_sealing_key(sealing)
+        keys = sealer.only(sealing.digest) if key is None else sealer.with_also(key)
+        if keys != sealer.keys:
+            path = self._folder / "store.key"
+            if key is not None:  # at once: one that was demoted just now is not waited for, and still follows the state
+                sealer.change(keys)
+            await asyncio.to_thread(save_key, path, keys, passphrase=self.locks.passphrase)
+            sealer.change(keys)
+            log.info("sealing keys kept", keys=list(sealer.digests))
+        newest = sealing.next_digest or sealing.digest
+
+        def told(node: Node) -> Node:
+            if node.manager_status is None or node.manager_status.sealing_key == newest:
+                return node
+            return msgspec.structs.replace(
+                node, manager_status=msgspec.structs.replace(node.manager_status, sealing_key=newest)
+            )
+
+        await change_node(store, self._clock, node_id, told)
 
     # -- begun anew, kept elsewhere
 

@@ -360,7 +360,8 @@ class Admission:
                 return node
             if node.manager_status is not None and node.manager_status.addr == address:
                 return node
-            status = ManagerStatus(reachability=Reachability.REACHABLE, addr=address)
+            before = node.manager_status or ManagerStatus()
+            status = msgspec.structs.replace(before, reachability=Reachability.REACHABLE, addr=address)
             return msgspec.structs.replace(node, manager_status=status)
 
         await change_node(self._store, self._clock, node_id, registered)

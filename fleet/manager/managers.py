@@ -73,6 +73,7 @@ def standing(node: Node, *, leader: NodeId, now: datetime) -> Node:
         leader=is_leader,
         reachability=Reachability.REACHABLE if is_heard else Reachability.UNREACHABLE,
         addr=node.manager_status.addr,
+        sealing_key=node.manager_status.sealing_key,
     )
     if status == node.manager_status:
         return node

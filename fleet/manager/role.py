@@ -24,7 +24,7 @@ from fleet.manager.control import ControlApi
 from fleet.manager.dispatcher import Dispatcher, Tolerances
 from fleet.manager.external_ca import ExternalAuthority
 from fleet.manager.leadership import Leader, Leadership, is_refused
-from fleet.manager.loops import ManagersLoop, OrchestratorLoop, ReaperLoop, RotationLoop, SchedulerLoop
+from fleet.manager.loops import ManagersLoop, OrchestratorLoop, ReaperLoop, RotationLoop, SchedulerLoop, SealingLoop
 from fleet.manager.majority import Majority
 from fleet.manager.managers import MANAGERS_MAX, manager_addresses
 from fleet.manager.signing import Signing
@@ -157,6 +157,7 @@ class ManagerRole:
             "scheduler": SchedulerLoop(store, clock, is_connected=dispatcher.is_connected).run,
             "reaper": ReaperLoop(store, clock).run,
             "root rotation": RotationLoop(store, clock).run,
+            "sealing key": SealingLoop(store, clock).run,
             "managers": ManagersLoop(
                 store, clock, node_id=self.node_id, release=self._release, step_down=self.leadership.step_down
             ).run,

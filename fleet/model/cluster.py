@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_DATA_PATH_PORT",
     "DEFAULT_HEARTBEAT_NS",
     "ROOT_AUTHORITY",
+    "SEALING_AUTHORITY",
     "STATE_AUTHORITY",
     "Authority",
     "CaConfig",
@@ -29,12 +30,14 @@ __all__ = [
     "OrchestrationConfig",
     "RaftConfig",
     "RootRotation",
+    "SealingKey",
     "SwarmSpec",
     "TaskDefaults",
 ]
 
 ROOT_AUTHORITY: Final = "root"
 STATE_AUTHORITY: Final = "state"
+SEALING_AUTHORITY: Final = "sealing"
 DEFAULT_HEARTBEAT_NS: Final = 1 * SECOND_NS
 """fleet beats every second (Swarm: 5 s) because a beat is one small frame; *down* follows after 3 of them."""
 DEFAULT_CERT_EXPIRY_NS: Final = 90 * 24 * 3600 * SECOND_NS
@@ -109,6 +112,10 @@ class Cluster(Value, frozen=True, kw_only=True):
     default_addr_pool: tuple[str, ...] = DEFAULT_ADDRESS_POOL
     subnet_size: int = 24
     join_tokens: JoinTokens = JoinTokens()
+    sealing_key_digest: str = ""
+    """Names the key that secrets are sealed with at rest; empty while it is the first one."""
+    sealing_key_rotated_at: datetime | None = None
+    sealing_key_rotation_in_progress: bool = False
     unlock_key: str = ""
     """What managers' keys on disk are locked with; empty while they are not."""
 
@@ -125,6 +132,26 @@ class RootRotation(Value, frozen=True, kw_only=True):
         return f"RootRotation(<root key>, is_signing={self.is_signing})"
 
 
+class SealingKey(Value, frozen=True, kw_only=True):
+    """Which key values are sealed with at rest (its digest; empty: the first there was), and the one on its way in, base64.
+    Managers keep that too, then it is *sealing*, and when nothing is sealed otherwise it is the key."""
+
+    digest: str = ""
+    next_digest: str = ""
+    next_key: str = ""
+    is_sealing: bool = False
+
+    @property
+    def present(self) -> str:
+        """The digest of the key to seal with now."""
+        return self.next_digest if self.is_sealing else self.digest
+
+    def __repr__(self) -> str:
+        return (
+            f"SealingKey(<key>, digest={self.digest!r}, next_digest={self.next_digest!r}, is_sealing={self.is_sealing})"
+        )
+
+
 class Guard(Value, frozen=True, kw_only=True):
     """Written in the same transaction by all who make or break references between objects, on whichever manager: of two
     that did not see each other one is refused, and looks again."""
@@ -138,6 +165,7 @@ class Authority(Value, frozen=True, kw_only=True):
     """The key pair of a root, PEM; kept apart from the cluster object so that no read of that one can show it.
 
     ``root``: of the nodes' certificates. ``state``: of the managers' at the state engine, which no node's certificate opens.
+    ``sealing``: no key pair, but the key of what is sealed at rest; once there, never removed.
     """
 
     id: str = ROOT_AUTHORITY
@@ -147,6 +175,7 @@ class Authority(Value, frozen=True, kw_only=True):
     certificate_pem: str
     key_pem: str = msgspec.field(name="KeyPEM")
     rotation: RootRotation | None = None
+    sealing: SealingKey | None = None
 
     def __repr__(self) -> str:
         return "Authority(<root key>)"

@@ -96,11 +96,13 @@ class NodeStatus(Value, frozen=True, kw_only=True):
 
 
 class ManagerStatus(Value, frozen=True, kw_only=True):
-    """``addr`` is host:port of the manager's cluster listener."""
+    """``addr`` is host:port of the manager's cluster listener; ``sealing_key`` the digest of the newest key for sealed values
+    that it keeps on its disk, once there is more than the first."""
 
     leader: bool = False
     reachability: Reachability = Reachability.UNKNOWN
     addr: str = ""
+    sealing_key: str = ""
 
 
 class Node(Value, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from fleet import errors
 from fleet.model.ids import ClusterId, is_id
 from fleet.store.engine import Engine, Put, Txn
 from fleet.store.kinds import ROOT
-from fleet.store.sealing import KEY_BYTES
+from fleet.store.sealing import KEY_BYTES, is_key
 
 __all__ = ["BackupHeader", "BackupReader", "backup_lines", "put_into"]
 
@@ -140,7 +140,7 @@ class BackupReader:
             raise errors.UserError(f"the backup is of version {header.version}, this fleet reads {_VERSION}")
         if not is_id(header.cluster_id):
             raise errors.UserError("not a backup: its cluster id is malformed")
-        if header.sealing_key is not None and len(header.sealing_key) != KEY_BYTES:
+        if header.sealing_key is not None and not is_key(header.sealing_key):
             raise errors.UserError(f"not a backup: its key has {len(header.sealing_key)} bytes, expected {KEY_BYTES}")
         return header
 

@@ -21,7 +21,7 @@ import msgspec
 
 from fleet import errors
 from fleet.model import wire
-from fleet.model.cluster import Authority, Cluster, Guard
+from fleet.model.cluster import SEALING_AUTHORITY, Authority, Cluster, Guard
 from fleet.model.common import Version
 from fleet.model.network import Network
 from fleet.model.node import Node
@@ -59,8 +59,12 @@ _PACKS_IN_FLIGHT: Final = 8
 class Sealer(Protocol):
     """Encryption of secret values at rest; the key is bound to the value, so values cannot be swapped."""
 
-    def seal(self, key: str, plain: bytes) -> bytes:
-        """What is stored."""
+    def seal(self, key: str, plain: bytes, digest: str = "") -> bytes:
+        """What is stored; ``digest`` names the key to seal with."""
+        ...
+
+    def is_sealed_with(self, digest: str, key: str, sealed: bytes) -> bool:
+        """Whether that key was used."""
         ...
 
     def unseal(self, key: str, sealed: bytes) -> bytes:
@@ -69,6 +73,7 @@ class Sealer(Protocol):
 
 
 _SEALED: Final = frozenset({Kind.SECRET, Kind.AUTHORITY, Kind.CLUSTER, Kind.LOGIN})
+_SEALING_PLACE: Final = f"{Kind.AUTHORITY.prefix}{SEALING_AUTHORITY}"
 
 
 class Store:
@@ -167,6 +172,8 @@ class Store:
                 if self.fence is not None and self.fence.key in failed.actual:
                     raise errors.UnavailableError("this manager is no longer the leader", retry_after_s=1) from failed
                 await self._reach(failed)
+                if _SEALING_PLACE in failed.actual and all(key != _SEALING_PLACE for key, _ in tx):
+                    continue  # sealed with a key that is not the one any more: sealed again
                 if not _only_replace_any(tx, failed):
                     raise explain_conflict(tx, failed) from failed
         raise errors.UnavailableError("the object changes faster than it can be written", retry_after_s=1)
@@ -204,7 +211,37 @@ class Store:
 
     def seal(self, kind: Kind, key: str, plain: bytes) -> bytes:
         """The stored form of an encoded object."""
-        return self._sealer.seal(key, plain) if self._sealer is not None and kind in _SEALED else plain
+        return self._sealer.seal(key, plain, self._present_key()) if self.is_sealed(kind) and self._sealer else plain
+
+    def is_sealed(self, kind: Kind) -> bool:
+        """Whether objects of the kind are encrypted at rest."""
+        return self._sealer is not None and kind in _SEALED
+
+    def sealing_condition(self) -> Compare:
+        """Holds while values are to be sealed with the key that ``seal`` uses: a part of every commit of sealed ones."""
+        authority = self.authorities.get(SEALING_AUTHORITY)
+        return Compare(_SEALING_PLACE, authority.version.index if authority is not None else 0)
+
+    def _present_key(self) -> str:
+        authority = self.authorities.get(SEALING_AUTHORITY)
+        return authority.sealing.present if authority is not None and authority.sealing is not None else ""
+
+    async def sealed_otherwise(self) -> tuple[Stored, ...]:
+        """Objects whose stored form is of another key than ``seal`` uses, as the engine has them now."""
+        assert self._sealer is not None
+        found: list[Stored] = []
+        digest = self._present_key()
+        for kind in _SEALED:
+            listing = await self._engine.list(kind.prefix)
+            found += [
+                msgspec.structs.replace(
+                    wire.decode(self._sealer.unseal(entry.key, entry.value), TYPE_OF[kind]),
+                    version=Version(index=entry.mod_revision),
+                )
+                for entry in listing.entries
+                if not self._sealer.is_sealed_with(digest, entry.key, entry.value)
+            ]
+        return tuple(found)
 
     # -- writing
 
@@ -381,15 +418,16 @@ class Store:
         if mine is not None and mine[0] == entry.value:
             return msgspec.structs.replace(mine[1], version=version)
         data = entry.value
-        if self._sealer is not None and kind in _SEALED:
+        if self._sealer is not None and self.is_sealed(kind):
             data = self._sealer.unseal(entry.key, data)
         obj = wire.decode(data, TYPE_OF[kind])
         return msgspec.structs.replace(obj, version=version)
 
 
 def _cost(op: Op) -> int:
-    """Engine operations of a step, at most: the object and, where names are unique, its old name and its new one."""
-    return 1 if op.step is Step.REQUIRE or op.kind in (Kind.TASK, Kind.NODE) else 3
+    """Engine operations of a step, at most: the object and, where names are unique, its old name and its new one;
+    where it is sealed, the condition that the key has not changed."""
+    return 1 if op.step is Step.REQUIRE or op.kind in (Kind.TASK, Kind.NODE) else 4 if op.kind in _SEALED else 3
 
 
 def _kind_of(key: str) -> Kind | None:

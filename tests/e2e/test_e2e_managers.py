@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +18,8 @@ from support.etcd import has_etcd
 from support.lab import TestLab
 
 from fleet.api.client import EngineError
+from fleet.store import AesSealer
+from fleet.store.backup import BackupReader
 
 pytestmark = [
     pytest.mark.e2e,
@@ -61,6 +64,14 @@ def standing(lab: TestLab, *, at: str = "m1") -> dict[str, str]:
 
 def leader(lab: TestLab, *, at: str) -> str:
     return next((host for host, status in standing(lab, at=at).items() if status == "leader"), "")
+
+
+def sealing(lab: TestLab, *, at: str = "m1") -> dict[str, Any]:
+    return dict(lab.get("/swarm", host=at)["SealingKey"])
+
+
+def sealing_keys(lab: TestLab, host: str) -> bytes:
+    return (lab.layout.data(host) / "swarm" / "store.key").read_bytes()
 
 
 def other(than: str) -> str:
@@ -202,6 +213,43 @@ def test_without_a_majority_reads_are_answered_and_writes_refused_until_it_is_ba
     three.wait_until(lambda: scaled(three, 6, at="m1"), 60, what="writes are taken again")
     three.wait_until(lambda: len(three.tasks("s")) == 6, 60, what="six tasks run")
     assert before <= containers(three, ("m1", "w1", "w2"))
+
+
+def test_the_sealing_key_is_replaced_on_all_managers_and_opens_nothing_afterwards(
+    three: TestLab, tmp_path: Path
+) -> None:
+    three.fleet("secret", "create", "password", "-", stdin="hunter2")
+    old = sealing_keys(three, "m1")
+    assert "the first one" in three.fleet("swarm", "sealing-key").stdout
+    down = other(leader(three, at="m1"))
+    three.kill(down)
+    at = other(down)
+    three.fleet("swarm", "sealing-key", "--rotate", "--detach", host=at)
+    three.wait_until(
+        lambda: f"down: {down}" in three.fleet("swarm", "sealing-key", host=at).stdout, 30, what="it is waited for"
+    )
+    again = three.fleet("swarm", "sealing-key", "--rotate", host=at, check=False)
+    assert again.returncode == 1 and "being rotated already" in again.stderr
+    three.fleet("secret", "create", "other", "-", stdin="hunter3", host=at)
+    three.restart_daemon(leader(three, at=at), signum=signal.SIGKILL)
+    three.start(down)
+    three.wait_until(
+        lambda: not sealing(three, at=at)["RotationInProgress"], 60, what="all keep the new key, nothing needs the old"
+    )
+    for host in MANAGERS:
+        three.wait_until(lambda host=host: len(sealing_keys(three, host)) == 32, 30, what=f"{host} forgets the old key")
+    new = sealing_keys(three, "m1")
+    assert {sealing_keys(three, host) for host in MANAGERS} == {new} and new != old
+    assert AesSealer(new).digests == (sealing(three)["Digest"],)
+    three.fleet("swarm", "backup", str(tmp_path / "backup"))
+    reader = BackupReader()
+    reader.feed((tmp_path / "backup").read_bytes())
+    header, entries = reader.finish()
+    assert header.sealing_key == new
+    sealed = {key: value for key, value in entries.items() if value[:1] == b"\x01"}
+    assert len([key for key in sealed if "/secret/" in key]) == 2
+    assert all(AesSealer(new).is_sealed_with("", key, value) for key, value in sealed.items())
+    three.fleet("secret", "rm", "password", "other")
 
 
 def test_a_demoted_manager_works_and_a_promoted_worker_manages(three: TestLab) -> None:
@@ -393,6 +441,11 @@ def test_a_locked_manager_does_nothing_until_it_is_unlocked(lab: TestLab) -> Non
         lab.wait_until(lambda host=host: b"fleet-locked" in keys_on_disk(lab, host), 20, what=f"{host} is locked")
         lab.wait_until(lambda host=host: b"BEGIN PRIVATE" not in keys_on_disk(lab, host), 20, what=f"{host} is locked")
         assert open_key not in keys_on_disk(lab, host)
+    lab.wait_until(
+        lambda: not sealing(lab)["RotationInProgress"], 40, what="the key that lay open seals nothing any more"
+    )
+    first = sealing(lab)["Digest"]
+    assert first
     assert "swarm is not locked" in lab.fleet("swarm", "unlock", stdin=key, check=False).stderr
 
     before = containers(lab, ("w1",))
@@ -417,9 +470,12 @@ def test_a_locked_manager_does_nothing_until_it_is_unlocked(lab: TestLab) -> Non
         return lab.fleet("swarm", "unlock", host="w1", stdin=new, check=False).returncode == 0
 
     lab.wait_until(opens_with_new, 40, what="the new key counts")
+    lab.wait_until(lambda: not sealing(lab)["RotationInProgress"], 40, what="nor does the one locked with the old")
+    assert sealing(lab)["Digest"] != first
     lab.fleet("swarm", "update", "--autolock=false")
     for host in ("m1", "w1"):
-        lab.wait_until(lambda host=host: open_key in keys_on_disk(lab, host), 20, what=f"{host} is not locked")
+        lab.wait_until(lambda host=host: len(sealing_keys(lab, host)) == 32, 20, what=f"{host} is not locked")
+    assert sealing_keys(lab, "m1") == sealing_keys(lab, "w1") != open_key
     lab.restart_daemon("w1", signum=signal.SIGKILL)
     lab.wait_until(lambda: set(standing(lab, at="w1")) == {"m1", "w1"}, 40, what="w1 manages without being asked")
 

@@ -14,11 +14,13 @@ from fleet.manager.control.context import Context, required_version
 from fleet.manager.control.service_spec import check_labels
 from fleet.manager.external_ca import check_external
 from fleet.manager.root_rotation import begin_rotation, trusted_roots, wanted_root
+from fleet.manager.sealing_rotation import begin_sealing_rotation, is_rotating
 from fleet.manager.signing import Signing
-from fleet.model.cluster import ROOT_AUTHORITY, Authority, Cluster, SwarmSpec
+from fleet.model.cluster import ROOT_AUTHORITY, SEALING_AUTHORITY, Authority, Cluster, SwarmSpec
 from fleet.model.common import SECOND_NS, Version
 from fleet.model.node import NodeRole
 from fleet.store import Transaction
+from fleet.store.sealing import KEY_BYTES
 
 __all__ = ["ClusterControl", "RotateToken"]
 
@@ -53,6 +55,7 @@ class ClusterControl:
         rotate_worker_token: bool = False,
         rotate_manager_token: bool = False,
         rotate_unlock_key: bool = False,
+        rotate_sealing_key: bool = False,
     ) -> Cluster:
         """Write the settings, then rotate. Raises ``UserError``, ``UnsupportedError``, ``OutOfSequenceError``,
         ``ConflictError`` while the root is being rotated already, and ``UnavailableError`` when an external CA does not sign."""
@@ -79,6 +82,9 @@ class ClusterControl:
             )
             is_same = spec == cluster.spec and key == cluster.unlock_key
             tx = Transaction().require(changed) if is_same else Transaction().replace(changed)
+            # What lay on a disk unlocked, or locked with the key that is given up, is known to whoever copied it.
+            if rotate_sealing_key or (key and key != cluster.unlock_key):
+                tx = self._rotate_sealing_key(changed, tx, is_asked=rotate_sealing_key)
         await self._store.commit(tx)
         for role in rotated:
             assert self._rotate_token is not None
@@ -91,6 +97,14 @@ class ClusterControl:
         if cluster.unlock_key and not rotate:
             return cluster.unlock_key
         return make_unlock_key(self._context.entropy(UNLOCK_BYTES))
+
+    def _rotate_sealing_key(self, changed: Cluster, tx: Transaction, *, is_asked: bool) -> Transaction:
+        authority = self._store.authorities.get(SEALING_AUTHORITY)
+        if is_rotating(authority) and not is_asked:
+            return tx
+        key = self._context.entropy(KEY_BYTES)
+        shown, begun = begin_sealing_rotation(authority, changed, key, self._context.now())
+        return begun.replace(shown)
 
     def _authority(self) -> Authority:
         authority = self._store.authorities.get(ROOT_AUTHORITY)

@@ -36,6 +36,7 @@ def routes(control: Control) -> APIRouter:
             rotate_worker_token=parse_bool(query.get("rotateWorkerToken")),
             rotate_manager_token=parse_bool(query.get("rotateManagerToken")),
             rotate_unlock_key=parse_bool(query.get("rotateManagerUnlockKey")),
+            rotate_sealing_key=parse_bool(query.get("rotateSealingKey")),
         )
         return Response(status_code=200)
 

@@ -10,5 +10,6 @@ from fleet.manager.loops.orchestrator import OrchestratorLoop
 from fleet.manager.loops.reaper import ReaperLoop
 from fleet.manager.loops.rotation import RotationLoop
 from fleet.manager.loops.scheduler import SchedulerLoop
+from fleet.manager.loops.sealing import SealingLoop
 
-__all__ = ["ManagersLoop", "OrchestratorLoop", "ReaperLoop", "RotationLoop", "SchedulerLoop"]
+__all__ = ["ManagersLoop", "OrchestratorLoop", "ReaperLoop", "RotationLoop", "SchedulerLoop", "SealingLoop"]

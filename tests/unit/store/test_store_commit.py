@@ -269,8 +269,11 @@ def test_a_failed_engine_fails_the_store_and_says_why(run_store) -> None:
 class Rot13Sealer:
     """Not a cipher: shows that what is stored is not what was given."""
 
-    def seal(self, key: str, plain: bytes) -> bytes:
+    def seal(self, key: str, plain: bytes, digest: str = "") -> bytes:
         return key.encode() + bytes(byte ^ 0x55 for byte in plain)
+
+    def is_sealed_with(self, digest: str, key: str, sealed: bytes) -> bool:
+        return sealed.startswith(key.encode())
 
     def unseal(self, key: str, sealed: bytes) -> bytes:
         assert sealed.startswith(key.encode())
