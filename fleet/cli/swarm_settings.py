@@ -52,6 +52,8 @@ def update_swarm(app: App, spec: Json | None = None, **rotate: bool) -> None:
 
 def _update_once(app: App, spec: Json, rotate: dict[str, bool]) -> None:
     current = app.client.get("/swarm")
-    names = ("rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey", "rotateSealingKey")
+    names = ("rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey")
     query = {name: "true" if rotate.get(name) else "false" for name in names}
+    if rotate.get("rotateSealingKey"):
+        query["rotateSealingKey"] = "true"  # fleet's own
     app.client.post("/swarm/update", {**current["Spec"], **spec}, version=current["Version"]["Index"], **query)
