@@ -319,6 +319,8 @@ def _update_config(config: UpdateConfig) -> Json:
     result["Monitor"] = config.monitor_ns
     result["MaxFailureRatio"] = config.max_failure_ratio
     result["Order"] = config.order
+    if config.progress_deadline_ns:
+        result["ProgressDeadline"] = config.progress_deadline_ns
     return result
 
 

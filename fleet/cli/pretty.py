@@ -58,6 +58,7 @@ _UPDATE: Final[tuple[tuple[str, str, Callable[[Any], str]], ...]] = (
     ("Monitor", "Monitoring period", _duration),
     ("MaxFailureRatio", "Max failure ratio", lambda ratio: f"{ratio:g}"),
     ("Order", "Order", str),
+    ("ProgressDeadline", "Progress deadline", _duration),
 )
 
 

@@ -151,6 +151,8 @@ def _update_flags(prefix: str, path: str, actions: tuple[str, ...]) -> list[Valu
                   help="Share of failed tasks that is tolerated (default 0)."),
         ValueFlag(name=f"{prefix}-order", path=f"{path}.Order", parse=_one_of("stop-first", "start-first"),
                   metavar="start-first|stop-first", help="Stop the old task first, or start the new one first."),
+        ValueFlag(name=f"{prefix}-progress-deadline", path=f"{path}.ProgressDeadline", parse=values.parse_duration_ns,
+                  metavar="DURATION", help="A task that does not run after so long has failed (default 0s: never)."),
     ]  # fmt: skip
 
 

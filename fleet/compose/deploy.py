@@ -171,6 +171,7 @@ def _update(node: Node | None, actions: tuple[str, ...]) -> UpdateConfig | None:
     ratio = fields["max_failure_ratio"].number() if "max_failure_ratio" in fields else 0.0
     if not 0 <= ratio <= 1:
         fields["max_failure_ratio"].fail(f"{ratio} is not a ratio; expected 0 to 1")
+    deadline = fields.get("x-progress-deadline")
     return UpdateConfig(
         parallelism=fields["parallelism"].integer() if "parallelism" in fields else defaults.parallelism,
         delay_ns=fields["delay"].apply(values.parse_duration_ns) if "delay" in fields else 0,
@@ -178,4 +179,5 @@ def _update(node: Node | None, actions: tuple[str, ...]) -> UpdateConfig | None:
         monitor_ns=fields["monitor"].apply(values.parse_duration_ns) if "monitor" in fields else defaults.monitor_ns,
         max_failure_ratio=ratio,
         order=_one_of(fields.get("order"), ("stop-first", "start-first")) or defaults.order,
+        progress_deadline_ns=deadline.apply(values.parse_duration_ns) if deadline is not None else 0,
     )

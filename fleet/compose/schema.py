@@ -37,7 +37,9 @@ def _refused(**notes: str) -> dict[str, Key]:
     return {name: Key("refused", note) for name, note in notes.items()}
 
 
-_UPDATE: Final = _honoured("parallelism", "delay", "failure_action", "monitor", "max_failure_ratio", "order")
+_UPDATE: Final = _honoured(
+    "parallelism", "delay", "failure_action", "monitor", "max_failure_ratio", "order", "x-progress-deadline"
+)
 
 _GENERIC_RESOURCE: Final = {"discrete_resource_spec": Key(below=_honoured("kind", "value"))}
 

@@ -290,7 +290,8 @@ class ServiceMode(Value, frozen=True, kw_only=True):
 
 
 class UpdateConfig(Value, frozen=True, kw_only=True):
-    """``parallelism`` 0 = all at once; ``max_failure_ratio`` 0..1."""
+    """``parallelism`` 0 = all at once; ``max_failure_ratio`` 0..1; ``progress_deadline_ns`` 0 = a slot's new task may take
+    for ever until it runs, as with Swarm."""
 
     parallelism: int = 1
     delay_ns: int = 0
@@ -298,6 +299,7 @@ class UpdateConfig(Value, frozen=True, kw_only=True):
     monitor_ns: int = 5_000_000_000
     max_failure_ratio: float = 0.0
     order: str = "stop-first"
+    progress_deadline_ns: int = 0
 
 
 class PortConfig(Value, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ class WaitingFor(enum.StrEnum):
     RESTART_DELAY = "restart delay"
     OLD_TASK = "old task to stop"
     UPDATED_TASK = "updated task to run"
+    PROGRESS_DEADLINE = "updated task to run, or its deadline to pass"
     UPDATE_DELAY = "update delay"
     UPDATE_MONITOR = "update monitor"
     UPDATE_PAUSED = "paused update"

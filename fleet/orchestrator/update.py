@@ -10,7 +10,8 @@ Level-triggered like the rest: which slots are done, in work or waiting follows 
                                '--failures > ratio-----------> rollback_paused    (whatever its failure action but continue)
 
 A slot is *in work* from its first task of the new spec until that task has run for the delay. An *attempt* is a task
-of the new spec made since the update began; an attempt that ended by itself before, or soon after, it ran is a failure.
+of the new spec made since the update began; an attempt that ended by itself before, or soon after, it ran is a failure, and so
+is one that does not run when the progress deadline is over, if there is one (B18).
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from fleet.orchestrator.restart import decide_replacement, hold_after
 from fleet.orchestrator.view import ServiceView, Slot, SlotKey, ended_by_itself, slot_key
 
 __all__ = ["UpdateState", "is_paused", "plan_update", "update_config"]
+
+
+_ROLLED_BACK: Final = "update rolled back"
 
 
 class UpdateState:
@@ -85,11 +89,12 @@ def plan_update(view: ServiceView, slots: Mapping[SlotKey, Slot], plan: Plan, *,
         service = msgspec.structs.replace(service, update_status=status, updated_at=now)
         plan.changed_services.append(service)
     config = update_config(service)
-    failed = _failures(progress, config)
+    failed = _failures(progress, config, now=now)
     touched = len(stale) + sum(1 for each in progress if each.attempts and not each.is_stale)
     if failed and len(failed) / max(touched, 1) > config.max_failure_ratio and config.failure_action != "continue":
         plan.changed_services[:] = [_give_up(service, config, failed[-1], now=now)]
         return
+    plan.waiting.extend(_deadlines(service, progress, config, now=now))
     unfinished = any(each.fresh and each.reached_at is None for each in progress)
     room = config.parallelism or len(progress)
     if stale:
@@ -144,6 +149,8 @@ def _is_in_work(each: _Progress, config: UpdateConfig, plan: Plan, service: Serv
     if not each.fresh:
         return False
     if each.reached_at is None:
+        if (until := _deadline(each, config)) is not None and now >= until:
+            return False
         plan.waiting.append(Waiting(reason=WaitingFor.UPDATED_TASK, service_id=service.id, slot=each.slot.key))
         return True
     until = each.reached_at + nanoseconds(config.delay_ns)
@@ -155,11 +162,34 @@ def _is_in_work(each: _Progress, config: UpdateConfig, plan: Plan, service: Serv
     return False
 
 
-def _failures(progress: list[_Progress], config: UpdateConfig) -> list[Task]:
+def _failures(progress: list[_Progress], config: UpdateConfig, *, now: datetime) -> list[Task]:
     """The first failed attempt of each slot that has one, oldest slot first (UPD-06)."""
     monitor = nanoseconds(config.monitor_ns)
-    found = (next((t for t in each.attempts if _failed_soon(t, monitor)), None) for each in progress)
+    found = (
+        next((t for t in each.attempts if _failed_soon(t, monitor)), None) or _overdue(each, config, now=now)
+        for each in progress
+    )
     return [task for task in found if task is not None]
+
+
+def _deadline(each: _Progress, config: UpdateConfig) -> datetime | None:
+    """When the slot must have a task that runs; None once it has, or without a deadline. Counts from its first attempt."""
+    if not config.progress_deadline_ns or each.reached_at is not None or not each.attempts:
+        return None
+    return min(task.created_at for task in each.attempts) + nanoseconds(config.progress_deadline_ns)
+
+
+def _overdue(each: _Progress, config: UpdateConfig, *, now: datetime) -> Task | None:
+    until = _deadline(each, config)
+    return each.attempts[-1] if until is not None and now >= until else None
+
+
+def _deadlines(service: Service, progress: list[_Progress], config: UpdateConfig, *, now: datetime) -> list[Waiting]:
+    return [
+        Waiting(reason=WaitingFor.PROGRESS_DEADLINE, service_id=service.id, slot=each.slot.key, until=until)
+        for each in progress
+        if (until := _deadline(each, config)) is not None and now < until
+    ]
 
 
 def _failed_soon(task: Task, monitor: timedelta) -> bool:
@@ -204,7 +234,11 @@ def _retry(view: ServiceView, each: _Progress, plan: Plan, *, now: datetime, new
 
 def _give_up(service: Service, config: UpdateConfig, task: Task, *, now: datetime) -> Service:
     """The service paused, or with its previous spec again (UPD-07, UPD-08)."""
-    cause = f"due to failure or early termination of task {task.id}"
+    if ended_by_itself(task):
+        cause = f"due to failure or early termination of task {task.id}"
+    else:
+        state, limit = task.status.state.value, nanoseconds(config.progress_deadline_ns)
+        cause = f"because task {task.id} does not run after {limit.total_seconds():g} s (it is {state})"
     rollback = _is_rollback(service)
     started_at = service.update_status.started_at if service.update_status else now
     if rollback or config.failure_action != "rollback" or service.previous_spec is None:
@@ -212,7 +246,7 @@ def _give_up(service: Service, config: UpdateConfig, task: Task, *, now: datetim
         state = UpdateState.ROLLBACK_PAUSED if rollback else UpdateState.PAUSED
         status = UpdateStatus(state=state, started_at=started_at, message=f"{word} paused {cause}")
         return msgspec.structs.replace(service, update_status=status, updated_at=now)
-    status = UpdateStatus(state=UpdateState.ROLLBACK_STARTED, started_at=now, message=f"update rolled back {cause}")
+    status = UpdateStatus(state=UpdateState.ROLLBACK_STARTED, started_at=now, message=f"{_ROLLED_BACK} {cause}")
     return msgspec.structs.replace(
         service,
         spec=service.previous_spec,
@@ -232,12 +266,14 @@ def _finish(service: Service, progress: list[_Progress], config: UpdateConfig, p
     if now < until:
         plan.waiting.append(Waiting(reason=WaitingFor.UPDATE_MONITOR, service_id=service.id, until=until))
         return
+    before = service.update_status or UpdateStatus()
     rollback = _is_rollback(service)
+    cause = f": {before.message}" if rollback and before.message.startswith(_ROLLED_BACK) else ""
     status = UpdateStatus(
         state=UpdateState.ROLLBACK_COMPLETED if rollback else UpdateState.COMPLETED,
-        started_at=service.update_status.started_at if service.update_status else None,
+        started_at=before.started_at,
         completed_at=now,
-        message="rollback completed" if rollback else "update completed",
+        message=f"rollback completed{cause}" if rollback else "update completed",
     )
     plan.changed_services.append(msgspec.structs.replace(service, update_status=status, updated_at=now))
 

@@ -104,6 +104,21 @@ def test_update_that_fails_pauses_and_names_the_task(lab: TestLab, services: lis
     lab.wait_until(lambda: len(live(lab, "up-pause")) == 2, 30, what="the mended service runs")
 
 
+def test_update_that_does_not_get_anywhere_goes_back_when_its_deadline_is_over(
+    lab: TestLab, services: list[str]
+) -> None:
+    create(
+        lab, services, "up-stuck", "--replicas", "3", "--update-order", "start-first", "--update-failure-action", "rollback",
+        "--update-progress-deadline", "2s", "--rollback-monitor", "200ms",
+    )  # fmt: skip
+    before = {task["ID"] for task in live(lab, "up-stuck")}
+    stuck = lab.fleet("service", "update", "--constraint-add", "node.labels.nowhere==1", "up-stuck", check=False)
+    assert "does not run after 2 s" in stuck.stdout + stuck.stderr
+    lab.wait_until(lambda: update_state(lab, "up-stuck") == "rollback_completed", 30, what="rolled back")
+    assert {task["ID"] for task in live(lab, "up-stuck")} == before, "what ran all the time runs on"
+    assert "ProgressDeadline" in inspect(lab, "up-stuck")["Spec"]["UpdateConfig"]
+
+
 def test_restart_condition_and_attempts_are_obeyed(lab: TestLab, services: list[str]) -> None:
     policy = ("--restart-condition", "on-failure", "--restart-max-attempts", "2", "--restart-delay", "0s")
     create(lab, services, "re-fail", *policy, script="exit 7", detach=True)

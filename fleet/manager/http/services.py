@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 
 from fleet import errors
@@ -43,7 +44,7 @@ def routes(control: Control) -> APIRouter:
 
     @router.post("/services/create")
     async def create_service(request: Request) -> Response:
-        spec = await _read_spec(request)
+        spec = _spec_of(await _read_raw(request))
         service = await control().services.create(spec, login=_login(request))
         return json_response({"ID": service.id}, status=201)
 
@@ -53,13 +54,16 @@ def routes(control: Control) -> APIRouter:
 
     @router.post("/services/{id_}/update")
     async def update_service(id_: str, request: Request) -> Response:
-        spec = await _read_spec(request)
+        raw = await _read_raw(request)
+        spec = _spec_of(raw)
         login = _login(request)
         word = request.query_params.get("registryAuthFrom", "")
         if word not in _AUTH_FROM:
             raise errors.UserError(f"invalid registryAuthFrom {word!r}: only 'spec' and 'previous-spec' are known")
+        version, is_rollback = version_of(request), _is_rollback(request)
+        spec = _with_own(raw, spec, control().services.find(id_).spec)
         await control().services.update(
-            id_, spec, version=version_of(request), rollback=_is_rollback(request),
+            id_, spec, version=version, rollback=is_rollback,
             login=login, login_of_previous=_AUTH_FROM[word],
         )  # fmt: skip
         return json_response({"Warnings": None})
@@ -83,10 +87,25 @@ def _render(request: Request, control: Control, id_: str, *, is_counted: bool = 
     return service_json(service, insert_defaults=insert_defaults, status=status)
 
 
-async def _read_spec(request: Request) -> ServiceSpec:
+async def _read_raw(request: Request) -> Any:
     raw = await read_json(request, what="service spec")
     _refuse_unknown(raw)
+    return raw
+
+
+def _spec_of(raw: Any) -> ServiceSpec:
     return wire.parse_builtins(raw, ServiceSpec, what="service spec")
+
+
+def _with_own(raw: Any, spec: ServiceSpec, before: ServiceSpec) -> ServiceSpec:
+    """Docker's clients send back what they read without the fields they do not know: fleet's own stay as they were."""
+    kept = {}
+    for name, key in (("update_config", "UpdateConfig"), ("rollback_config", "RollbackConfig")):
+        config, old = getattr(spec, name), getattr(before, name)
+        if config is None or old is None or lookup(raw, key, "ProgressDeadline") is not None:
+            continue
+        kept[name] = msgspec.structs.replace(config, progress_deadline_ns=old.progress_deadline_ns)
+    return msgspec.structs.replace(spec, **kept) if kept else spec
 
 
 def _refuse_unknown(raw: Any) -> None:

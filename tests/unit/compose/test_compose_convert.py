@@ -171,6 +171,11 @@ def test_smallest_stack() -> None:
             "UpdateConfig",
             {"Parallelism": 2, "Order": "start-first", "FailureAction": "rollback", "MaxFailureRatio": 0.5},
         ),
+        (
+            "deploy: {rollback_config: {x-progress-deadline: 2m}}",
+            "RollbackConfig",
+            {"ProgressDeadline": 120_000_000_000},
+        ),
         ("init: true", "TaskTemplate.ContainerSpec.Init", True),
         ("user: 1000", "TaskTemplate.ContainerSpec.User", "1000"),
     ],

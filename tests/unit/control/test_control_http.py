@@ -109,6 +109,30 @@ def test_scaling_and_rolling_back_with_recorded_bodies(run) -> None:
     run(body)
 
 
+def test_an_update_by_a_client_that_knows_no_progress_deadline_leaves_it(run) -> None:
+    async def body(world) -> None:
+        spec = {
+            "Name": "slow",
+            "TaskTemplate": {"ContainerSpec": {"Image": "busybox:1"}},
+            "UpdateConfig": {"Parallelism": 1, "ProgressDeadline": 60_000_000_000},
+        }
+        await world.call("POST", "/services/create", status=201, json=spec)
+
+        async def update(config: dict[str, Any]) -> Any:
+            version = world.api.services.find("slow").version.index
+            changed = {**spec, "UpdateConfig": config}
+            await world.call("POST", f"/services/slow/update?version={version}", status=200, json=changed)
+            return (await world.call("GET", "/services/slow", status=200))["Spec"]["UpdateConfig"]
+
+        assert (await update({"Parallelism": 2}))["ProgressDeadline"] == 60_000_000_000
+        assert "ProgressDeadline" not in await update({"Parallelism": 2, "ProgressDeadline": 0})
+        negative = {**spec, "Name": "other", "UpdateConfig": {"ProgressDeadline": -1}}
+        answer = await world.call("POST", "/services/create", status=400, json=negative)
+        assert "progress deadline" in answer["message"]
+
+    run(body)
+
+
 def test_docker_pys_lower_case_mode_and_nulls_are_read(run) -> None:
     async def body(world) -> None:
         spec = {

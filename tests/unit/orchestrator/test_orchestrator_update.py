@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import msgspec
 import pytest
 from support.decision_builders import a_node, a_service, a_task_spec
@@ -28,6 +30,17 @@ def state(cluster: Cluster) -> str:
 
 def images(cluster: Cluster) -> list[str]:
     return [task.spec.container_spec.image for task in cluster.running()]
+
+
+def step_without_agents(cluster: Cluster) -> None:
+    """Plan, and stop what is to stop, until nothing moves; no new task comes to run."""
+    for _ in range(50):
+        for task in list(cluster.tasks.values()):
+            if task.desired_state is S.SHUTDOWN and not task.status.state.is_terminal:
+                cluster.observe(task, S.SHUTDOWN)
+        if cluster.plan().is_empty:
+            return
+    raise AssertionError("does not come to rest")
 
 
 def step(cluster: Cluster) -> None:
@@ -130,6 +143,36 @@ def test_update_waits_for_a_task_that_can_not_run_yet() -> None:
     cluster.advance(3600)
     cluster.settle()
     assert len([t for t in cluster.runnable() if t.spec_version == 2]) == 1
+
+
+@pytest.mark.parametrize("action", ["pause", "rollback", "continue"])
+def test_a_task_that_does_not_run_when_the_deadline_is_over_has_failed(action: str) -> None:
+    cluster = running_cluster(
+        UpdateConfig(parallelism=1, failure_action=action, progress_deadline_ns=30 * SECOND_NS, delay_ns=SECOND_NS)
+    )
+    cluster.update(NEW)
+    step_without_agents(cluster)
+    fresh = [task for task in cluster.runnable() if task.spec_version == 2]
+    assert len(fresh) == 1
+    plan = cluster.plan()
+    assert plan.is_empty and plan.wake_at == fresh[0].created_at + timedelta(seconds=30)
+    cluster.advance(29)
+    assert cluster.plan().is_empty
+    cluster.advance(2)
+    cluster.plan()
+    assert cluster.service is not None and cluster.service.update_status is not None
+    said = cluster.service.update_status.message
+    if action == "continue":
+        step_without_agents(cluster)
+        assert state(cluster) == "updating"
+        assert len([task for task in cluster.runnable() if task.spec_version == 2]) == 2, "the next one has its turn"
+    else:
+        assert f"because task {fresh[0].id} does not run after 30 s (it is new)" in said
+        assert state(cluster) == {"pause": "paused", "rollback": "rollback_started"}[action]
+    if action == "rollback":
+        cluster.run()
+        assert state(cluster) == "rollback_completed"
+        assert images(cluster) == ["app:1"] * 4
 
 
 def update_one(cluster: Cluster) -> None:
