@@ -174,7 +174,7 @@ def test_smallest_stack() -> None:
         (
             "deploy: {rollback_config: {x-progress-deadline: 2m}}",
             "RollbackConfig",
-            {"ProgressDeadline": 120_000_000_000},
+            {"MaxFailureRatio": 0.0, "ProgressDeadline": 120_000_000_000},
         ),
         ("init: true", "TaskTemplate.ContainerSpec.Init", True),
         ("user: 1000", "TaskTemplate.ContainerSpec.User", "1000"),
