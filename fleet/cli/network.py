@@ -25,10 +25,24 @@ def network() -> None:
 
 
 @network.command()
-@click.option("-d", "--driver", default="overlay", metavar="DRIVER", help="Driver (default overlay).")
+@click.option(
+    "-d",
+    "--driver",
+    default="bridge",
+    metavar="DRIVER",
+    help="bridge: on this host; overlay: of the swarm (default bridge).",
+)
 @click.option("--subnet", multiple=True, metavar="CIDR", help="Subnet, such as 10.5.0.0/24.")
 @click.option("--gateway", multiple=True, metavar="ADDRESS", help="Gateway of the subnet.")
 @click.option("--ip-range", multiple=True, metavar="CIDR", help="Part of the subnet addresses come from.")
+@click.option(
+    "--aux-address",
+    "reserved",
+    type=PAIR,
+    multiple=True,
+    metavar="NAME=ADDRESS",
+    help="Address that no container gets.",
+)
 @click.option("--attachable", is_flag=True, help="Let plain containers join.")
 @click.option("--internal", is_flag=True, help="No way out of the network.")
 @click.option("--ingress", is_flag=True, help="Make this the network of published ports.")
@@ -62,8 +76,8 @@ def create(app: App, *, name: str, **flags: Any) -> None:
 
 def _pools(flags: Json) -> list[Json]:
     """Each gateway and range goes to the subnet that holds it."""
-    if not flags["subnet"] and (flags["gateway"] or flags["ip_range"]):
-        raise click.UsageError("--gateway and --ip-range need a --subnet they belong to")
+    if not flags["subnet"] and (flags["gateway"] or flags["ip_range"] or flags["reserved"]):
+        raise click.UsageError("--gateway, --ip-range and --aux-address need a --subnet they belong to")
     if not flags["subnet"]:
         return []
     import ipaddress
@@ -74,6 +88,9 @@ def _pools(flags: Json) -> list[Json]:
             pools[ipaddress.ip_network(subnet)] = {"Subnet": subnet}
         for address in flags["gateway"]:
             _owner(pools, ipaddress.ip_address(address), "gateway", address)["Gateway"] = address
+        for name, address in flags["reserved"]:
+            owner = _owner(pools, ipaddress.ip_address(address), "aux-address", address)
+            owner.setdefault("AuxiliaryAddresses", {})[name] = address
         for part in flags["ip_range"]:
             first = ipaddress.ip_network(part).network_address
             _owner(pools, first, "ip-range", part)["IPRange"] = part

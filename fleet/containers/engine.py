@@ -24,6 +24,7 @@ from fleet.clock import Clock, SystemClock
 from fleet.containers import assemble
 from fleet.containers.attach import Attachment, Attachments
 from fleet.containers.config import ContainerConfig, FileMount, RestartRule, is_name
+from fleet.containers.connecting import Connecting
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
 from fleet.containers.events import Action, ContainerEvent, Subscription
@@ -32,12 +33,14 @@ from fleet.containers.exits import exit_of
 from fleet.containers.forwarding import Forwarding
 from fleet.containers.logs import follow_log
 from fleet.containers.making import Making
+from fleet.containers.networks import HostNetworks
 from fleet.containers.ports import Images, Networks, Runtime
 from fleet.containers.record import Container, ExitStatus, Status
 from fleet.containers.recovery import Recovered, recover, start_by_rule
 from fleet.containers.runs import Runs
 from fleet.containers.volumes import Volume, VolumeStore
 from fleet.errors import ConflictError, FleetError, RuntimeFault, UserError
+from fleet.network.topology import AttachmentSpec
 from fleet.node_runtime.events import ContainerProcess, ContainerStats, Exited, Oom, RuntimeEvent, SupervisorRestarted
 from fleet.node_runtime.logs import LogLine
 from fleet.node_runtime.spec import ResourceLimits
@@ -48,12 +51,13 @@ WaitCondition = Literal["not-running", "next-exit", "removed"]
 
 
 _REMOVE_PAUSE_S: Final = 1.0
+PREDEFINED_NETWORKS: Final = ("bridge", "host", "none", "default")
 
 
 class ContainerEngine:
     """See the module. Made by ``open``."""
 
-    def __init__(self, core: Core, volumes_root: Path) -> None:
+    def __init__(self, core: Core, *, volumes_root: Path, networks_root: Path) -> None:
         self._core = core
         self.execs = Execs(core)
         """Exec sessions (create, start with descriptors, inspect, wait)."""
@@ -65,6 +69,16 @@ class ContainerEngine:
         self.volumes = VolumeStore(volumes_root, clock=core.clock, in_use=self._volume_users)
         """Named volumes of this host."""
         self._making = Making(core, self._runs, self.volumes)
+        self.networks = HostNetworks(
+            networks_root,
+            network=core.network,
+            clock=core.clock,
+            hub=core.hub,
+            predefined=PREDEFINED_NETWORKS,
+            users=self._network_users,
+        )
+        """Networks that people made on this host."""
+        self._connecting = Connecting(core)
 
     @classmethod
     async def open(
@@ -92,11 +106,12 @@ class ContainerEngine:
             default_network=default_network,
             host_files=host_files,
         )
-        engine = cls(core, data_root / "volumes")
+        engine = cls(core, volumes_root=data_root / "volumes", networks_root=data_root / "networks")
         try:
             records, problems = await core.in_thread(core.records.open)
             await core.in_thread(core.files.open)
             problems += await engine.volumes.open()
+            problems += await core.in_thread(engine.networks.open)
         except OSError as cause:
             await core.close()
             raise RuntimeFault(
@@ -124,8 +139,9 @@ class ContainerEngine:
     async def recover(self) -> Recovered:
         """Make records and reality agree: see ``fleet.containers.recovery``. Also starts what a restart rule wants running."""
         unfinished: list[Entry] = []
+        without = await self.networks.ensure()
         result = await recover(self._core, self._runs, finish_removal=unfinished)
-        notes = list(result.notes)
+        notes = [*without, *result.notes]
         for entry in unfinished:
             try:
                 state = entry.record.state
@@ -136,6 +152,7 @@ class ContainerEngine:
                 notes.append(f"container {entry.id[:12]}: {cause}")
         orphans = await self.volumes.remove_orphans({*self._core.entries, *self._making.under_way})
         notes += [f"removed the anonymous volume {name[:12]}, whose container is gone" for name in orphans]
+        notes += await self._mend_networks()
         notes += await start_by_rule(self._core, self._runs)
         for entry in self._core.entries.values():
             self._forwarding.resume(entry)
@@ -397,6 +414,33 @@ class ContainerEngine:
         volume = await self.volumes.create(name, driver=driver, labels=labels, options=options)
         self._volume_event(Action.VOLUME_CREATE, volume.name)
         return volume
+
+    # --- networks ---
+
+    async def connect(self, name_or_id: str, attachment: AttachmentSpec, *, network: str) -> None:
+        """See ``Connecting``."""
+        await self._connecting.connect(self._core.find(name_or_id), attachment, network=network)
+
+    async def disconnect(self, name_or_id: str, network_id: str, *, network: str) -> None:
+        """See ``Connecting``."""
+        await self._connecting.disconnect(self._core.find(name_or_id), network_id, network=network)
+
+    def _network_users(self, network_id: str) -> Collection[str]:
+        records = [entry.record for entry in self._core.entries.values() if entry.record.is_up]
+        return {record.name for record in records if any(card.network_id == network_id for card in record.networks)}
+
+    async def _mend_networks(self) -> Sequence[str]:
+        notes = []
+        for entry in list(self._core.entries.values()):
+            if entry.lock.locked():
+                continue
+            async with entry.lock:
+                try:
+                    if await self._connecting.mend(entry):
+                        notes.append(f"container {entry.record.name}: finished the change of its networks")
+                except FleetError as cause:
+                    notes.append(f"container {entry.record.name}: its networks are not as they should be: {cause}")
+        return notes
 
     def _volume_event(self, action: Action, name: str) -> None:
         self._core.hub.send(

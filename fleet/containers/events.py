@@ -46,6 +46,10 @@ class Action(enum.StrEnum):
     HEALTH_STATUS = "health_status"
     VOLUME_CREATE = "volume create"
     VOLUME_DESTROY = "volume destroy"
+    NETWORK_CREATE = "network create"
+    NETWORK_DESTROY = "network destroy"
+    NETWORK_CONNECT = "network connect"
+    NETWORK_DISCONNECT = "network disconnect"
 
 
 class ContainerEvent(Value, frozen=True, kw_only=True):

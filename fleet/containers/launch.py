@@ -18,7 +18,7 @@ from fleet.containers.record import Container, HealthState, NetworkAddress, Stat
 from fleet.errors import ConflictError, NotFoundError, RejectedFault
 from fleet.network.topology import AttachmentSpec, Sandbox, SandboxSpec
 
-__all__ = ["Launcher"]
+__all__ = ["Launcher", "addresses_of", "hosts_of"]
 
 
 class Launcher:
@@ -62,7 +62,7 @@ class Launcher:
         await self._attachments.started(entry)
         if started.terminal_fd is not None:
             os.close(started.terminal_fd)  # the supervisor keeps it; whoever attaches asks for it
-        entry.change(networks=_addresses(sandbox))
+        entry.change(networks=addresses_of(sandbox))
         entry.change_state(
             status=Status.RUNNING,
             pid=started.pid,
@@ -121,17 +121,9 @@ class Launcher:
         sources = self._core.files.sources(record.id, record.config.files)
         config = record.config
         base = _read(self._core.host_files / "hosts") if config.network_mode is NetworkMode.HOST else ""
-        interfaces = sandbox.interfaces if sandbox else ()
         texts = {
             "hostname": hostfiles.hostname_text(record.hostname),
-            "hosts": hostfiles.hosts_text(
-                hostname=record.hostname,
-                domainname=config.domainname,
-                addresses=[interface.address for interface in interfaces],
-                extra_hosts=config.extra_hosts,
-                host_gateway=next((i.gateway for i in interfaces if i.gateway), "") or "",
-                base=base,
-            ),
+            "hosts": hosts_of(record, sandbox, base=base),
             "resolv.conf": sandbox.resolv_conf
             if sandbox
             else hostfiles.resolv_conf_text(
@@ -148,7 +140,21 @@ class Launcher:
         return sources
 
 
-def _addresses(sandbox: Sandbox | None) -> tuple[NetworkAddress, ...]:
+def hosts_of(record: Container, sandbox: Sandbox | None, *, base: str = "") -> str:
+    """The container's /etc/hosts; ``base`` are the host's lines, for those that share its network."""
+    interfaces = sandbox.interfaces if sandbox else ()
+    return hostfiles.hosts_text(
+        hostname=record.hostname,
+        domainname=record.config.domainname,
+        addresses=[interface.address for interface in interfaces],
+        extra_hosts=record.config.extra_hosts,
+        host_gateway=next((i.gateway for i in interfaces if i.gateway), "") or "",
+        base=base,
+    )
+
+
+def addresses_of(sandbox: Sandbox | None) -> tuple[NetworkAddress, ...]:
+    """Where it is, as its record shows it."""
     return tuple(
         NetworkAddress(
             network_id=interface.network_id,

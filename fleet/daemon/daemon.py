@@ -195,7 +195,7 @@ async def _keep_network_true(network: HostNetwork, engine: ContainerEngine, memb
     """Until cancelled: compare the kernel with what should be there, mend drift, and say what was mended."""
     while True:
         await asyncio.sleep(_UPKEEP_S)
-        wanted = {BRIDGE.id}
+        wanted = {BRIDGE.id, *(made.id for made in engine.networks.all())}
         if membership.agent is not None:
             wanted |= membership.agent.worker.assigned_networks()
         try:

@@ -479,8 +479,17 @@ class Plane:
 
     def _allocate(self, spec: NetworkSpec, *, requested: str | None) -> str:
         used = {i.address for record in self._records.values() for i in record.interfaces if i.network_id == spec.id}
+        used.update(spec.reserved)
         after = self._cursors.get(spec.id)
-        address = next_address(spec.subnet, spec.gateway, used, requested=requested, after=after, network=spec.name)
+        address = next_address(
+            spec.subnet,
+            spec.gateway,
+            used,
+            spec.ip_range or None,
+            requested=requested,
+            after=after,
+            network=spec.name,
+        )
         if requested is None:
             self._cursors[spec.id] = address
             self._store.put_cursors(self._cursors)

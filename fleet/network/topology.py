@@ -95,6 +95,8 @@ class NetworkSpec:
     vxlan_port: int = 4789
     ingress: bool = False
     node_address: str = ""
+    ip_range: str = ""
+    reserved: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_id("network", self.id)

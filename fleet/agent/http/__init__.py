@@ -27,12 +27,9 @@ def host_routes(
     images: ImageStore,
     *,
     pull_sources: PullSources,
-    networks: NetworkNames | None = None,
 ) -> list[APIRouter]:
-    """The routers to include. ``pull_sources`` gives the sources to ask for a reference; ``networks`` knows the networks
-    a container may join besides bridge, host and none.
-    """
-    networks = networks or NetworkNames()
+    """The routers to include. ``pull_sources`` gives the sources to ask for a reference."""
+    networks = NetworkNames(engine.networks)
     return [
         container_routes(engine, images, networks),
         archive_routes(engine, images),

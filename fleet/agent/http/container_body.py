@@ -143,12 +143,27 @@ class HostSettings(UpdateBody, frozen=True, kw_only=True):
 
 class EndpointIpam(Value, frozen=True, kw_only=True):
     ipv4_address: str = msgspec.field(default="", name="IPv4Address")
+    ipv6_address: str = msgspec.field(default="", name="IPv6Address")
+    link_local_ips: tuple[str, ...] = msgspec.field(default=(), name="LinkLocalIPs")
 
 
 class EndpointChoice(Value, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     mac_address: str = ""
     ipam_config: EndpointIpam | None = msgspec.field(default=None, name="IPAMConfig")
+    links: tuple[str, ...] = ()
+
+    @property
+    def address(self) -> str:
+        """The IPv4 address that is asked for, or nothing."""
+        return self.ipam_config.ipv4_address if self.ipam_config else ""
+
+    def check(self, network: str) -> None:
+        """Raises ``UnsupportedError`` for what no network of this host gives."""
+        if self.links:
+            raise UnsupportedError(f"network {network}: links are not supported; containers find each other by name")
+        if self.ipam_config is not None and (self.ipam_config.ipv6_address or self.ipam_config.link_local_ips):
+            raise UnsupportedError(f"network {network}: IPv6 and link-local addresses are not supported")
 
 
 class NetworkingChoice(Value, frozen=True, kw_only=True):
@@ -187,7 +202,7 @@ async def config_of(
     """
     settings = body.host_config
     _refuse(settings)
-    mode, attachments = await _networks(body, networks)
+    mode, attachments = _networks(body, networks)
     no_new_privileges, seccomp = _security(settings.security_opt)
     return ContainerConfig(
         name=name.removeprefix("/"),
@@ -351,7 +366,7 @@ def _entrypoint(words: Words | None) -> tuple[str, ...] | None:
     return found or None
 
 
-async def _networks(body: CreateBody, networks: NetworkNames) -> tuple[NetworkMode, tuple[AttachmentSpec, ...]]:
+def _networks(body: CreateBody, networks: NetworkNames) -> tuple[NetworkMode, tuple[AttachmentSpec, ...]]:
     mode = body.host_config.network_mode
     if mode.startswith("container:"):
         return NetworkMode.CONTAINER, ()
@@ -363,16 +378,15 @@ async def _networks(body: CreateBody, networks: NetworkNames) -> tuple[NetworkMo
         endpoints.pop("default", None)
         if not endpoints:
             return NetworkMode.BRIDGE, ()
-        if mode not in ("", "default"):
-            raise UnsupportedError("the bridge network cannot be combined with others: name the other networks only")
+        endpoints = {"bridge": EndpointChoice(), **endpoints}
     elif mode not in endpoints:
         endpoints = {mode: EndpointChoice(), **endpoints}
     attachments = []
     for network, choice in endpoints.items():
-        address = choice.ipam_config.ipv4_address if choice.ipam_config else ""
+        choice.check(network)
         attachments.append(
-            await networks.attach(
-                network, address=address or None, mac=choice.mac_address or None, aliases=choice.aliases
+            networks.attach(
+                network, address=choice.address or None, mac=choice.mac_address or None, aliases=choice.aliases
             )
         )
     return NetworkMode.NETWORKS, tuple(attachments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,14 @@ from fleet.containers import Container, MountPoint, NetworkMode, Status
 from fleet.containers.config import ContainerConfig, LogConfig
 from fleet.node_runtime.spec import DeviceRate
 
-__all__ = ["container_inspect", "container_summary", "human_duration", "status_text", "time_text"]
+__all__ = [
+    "container_inspect",
+    "container_summary",
+    "endpoint_id",
+    "human_duration",
+    "status_text",
+    "time_text",
+]
 
 _NO_TIME: Final = "0001-01-01T00:00:00Z"
 _SECOND_NS: Final = 1_000_000_000
@@ -355,15 +363,26 @@ def _networks(container: Container, network_name: Callable[[str], str]) -> dict[
     if config.network_mode in (NetworkMode.HOST, NetworkMode.NONE):
         return {str(config.network_mode): _endpoint("", aliases=())}
     known = {address.network_id: address for address in container.networks}
+
+    def id_on(network_id: str) -> str:
+        return endpoint_id(container.id, network_id) if network_id in known else ""
+
     if config.network_mode is NetworkMode.BRIDGE:
         found = next(iter(known.values()), None)
-        return {"bridge": _endpoint("bridge", aliases=(), found=found)}
+        return {"bridge": {**_endpoint("bridge", aliases=(), found=found), "EndpointID": id_on("bridge")}}
     return {
-        network_name(spec.network_id): _endpoint(
-            spec.network_id, aliases=spec.aliases, found=known.get(spec.network_id)
-        )
+        network_name(spec.network_id): {
+            **_endpoint(spec.network_id, aliases=spec.aliases, found=known.get(spec.network_id)),
+            "IPAMConfig": {"IPv4Address": spec.address} if spec.address else None,
+            "EndpointID": id_on(spec.network_id),
+        }
         for spec in config.networks
     }
+
+
+def endpoint_id(container_id: str, network_id: str) -> str:
+    """A name of the container's place on the network, in the form of Docker's (64 hexadecimal digits)."""
+    return hashlib.sha256(f"{container_id}/{network_id}".encode()).hexdigest()
 
 
 def _endpoint(network_id: str, *, aliases: tuple[str, ...], found: Any = None) -> dict[str, Any]:

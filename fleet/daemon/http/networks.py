@@ -1,7 +1,7 @@
 """``/networks``: the cluster's and this host's own in one list, as Docker shows them.
 
-Every host has ``bridge`` (containers that name no network), ``host`` and ``none``. The cluster's are the manager's; on a
-worker those it has tasks on are not listed here: ask a manager.
+Every host has ``bridge`` (containers that name no network), ``host`` and ``none``, and the bridge networks that people make on
+it. The cluster's are the manager's; on a worker those it has tasks on are not listed here: ask a manager.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from fleet import errors
+from fleet.agent.http import NetworkNames
+from fleet.agent.http.container_body import EndpointChoice
+from fleet.agent.http.container_json import endpoint_id, time_text
 from fleet.api.http import Filters, json_response, parse_bool, parse_filters, read_struct
 from fleet.api.render import Json
 from fleet.containers.engine import ContainerEngine
+from fleet.containers.networks import HostNetwork, NetworkWish
 from fleet.daemon.membership import Membership
 from fleet.manager.http import SwarmNetworks, network_matches
 from fleet.manager.http.networks import NETWORK_FILTERS
 from fleet.model.network import NetworkSpec
+from fleet.model.wire import Value
 from fleet.network.topology import NetworkSpec as HostNetworkSpec
 
 __all__ = ["network_routes"]
@@ -26,24 +31,41 @@ __all__ = ["network_routes"]
 _PREDEFINED: Final = ("host", "none", "bridge")
 
 
+class _Connect(Value, frozen=True, kw_only=True):
+    """``POST /networks/{id}/connect`` and ``disconnect``."""
+
+    container: str = ""
+    endpoint_config: EndpointChoice | None = None
+    force: bool = False
+
+
 def network_routes(membership: Membership, engine: ContainerEngine, bridge: HostNetworkSpec) -> APIRouter:
     """The router."""
     routes = APIRouter()
     swarm = SwarmNetworks(lambda: membership.manager().control)
+    names = NetworkNames(engine.networks, default_network=bridge.id)
 
     def is_manager() -> bool:
         return membership.has_control
 
-    def local(name: str) -> Json | None:
-        return next((n for n in _local_networks(engine, bridge) if name in (n["Name"], n["Id"])), None)
+    def predefined(name: str) -> Json | None:
+        return next((n for n in _predefined(engine, bridge) if name in (n["Name"], n["Id"])), None)
+
+    def of_swarm(name: str) -> Json | None:
+        if not is_manager():
+            return None
+        try:
+            return swarm.inspect(name, verbose=False)
+        except errors.NotFoundError:
+            return None
 
     def local_matching(filters: Filters) -> list[Json]:
-        found = []
-        for network in _local_networks(engine, bridge):
-            is_used = bool(network["Containers"])
-            if network_matches(network, filters, is_used=partial(bool, is_used)):
-                found.append(network)
-        return found
+        made = [_made(engine, network) for network in engine.networks.all()]
+        return [
+            network
+            for network in _predefined(engine, bridge) + made
+            if network_matches(network, filters, is_used=partial(bool, network["Containers"]))
+        ]
 
     @routes.get("/networks")
     async def list_networks(request: Request) -> Response:
@@ -55,51 +77,81 @@ def network_routes(membership: Membership, engine: ContainerEngine, bridge: Host
 
     @routes.get("/networks/{name}")
     async def inspect(name: str, scope: str = "", verbose: str = "") -> Response:
-        if is_manager() and name not in _PREDEFINED:
+        if (found := predefined(name)) is not None:
+            return json_response(found)
+        if scope != "swarm":
             try:
-                return json_response(swarm.inspect(name, verbose=parse_bool(verbose)))
+                return json_response(_made(engine, engine.networks.find(name)))
             except errors.NotFoundError:
                 pass
-        found = local(name)
-        if found is None:
+        if not is_manager():
             raise errors.NotFoundError(f"network {name} not found")
-        return json_response(found)
+        return json_response(swarm.inspect(name, verbose=parse_bool(verbose)))
 
     @routes.post("/networks/create")
     async def create(request: Request) -> Response:
         spec = await read_struct(request, NetworkSpec, what="network")
-        if local(spec.name) is not None:
+        if predefined(spec.name) is not None:
             raise errors.ForbiddenError(f"operation is not permitted on predefined {spec.name} network")
-        if spec.driver not in ("overlay", "") or spec.scope == "local":
-            raise errors.UnsupportedError(
-                f"network driver {spec.driver or 'bridge'!r}: only overlay networks of the cluster can be created; "
-                "this host's own are bridge, host and none"
-            )
-        return json_response(await swarm.create(spec), status=201)
+        if any(network.name == spec.name for network in engine.networks.all()):
+            raise errors.ConflictError(f"network with name {spec.name} already exists")
+        if spec.driver == "overlay" or (spec.driver == "" and spec.scope == "swarm"):
+            return json_response(await swarm.create(spec), status=201)
+        if of_swarm(spec.name) is not None:
+            raise errors.ConflictError(f"network with name {spec.name} already exists")
+        made = await engine.networks.create(_wish(spec))
+        return json_response({"Id": made.id, "Warning": ""}, status=201)
 
     @routes.delete("/networks/{name}")
     async def remove(name: str) -> Response:
-        if local(name) is not None:
+        if predefined(name) is not None:
             raise errors.ForbiddenError(f"{name} is a pre-defined network and cannot be removed")
-        await swarm.remove(name)
+        try:
+            await engine.networks.remove(name)
+        except errors.NotFoundError:
+            if not is_manager():
+                raise
+            await swarm.remove(name)
         return Response(status_code=204)
 
     @routes.post("/networks/{name}/connect")
-    @routes.post("/networks/{name}/disconnect")
-    async def change_container(name: str, request: Request) -> Response:
-        verb = request.url.path.rpartition("/")[2]
-        raise errors.UnsupportedError(
-            f"network {verb} {name}: a container keeps the network it was created with; create it anew with --network, or run "
-            "it as a service (overlay networks are for services)"
+    async def connect(name: str, request: Request) -> Response:
+        body = await read_struct(request, _Connect, what="network connect")
+        if name == "host":
+            raise errors.ForbiddenError(
+                "cannot connect container to host network - container must be created in host network mode"
+            )
+        if name == "none":
+            raise errors.ForbiddenError(
+                "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+            )
+        choice = body.endpoint_config or EndpointChoice()
+        choice.check(name)
+        attachment = names.attach(
+            name, address=choice.address or None, mac=choice.mac_address or None, aliases=choice.aliases
         )
+        await engine.connect(body.container, attachment, network=names.name(attachment.network_id))
+        return Response(status_code=200)
+
+    @routes.post("/networks/{name}/disconnect")
+    async def disconnect(name: str, request: Request) -> Response:
+        body = await read_struct(request, _Connect, what="network disconnect")
+        network_id = bridge.id if name in (bridge.id, bridge.name) else engine.networks.find(name).id
+        await engine.disconnect(body.container, network_id, network=names.name(network_id))
+        return Response(status_code=200)
 
     @routes.post("/networks/prune")
     async def prune(request: Request) -> Response:
         filters = dict(parse_filters(request.query_params.get("filters"), known=NETWORK_FILTERS | {"until"}))
         if "until" in filters:
             raise errors.UnsupportedError("network prune: the filter 'until' is not supported")
+        unused = filters | {"dangling": ("true",)}
         removed = []
-        for network in swarm.list(filters | {"dangling": ("true",)}) if is_manager() else ():
+        for network in local_matching(unused):
+            if network["Name"] not in _PREDEFINED:
+                await engine.networks.remove(network["Id"])
+                removed.append(network["Name"])
+        for network in swarm.list(unused) if is_manager() else ():
             if not network["Ingress"]:
                 await swarm.remove(network["Id"])
                 removed.append(network["Name"])
@@ -108,13 +160,66 @@ def network_routes(membership: Membership, engine: ContainerEngine, bridge: Host
     return routes
 
 
-def _local_networks(engine: ContainerEngine, bridge: HostNetworkSpec) -> list[Json]:
+def _wish(spec: NetworkSpec) -> NetworkWish:
+    """What the host's own networks can be of what the API can say. Raises ``UnsupportedError`` for the rest."""
+    ipam = spec.ipam
+    config = ipam.config if ipam is not None else ()
+    refusals = (
+        (
+            spec.driver not in ("", "bridge"),
+            f"driver {spec.driver!r}: known are bridge (this host) and overlay (the swarm)",
+        ),
+        (spec.scope not in ("", "local"), f"driver bridge has no scope {spec.scope!r}"),
+        (spec.ingress, "only an overlay can be the ingress network"),
+        (bool(spec.enable_ipv6) or spec.enable_ipv4 is False, "networks are IPv4 only"),
+        (
+            spec.config_only or (spec.config_from is not None and bool(spec.config_from.network)),
+            "no config-only networks",
+        ),
+        (ipam is not None and ipam.driver not in ("", "default"), f"no IPAM driver {ipam.driver if ipam else ''!r}"),
+        (ipam is not None and bool(ipam.options), "the default IPAM driver has no options"),
+        (len(config) > 1, "a network has one subnet"),
+    )
+    for is_refused, sentence in refusals:
+        if is_refused:
+            raise errors.UnsupportedError(f"network {spec.name}: {sentence}")
+    pool = config[0] if config else None
+    return NetworkWish(
+        name=spec.name,
+        subnet=pool.subnet if pool else "",
+        gateway=pool.gateway if pool else "",
+        ip_range=pool.ip_range if pool else "",
+        aux_addresses=pool.auxiliary_addresses if pool else {},
+        internal=spec.internal,
+        options=spec.options,
+        labels=spec.labels,
+    )
+
+
+def _predefined(engine: ContainerEngine, bridge: HostNetworkSpec) -> list[Json]:
     config = [{"Subnet": bridge.subnet, "Gateway": bridge.gateway}]
     return [
         _rendered("bridge", "bridge", config, _attached(engine, bridge.id)),
         _rendered("host", "host", [], {}),
         _rendered("none", "null", [], {}),
     ]
+
+
+def _made(engine: ContainerEngine, network: HostNetwork) -> Json:
+    config: dict[str, Any] = {"Subnet": network.subnet}
+    if network.ip_range:
+        config["IPRange"] = network.ip_range
+    config["Gateway"] = network.gateway
+    if network.aux_addresses:
+        config["AuxiliaryAddresses"] = dict(network.aux_addresses)
+    return {
+        **_rendered(network.name, "bridge", [config], _attached(engine, network.id)),
+        "Id": network.id,
+        "Created": time_text(network.created_at),
+        "Internal": network.internal,
+        "Options": dict(network.options),
+        "Labels": dict(network.labels),
+    }
 
 
 def _attached(engine: ContainerEngine, network_id: str) -> dict[str, Any]:
@@ -124,7 +229,7 @@ def _attached(engine: ContainerEngine, network_id: str) -> dict[str, Any]:
             if address.network_id == network_id and container.is_up:
                 result[container.id] = {
                     "Name": container.name,
-                    "EndpointID": "",
+                    "EndpointID": endpoint_id(container.id, network_id),
                     "MacAddress": address.mac,
                     "IPv4Address": f"{address.address}/{address.prefix_len}",
                     "IPv6Address": "",
@@ -132,7 +237,7 @@ def _attached(engine: ContainerEngine, network_id: str) -> dict[str, Any]:
     return result
 
 
-def _rendered(name: str, driver: str, config: list[dict[str, str]], containers: dict[str, Any]) -> Json:
+def _rendered(name: str, driver: str, config: list[dict[str, Any]], containers: dict[str, Any]) -> Json:
     return {
         "Name": name,
         "Id": name,

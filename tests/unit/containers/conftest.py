@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from fleet.containers.engine import ContainerEngine
-from fleet.errors import NotFoundError, RejectedFault, RuntimeFault
+from fleet.errors import ConflictError, NotFoundError, RejectedFault, RuntimeFault
 from fleet.images.config import ImageConfig
-from fleet.network.topology import Interface, Sandbox, SandboxSpec
+from fleet.network.desired import with_attachments
+from fleet.network.topology import AttachmentSpec, Interface, NetworkSpec, Sandbox, SandboxSpec
 from fleet.node_runtime.events import ContainerState, ExecStarted, Exited, Started
 from fleet.node_runtime.spec import ContainerSpec, ProcessSpec, ResourceLimits
 
@@ -170,12 +171,17 @@ class FakeImages:
 class FakeNetworks:
     def __init__(self) -> None:
         self.open: dict[str, SandboxSpec] = {}
+        self.networks: dict[str, NetworkSpec] = {}
         self.fail = False
 
     async def create_sandbox(self, spec: SandboxSpec) -> Sandbox:
         if self.fail:
             raise RuntimeFault("network bridge: all 253 addresses are in use")
         self.open[spec.id] = spec
+        return self._described(spec)
+
+    @staticmethod
+    def _described(spec: SandboxSpec) -> Sandbox:
         interfaces = tuple(
             Interface(
                 network_id=a.network_id,
@@ -188,6 +194,27 @@ class FakeNetworks:
             for n, a in enumerate(spec.attachments)
         )
         return Sandbox(id=spec.id, netns_path="", interfaces=interfaces, resolv_conf="nameserver 127.0.0.11\n")
+
+    async def ensure_network(self, spec: NetworkSpec) -> None:
+        self.networks[spec.id] = spec
+
+    async def remove_network(self, network_id: str) -> None:
+        self.networks.pop(network_id, None)
+
+    async def connect(self, sandbox_id: str, attachment: AttachmentSpec) -> Interface:
+        if self.fail:
+            raise ConflictError(f"network net: address {attachment.address} is in use")
+        spec = self.open[sandbox_id]
+        self.open[sandbox_id] = with_attachments(spec, (*spec.attachments, attachment))
+        return (await self.sandbox(sandbox_id)).interfaces[-1]
+
+    async def disconnect(self, sandbox_id: str, network_id: str) -> None:
+        spec = self.open[sandbox_id]
+        kept = tuple(a for a in spec.attachments if a.network_id != network_id)
+        self.open[sandbox_id] = with_attachments(spec, kept)
+
+    async def sandbox(self, sandbox_id: str) -> Sandbox:
+        return self._described(self.open[sandbox_id])
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         self.open.pop(sandbox_id, None)

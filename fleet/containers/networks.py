@@ -1,0 +1,291 @@
+"""Networks that people make on one host (driver bridge): which there are, durably, and that the kernel has them.
+
+    <data>/networks/<id>.json      one each, written before its bridge is made and removed after that went
+
+So a crash leaves a record whose bridge the next start makes: what was acknowledged is there, what was not may be.
+Addresses are given by ``fleet.network``, which remembers them with the sandboxes; a container that does not run holds none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import secrets
+from collections.abc import Callable, Collection
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from fleet.clock import Clock
+from fleet.containers.events import Action, ContainerEvent, EventHub
+from fleet.containers.ports import Networks
+from fleet.containers.record import write_durably
+from fleet.errors import ConflictError, FleetError, ForbiddenError, InvariantError, NotFoundError, UserError
+from fleet.model import wire
+from fleet.model.wire import Value
+from fleet.network.ipam import SubnetPool, next_address, parse_subnet
+from fleet.network.topology import NetworkSpec
+
+__all__ = ["HostNetwork", "HostNetworks", "NetworkWish"]
+
+POOLS: Final = (("172.16.0.0/12", 22), ("192.168.0.0/16", 24))
+"""Where subnets come from: about a thousand of 1,021 containers each. Docker's /16 are used up after some thirty networks."""
+NETWORKS_MAX: Final = 1024
+_LABELS_MAX: Final = 64
+_AUX_MAX: Final = 256
+_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
+_ROUTES: Final = Path("/proc/thread-self/net/route")
+_MTU: Final = "com.docker.network.driver.mtu"
+_DEFAULTS: Final = {
+    "com.docker.network.bridge.enable_icc": "true",
+    "com.docker.network.bridge.enable_ip_masquerade": "true",
+    "com.docker.network.bridge.host_binding_ipv4": "0.0.0.0",
+    "com.docker.network.bridge.default_bridge": "false",
+}
+"""Options that may be given with what they are anyway; with anything else they would be promises."""
+
+
+class NetworkWish(Value, frozen=True, kw_only=True):
+    """What a network is to be like. An empty ``subnet`` is chosen from the pools, an empty ``gateway`` is its first address."""
+
+    name: str
+    subnet: str = ""
+    gateway: str = ""
+    ip_range: str = ""
+    aux_addresses: dict[str, str] = msgspec.field(default_factory=dict)
+    internal: bool = False
+    options: dict[str, str] = msgspec.field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class HostNetwork(NetworkWish, frozen=True, kw_only=True):
+    """A network of this host, made by somebody."""
+
+    id: str
+    created_at: datetime
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """The same as ``fleet.network`` takes it."""
+        return NetworkSpec(
+            id=self.id,
+            name=self.name,
+            driver="bridge",
+            subnet=self.subnet,
+            gateway=self.gateway,
+            internal=self.internal,
+            mtu=int(self.options.get(_MTU, 0)),
+            ip_range=self.ip_range,
+            reserved=tuple(self.aux_addresses.values()),
+        )
+
+
+class HostNetworks:
+    """``open`` first, ``ensure`` before containers start. ``others`` are subnets in use that are not these networks';
+    ``users`` gives the names of running containers on a network."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        network: Networks,
+        clock: Clock,
+        hub: EventHub,
+        predefined: Collection[str],
+        users: Callable[[str], Collection[str]],
+        routes: Path = _ROUTES,
+    ) -> None:
+        self._root = root
+        self._network = network
+        self._clock = clock
+        self._hub = hub
+        self._predefined = predefined
+        self._users = users
+        self._routes = routes
+        self._known: dict[str, HostNetwork] = {}
+        self._changing = asyncio.Lock()
+
+    def open(self) -> list[str]:
+        """Read the records; sentences about those that cannot be read, which are left alone. Blocks. Raises ``OSError``."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        problems = []
+        for path in sorted(self._root.glob("*.json")):
+            try:
+                found = wire.decode(path.read_bytes(), HostNetwork)
+                assert found.spec.id == path.stem
+            except (FleetError, InvariantError, AssertionError) as cause:
+                problems.append(f"{path}: {cause or 'holds another network'}; left alone")
+                continue
+            self._known[found.id] = found
+        return problems
+
+    async def ensure(self) -> list[str]:
+        """Make what a boot or a crash took away; sentences about what could not be made."""
+        problems = []
+        for network in self.all():
+            try:
+                await self._network.ensure_network(network.spec)
+            except FleetError as cause:
+                problems.append(f"network {network.name}: {cause}")
+        return problems
+
+    def all(self) -> list[HostNetwork]:
+        """In the order they were made."""
+        return sorted(self._known.values(), key=lambda network: (network.created_at, network.id))
+
+    def find(self, name_or_id: str) -> HostNetwork:
+        """By name, id, or a beginning of the id that fits one only. Raises ``NotFoundError``, ``UserError``."""
+        for network in self._known.values():
+            if name_or_id in (network.name, network.id):
+                return network
+        found = [n for n in self._known.values() if name_or_id and n.id.startswith(name_or_id)]
+        if len(found) > 1:
+            raise UserError(f"network {name_or_id} is ambiguous ({len(found)} matches found on id prefix)")
+        if not found:
+            raise NotFoundError(f"network {name_or_id} not found")
+        return found[0]
+
+    def name_of(self, network_id: str) -> str | None:
+        """What people call it; None when it is none of these."""
+        network = self._known.get(network_id)
+        return network.name if network is not None else None
+
+    async def create(self, wish: NetworkWish) -> HostNetwork:
+        """Make one; durable when this returns. Raises ``UserError`` for what cannot be, ``ConflictError`` for a taken name or
+        subnet."""
+        async with self._changing:
+            self._check_name(wish.name)
+            if len(self._known) >= NETWORKS_MAX:
+                raise ConflictError(f"this host has {NETWORKS_MAX} networks: remove some (fleet network prune)")
+            _check_sizes(wish)
+            taken = await asyncio.to_thread(self._taken)
+            subnet = _choose_subnet(wish, taken)
+            gateway = wish.gateway or next_address(subnet, "", (), network=wish.name)
+            network = HostNetwork(
+                id=secrets.token_hex(32),
+                created_at=self._clock.now(),
+                name=wish.name,
+                subnet=subnet,
+                gateway=gateway,
+                ip_range=wish.ip_range,
+                aux_addresses=wish.aux_addresses,
+                internal=wish.internal,
+                options=wish.options,
+                labels=wish.labels,
+            )
+            spec = network.spec  # what does not fit is said here
+            if network.gateway in network.aux_addresses.values():
+                raise UserError(f"network {wish.name}: {network.gateway} is the gateway and an auxiliary address")
+            next_address(subnet, gateway, spec.reserved, wish.ip_range or None, network=wish.name)
+            path = self._path(network.id)
+            await asyncio.to_thread(write_durably, path, wire.encode(network))
+            self._known[network.id] = network  # before it is made: upkeep removes what is not known
+            try:
+                await self._network.ensure_network(spec)
+            except BaseException:
+                del self._known[network.id]
+                path.unlink(missing_ok=True)
+                raise
+        self._tell(Action.NETWORK_CREATE, network)
+        return network
+
+    async def remove(self, name_or_id: str) -> HostNetwork:
+        """Remove one that no running container is on. Raises ``NotFoundError``, ``ForbiddenError``."""
+        async with self._changing:
+            network = self.find(name_or_id)
+            if users := sorted(self._users(network.id)):
+                named = ", ".join(users[:5]) + (" ..." if len(users) > 5 else "")
+                raise ForbiddenError(
+                    f"error while removing network: network {network.name} has active endpoints: {named}; stop those "
+                    "containers or disconnect them first (network disconnect)"
+                )
+            await self._network.remove_network(network.id)
+            del self._known[network.id]
+            await asyncio.to_thread(self._path(network.id).unlink, missing_ok=True)
+        self._tell(Action.NETWORK_DESTROY, network)
+        return network
+
+    def _path(self, network_id: str) -> Path:
+        return self._root / f"{network_id}.json"
+
+    def _check_name(self, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise UserError(f"invalid network name {name[:80]!r}: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
+        if name in self._predefined:
+            raise ForbiddenError(f"operation is not permitted on predefined {name} network")
+        if any(network.name == name for network in self._known.values()):
+            raise ConflictError(f"network with name {name} already exists")
+
+    def _taken(self) -> list[str]:
+        """Subnets that this host uses or has routes to. Blocks."""
+        return [network.subnet for network in self._known.values()] + _routed(self._routes)
+
+    def _tell(self, action: Action, network: HostNetwork, **attributes: str) -> None:
+        self._hub.send(
+            ContainerEvent(
+                action=action,
+                id=network.id,
+                time=self._clock.now(),
+                attributes={"name": network.name, "type": "bridge", **attributes},
+            )
+        )
+
+
+def _choose_subnet(wish: NetworkWish, taken: Collection[str]) -> str:
+    if not wish.subnet:
+        if wish.gateway or wish.ip_range or wish.aux_addresses:
+            raise UserError(f"network {wish.name}: gateway, range and auxiliary addresses need a subnet they belong to")
+        return SubnetPool(POOLS).next_subnet(avoid=taken)
+    subnet = str(parse_subnet(wish.subnet))
+    wanted = ipaddress.IPv4Network(subnet)
+    for other in taken:
+        if wanted.overlaps(ipaddress.IPv4Network(other)):
+            raise ForbiddenError(
+                f"invalid pool request: Pool overlaps with other one on this address space: {subnet} and {other}, which this "
+                "host uses already (another network, or a route)"
+            )
+    return subnet
+
+
+def _check_sizes(wish: NetworkWish) -> None:
+    if len(wish.labels) > _LABELS_MAX or len(wish.options) > _LABELS_MAX:
+        raise UserError(f"network {wish.name}: more than {_LABELS_MAX} labels or options")
+    if len(wish.aux_addresses) > _AUX_MAX:
+        raise UserError(f"network {wish.name}: more than {_AUX_MAX} auxiliary addresses")
+    for key, value in wish.options.items():
+        if key == _MTU:
+            if not value.isdecimal() or len(value) > 5:
+                raise UserError(f"network {wish.name}: option {key}={value!r} is not a number of bytes")
+        elif key not in _DEFAULTS:
+            raise UserError(f"network {wish.name}: option {key!r} is not known to the bridge driver of fleet")
+        elif value.lower() != _DEFAULTS[key]:
+            raise UserError(f"network {wish.name}: option {key}={value} is not supported, it is {_DEFAULTS[key]}")
+    if wish.aux_addresses and wish.subnet:
+        subnet = parse_subnet(wish.subnet)
+        for name, address in wish.aux_addresses.items():
+            try:
+                is_inside = ipaddress.IPv4Address(address) in subnet
+            except ValueError:
+                is_inside = False
+            if not is_inside:
+                raise UserError(f"network {wish.name}: auxiliary address {name}={address} is not in {subnet}")
+
+
+def _routed(path: Path) -> list[str]:
+    """Destinations of this host's IPv4 routes but the default one; proc_net(5): hexadecimal in the machine's byte order."""
+    try:
+        lines = path.read_text().splitlines()[1:]
+    except OSError:
+        return []
+    found = []
+    for fields in (line.split() for line in lines):
+        if len(fields) < 8:
+            continue
+        destination, mask = (int(fields[at], 16).to_bytes(4, "little") for at in (1, 7))
+        if any(mask):
+            prefix_len = int.from_bytes(mask).bit_count()
+            found.append(str(ipaddress.IPv4Network((destination, prefix_len), strict=False)))
+    return found
