@@ -11,7 +11,7 @@ from fleet.network.links import NetworkLinks
 from fleet.network.naming import Owner
 from fleet.network.topology import Interface, SandboxSpec
 
-__all__ = ["plug", "set_default_route"]
+__all__ = ["plug", "set_default_route", "unplug"]
 
 
 def plug(
@@ -63,6 +63,13 @@ def plug(
                 inner.append(rtnetlink.add_default_route(link.index, interface.gateway))
         netlink.send_all(inner)
     return tuple(veths)
+
+
+def unplug(card: str) -> None:
+    """Remove a card with its cable; absent is fine. Called inside the sandbox."""
+    with Netlink() as netlink:
+        if netlink.link(card) is not None:
+            netlink.send(rtnetlink.delete_link(card))
 
 
 def set_default_route(interfaces: Sequence[Interface]) -> None:

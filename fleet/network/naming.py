@@ -63,6 +63,11 @@ class Owner:
         """Text for IFLA_IFALIAS (at most 255 bytes)."""
         return ":".join(("fleet", self.tag, kind, *ids))[:255]
 
+    def sandbox_of(self, alias: str) -> str:
+        """The sandbox that a cable with this alias leads to; empty for other links."""
+        parts = alias.split(":")
+        return parts[3] if parts[:3] == ["fleet", self.tag, "veth"] and len(parts) > 3 else ""
+
 
 def _digest(network_id: str) -> str:
     return hashlib.sha256(network_id.encode()).hexdigest()[:8]

@@ -4,6 +4,8 @@ Each public method moves the host from one complete state to another and may be 
 
 - making a sandbox: the record is written last; a namespace without a record is closed at the next ``open``;
 - removing one: the record goes first; the rest of it is found as a namespace without a record;
+- joining or leaving a network: the record is written last. A cable that no record names is removed at the next ``open``, and a
+  network that is in the record without its cable is left again without complaint;
 - applying a network: its state is written before the kernel is changed; ``open`` applies it again from the file.
 
 Order inside a change is chosen so that a packet meets either the old or the new way, not none: forwarding entries before virtual
@@ -22,7 +24,7 @@ from pathlib import Path
 
 from fleet.errors import ConflictError, NotFoundError, RuntimeFault, UnsupportedError, UserError
 from fleet.network import desired, rules
-from fleet.network.cables import plug, set_default_route
+from fleet.network.cables import plug, set_default_route, unplug
 from fleet.network.dns.keeper import DnsKeeper
 from fleet.network.dns.records import zone_of
 from fleet.network.filters import HostFilter, SandboxFilters
@@ -124,6 +126,7 @@ class Plane:
             self._admit(state)
             done += self._attempt(state.network.name, partial(self._ensure, state.network.id))
         done += self._close_unfinished()
+        done += self._remove_strays(of=self._records.keys())
         self.dns.open()
         for sandbox_id in list(self._records):
             self._reseat(sandbox_id)
@@ -285,10 +288,15 @@ class Plane:
         interfaces = self._with_gateway((*record.interfaces, added))
         sockets: list[socket.socket] = []
         with self._inside(sandbox_id) as netns:
-            veths = (*record.veths, *self._plug(spec, interfaces[-1:], netns))
-            set_default_route(interfaces)
-            if not record.dns_port:
-                sockets = bind_dns_sockets(port=0, upstream=bool(spec.dns_servers))
+            unplug(added.name)  # left by an attempt that failed half-way, if at all
+            try:
+                veths = (*record.veths, *self._plug(spec, interfaces[-1:], netns))
+                set_default_route(interfaces)
+                if not record.dns_port:
+                    sockets = bind_dns_sockets(port=0, upstream=bool(spec.dns_servers))
+            except BaseException:
+                unplug(added.name)
+                raise
         port = sockets[1].getsockname()[1] if sockets else record.dns_port
         self._rewire(SandboxRecord(spec=spec, interfaces=interfaces, veths=veths, dns_port=port), sockets)
         return interfaces[-1]
@@ -303,7 +311,7 @@ class Plane:
         ]
         gone = [veth for i, veth in zip(record.interfaces, record.veths, strict=True) if i.network_id == network_id]
         interfaces = self._with_gateway([interface for interface, _ in kept])
-        self._netlink.send_all([rtnetlink.delete_link(veth) for veth in gone])
+        self._netlink.send_all([rtnetlink.delete_link(veth) for veth in gone if self._netlink.link(veth) is not None])
         with self._inside(sandbox_id):
             set_default_route(interfaces)
         attachments = tuple(attachment for attachment in record.spec.attachments if attachment.network_id != network_id)
@@ -635,13 +643,17 @@ class Plane:
                 done.append(f"sandbox {sandbox_id}: was never finished, removed")
         return done
 
-    def _remove_strays(self) -> list[str]:
+    def _remove_strays(self, *, of: Collection[str] | None = None) -> list[str]:
+        """Links that belong to nothing; with ``of`` only cables into these sandboxes, as the kernel may still be taking others
+        away with their namespaces."""
         known = {veth for record in self._records.values() for veth in record.veths}
         now = time.monotonic()
         self._leaving = {veth: until for veth, until in self._leaving.items() if until > now}
         known |= self._leaving.keys()
         known |= {name for links in self._links.values() for name in (links.bridge, links.vxlan)}
         strays = [link for link in self._netlink.links() if link.group == self._owner.group and link.name not in known]
+        if of is not None:
+            strays = [link for link in strays if self._owner.sandbox_of(link.alias) in of]
         self._netlink.send_all([rtnetlink.delete_link(link.name) for link in strays])
         return [f"link {link.name} ({link.alias or 'no alias'}): belongs to nothing, removed" for link in strays]
 

@@ -203,6 +203,43 @@ def test_sandbox_that_was_never_finished_is_removed(tmp_path: Path) -> None:
         run(scenario(made), made)
 
 
+def test_joining_and_leaving_that_was_cut_short_can_be_done_again(tmp_path: Path) -> None:
+    second = NetworkSpec(id="second", name="second", driver="bridge", subnet="10.0.9.0/24", gateway="10.0.9.1")
+    join = AttachmentSpec(network_id="second")
+
+    async def scenario(made: list[Host]) -> None:
+        (one,) = made
+        await bring_up(made)
+        await one.network.ensure_network(second)
+        (record,) = one.run_dir.glob("sandboxes/task1.json")
+        without = record.read_bytes()
+        await one.network.connect("task1", join)
+        on_both = record.read_bytes()
+
+        async def reopen_with(text: bytes) -> list[str]:
+            """The daemon died before it wrote the record."""
+            await one.network.close()
+            record.write_bytes(text)
+            one.new_network()
+            return await one.network.open()
+
+        (said,) = await reopen_with(without)
+        assert "veth:task1:second): belongs to nothing, removed" in said
+        card = await one.network.connect("task1", join)
+        assert await asyncio.to_thread(ping, one.sandbox_path("task1"), "10.0.9.1")
+        assert card.name == "eth1"
+        await one.network.disconnect("task1", "second")
+        assert await reopen_with(on_both) == []
+        await one.network.disconnect("task1", "second")
+        assert [i.network_id for i in (await one.network.sandbox("task1")).interfaces] == ["net"]
+        await one.network.connect("task1", join)
+        assert await asyncio.to_thread(ping, one.sandbox_path("task1"), "10.0.9.1")
+        await one.network.destroy()
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
+
+
 def test_drift_is_mended_and_named(tmp_path: Path) -> None:
     async def scenario(made: list[Host]) -> None:
         one, _ = made

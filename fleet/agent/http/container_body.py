@@ -16,7 +16,7 @@ import msgspec
 from fleet.agent.http.networks import NetworkNames
 from fleet.containers import ContainerConfig, NetworkMode, RestartName, RestartRule
 from fleet.containers.logs import log_config
-from fleet.errors import UnsupportedError, UserError
+from fleet.errors import NotFoundError, UnsupportedError, UserError
 from fleet.model.service import BindOptions, HealthConfig, Mount, TmpfsOptions, Ulimit
 from fleet.model.units import parse_bytes
 from fleet.model.wire import Value
@@ -374,6 +374,10 @@ def _networks(body: CreateBody, networks: NetworkNames) -> tuple[NetworkMode, tu
     if mode in _PREDEFINED_OTHERS:
         return _PREDEFINED_OTHERS[mode], ()
     if mode in _PREDEFINED:
+        for network, choice in endpoints.items():
+            if network in ("bridge", "default"):  # says what that one does not give
+                choice.check(network)
+                networks.attach(network, address=choice.address or None, mac=None, aliases=choice.aliases)
         endpoints.pop("bridge", None)
         endpoints.pop("default", None)
         if not endpoints:
@@ -384,11 +388,13 @@ def _networks(body: CreateBody, networks: NetworkNames) -> tuple[NetworkMode, tu
     attachments = []
     for network, choice in endpoints.items():
         choice.check(network)
-        attachments.append(
-            networks.attach(
+        try:
+            attachment = networks.attach(
                 network, address=choice.address or None, mac=choice.mac_address or None, aliases=choice.aliases
             )
-        )
+        except NotFoundError as cause:  # docker's client takes a 404 here for a missing image, and pulls that
+            raise UserError(str(cause)) from cause
+        attachments.append(attachment)
     return NetworkMode.NETWORKS, tuple(attachments)
 
 

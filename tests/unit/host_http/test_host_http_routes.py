@@ -169,7 +169,7 @@ def test_shared_namespaces_and_fine_limits_reach_the_runtime_and_are_shown_again
         ({"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": ["odd"]}]}, 400, "invalid CDI device name 'odd'"),
         ({"Links": ["a:b"]}, 501, "--link is not supported"),
         ({"NetworkMode": "container:x"}, 404, "No such container: x"),
-        ({"NetworkMode": "other"}, 404, "network other"),
+        ({"NetworkMode": "other"}, 400, "network other"),
         ({"Memory": 1024}, 400, "Minimum memory limit allowed is 6MB"),
         ({"Binds": ["a:b:c:d"]}, 400, "invalid volume specification"),
         ({"Binds": ["/a:/b:odd"]}, 400, "invalid mode: odd"),
