@@ -13,6 +13,7 @@ from typing import Final
 
 from fleet.agent.container_task import ContainerTasks
 from fleet.agent.dialer import manager_dialer
+from fleet.agent.guests import OverlayGuests
 from fleet.agent.image_sources import ImageLocator
 from fleet.agent.local_state import LocalState
 from fleet.agent.network_sync import HostNetworkLike, NetworkSync
@@ -24,7 +25,7 @@ from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
 from fleet.images import ImageStore
 from fleet.images.reference import parse_reference
-from fleet.model.ids import ClusterId
+from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeDescription
 
 __all__ = ["Agent"]
@@ -48,6 +49,7 @@ class Agent:
         clock: Clock,
         tls: Callable[[], ssl.SSLContext],
         cluster_id: ClusterId,
+        node_id: NodeId,
         address: str,
         cluster_port: int,
         managers: Sequence[str],
@@ -56,6 +58,7 @@ class Agent:
         description: Callable[[], NodeDescription],
     ) -> None:
         self._images = images
+        self._locator = locator
         self._clock = clock
         self._description = description
         self._address = address
@@ -81,12 +84,25 @@ class Agent:
             hello=self._hello,
         )
 
+        self._guests = OverlayGuests(
+            engine=engine,
+            worker=self.worker,
+            clock=clock,
+            tls=tls,
+            managers=self._managers,
+            node_id=node_id,
+        )
+
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._guests.run())
             group.create_task(self.worker.run())
             group.create_task(self.session.run())
             group.create_task(self._refresh())
+
+    def _managers(self) -> Sequence[str]:
+        return self._locator.managers()  # asked anew each time: it is told of them after this is made
 
     def _hello(self) -> dispatch.Hello:
         return dispatch.Hello(

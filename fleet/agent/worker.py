@@ -98,6 +98,22 @@ class Worker:
         """Ids of the networks that belong on this host now."""
         return {item.network.id for item in self._items.values() if isinstance(item, dispatch.NetworkItem)}
 
+    def network_names(self) -> dict[str, str]:
+        """Their names, by id."""
+        return {
+            item.network.id: item.network.spec.name
+            for item in self._items.values()
+            if isinstance(item, dispatch.NetworkItem)
+        }
+
+    def own_guests(self, node_id: str) -> set[tuple[str, str]]:
+        """(container id, network id) of places that managers hold for containers of this node that no service made."""
+        return {
+            (item.task_id, item.network_id)
+            for item in self._items.values()
+            if isinstance(item, dispatch.EndpointItem) and item.node_id == node_id and not item.service_id
+        }
+
     # Life -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:

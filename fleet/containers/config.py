@@ -130,6 +130,8 @@ class ContainerConfig(Value, frozen=True, kw_only=True):
     files: tuple[FileMount, ...] = ()
     network_mode: NetworkMode = NetworkMode.BRIDGE
     networks: tuple[AttachmentSpec, ...] = ()
+    guest_of: tuple[str, ...] = ()
+    """Those of ``networks`` (ids) that are the cluster's: it is no task, and managers give it an address at each start."""
     network_container: str = ""
     """Whose network is shared: a name when asked for, the full id once the container is made."""
     network_names: tuple[str, ...] = ()

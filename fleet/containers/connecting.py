@@ -12,7 +12,7 @@ from fleet.containers.config import ContainerConfig, NetworkMode
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
 from fleet.containers.events import Action, ContainerEvent
-from fleet.containers.launch import addresses_of, hosts_of
+from fleet.containers.launch import addresses_of, hosts_of, joined
 from fleet.errors import FleetError, ForbiddenError
 from fleet.network.topology import AttachmentSpec
 
@@ -32,18 +32,24 @@ class Connecting:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    async def connect(self, entry: Entry, attachment: AttachmentSpec, *, network: str) -> None:
-        """Join; ``network`` is its name. Raises ``ForbiddenError`` in Docker's words, ``ConflictError`` for a taken address."""
+    async def connect(
+        self, entry: Entry, attachment: AttachmentSpec, *, network: str, is_overlay: bool = False
+    ) -> None:
+        """Join; ``network`` is its name, ``is_overlay`` says that it is the cluster's.
+
+        Raises ``ForbiddenError`` in Docker's words, ``ConflictError`` for a taken address.
+        """
         async with entry.lock:
             config = entry.record.config
             _check_mode(config)
             before = attachments_of(config, self._core.default_network)
             if any(each.network_id == attachment.network_id for each in before):
                 raise ForbiddenError(f"endpoint with name {entry.record.name} already exists in network {network}")
-            await self._decide(entry, (*before, attachment))
+            guest_of = (*config.guest_of, attachment.network_id) if is_overlay else config.guest_of
+            await self._decide(entry, (*before, attachment), guest_of)
             if entry.record.is_up:
                 try:
-                    await self._core.network.connect(entry.id, attachment)
+                    await self._core.network.connect(entry.id, await joined(self._core, entry.record, attachment))
                 except FleetError:
                     entry.change(config=config)
                     await self._core.save(entry)
@@ -59,10 +65,12 @@ class Connecting:
             kept = tuple(each for each in before if each.network_id != network_id)
             if len(kept) == len(before):
                 raise ForbiddenError(f"container {entry.record.name} is not connected to network {network}")
-            await self._decide(entry, kept)
+            await self._decide(entry, kept, tuple(each for each in config.guest_of if each != network_id))
             if entry.record.is_up:
                 await self._core.network.disconnect(entry.id, network_id)
                 await self._show(entry)
+        if self._core.overlays is not None:
+            self._core.overlays.left()
         self._tell(Action.NETWORK_DISCONNECT, entry, network_id, network)
 
     async def mend(self, entry: Entry) -> bool:
@@ -77,12 +85,14 @@ class Connecting:
         for network_id in present - wanted.keys():
             await self._core.network.disconnect(entry.id, network_id)
         for network_id in wanted.keys() - present:
-            await self._core.network.connect(entry.id, wanted[network_id])
+            await self._core.network.connect(entry.id, await joined(self._core, entry.record, wanted[network_id]))
         await self._show(entry)
         return True
 
-    async def _decide(self, entry: Entry, attachments: tuple[AttachmentSpec, ...]) -> None:
-        config = msgspec.structs.replace(entry.record.config, network_mode=NetworkMode.NETWORKS, networks=attachments)
+    async def _decide(self, entry: Entry, attachments: tuple[AttachmentSpec, ...], guest_of: tuple[str, ...]) -> None:
+        config = msgspec.structs.replace(
+            entry.record.config, network_mode=NetworkMode.NETWORKS, networks=attachments, guest_of=guest_of
+        )
         entry.change(config=config)
         await self._core.save(entry)
 

@@ -12,7 +12,7 @@ from fleet.clock import Clock
 from fleet.containers import cdi
 from fleet.containers.entry import Entry
 from fleet.containers.events import Action, ContainerEvent, EventHub
-from fleet.containers.ports import Images, Networks, Runtime
+from fleet.containers.ports import Images, Networks, Overlays, Runtime
 from fleet.containers.record import Container, RecordStore
 from fleet.containers.secretfs import SecretFiles
 from fleet.errors import ConflictError, FleetError, NotFoundError, UserError
@@ -50,6 +50,8 @@ class Core:
         self.network = network
         self.clock = clock
         self.default_network = default_network
+        self.overlays: Overlays | None = None
+        """Set while this host is in a cluster."""
         self.host_files = host_files
         self.records = RecordStore(data_root)
         self.files = SecretFiles(exec_root)

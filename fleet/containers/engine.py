@@ -34,7 +34,7 @@ from fleet.containers.forwarding import Forwarding
 from fleet.containers.logs import follow_log
 from fleet.containers.making import Making
 from fleet.containers.networks import HostNetworks
-from fleet.containers.ports import Images, Networks, Runtime
+from fleet.containers.ports import Images, Networks, Overlays, Runtime
 from fleet.containers.record import Container, ExitStatus, Status
 from fleet.containers.recovery import Recovered, recover, start_by_rule
 from fleet.containers.runs import Runs
@@ -417,9 +417,29 @@ class ContainerEngine:
 
     # --- networks ---
 
-    async def connect(self, name_or_id: str, attachment: AttachmentSpec, *, network: str) -> None:
+    @property
+    def overlays(self) -> Overlays | None:
+        """The cluster's networks; set it when this host joins one, to None when it leaves."""
+        return self._core.overlays
+
+    @overlays.setter
+    def overlays(self, overlays: Overlays | None) -> None:
+        self._core.overlays = overlays
+
+    def guests(self) -> set[tuple[str, str]]:
+        """(container id, network id) of those that are, or just now come to be, on networks of the cluster by hand."""
+        return {
+            (entry.id, network_id)
+            for entry in self._core.entries.values()
+            if entry.record.is_up or entry.starting or entry.lock.locked()
+            for network_id in entry.record.config.guest_of
+        }
+
+    async def connect(
+        self, name_or_id: str, attachment: AttachmentSpec, *, network: str, is_overlay: bool = False
+    ) -> None:
         """See ``Connecting``."""
-        await self._connecting.connect(self._core.find(name_or_id), attachment, network=network)
+        await self._connecting.connect(self._core.find(name_or_id), attachment, network=network, is_overlay=is_overlay)
 
     async def disconnect(self, name_or_id: str, network_id: str, *, network: str) -> None:
         """See ``Connecting``."""

@@ -15,7 +15,7 @@ from fleet.containers.config import NetworkMode
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
 from fleet.containers.record import Container, HealthState, NetworkAddress, Status
-from fleet.errors import ConflictError, NotFoundError, RejectedFault
+from fleet.errors import ConflictError, NotFoundError, RejectedFault, UnavailableError
 from fleet.network.topology import AttachmentSpec, Sandbox, SandboxSpec
 
 __all__ = ["Launcher", "addresses_of", "hosts_of"]
@@ -102,6 +102,8 @@ class Launcher:
         attachments = config.networks
         if config.network_mode is NetworkMode.BRIDGE:
             attachments = (AttachmentSpec(network_id=self._core.default_network, address=None, mac=None),)
+        if config.guest_of:
+            attachments = tuple([await joined(self._core, record, each) for each in attachments])
         sandbox = await self._core.network.create_sandbox(
             SandboxSpec(
                 id=record.id,
@@ -138,6 +140,18 @@ class Launcher:
             path.write_text(text)
             path.chmod(0o644)
         return sources
+
+
+async def joined(core: Core, record: Container, attachment: AttachmentSpec) -> AttachmentSpec:
+    """The attachment as the network room takes it: with the managers' address, where the network is the cluster's."""
+    if attachment.network_id not in record.config.guest_of:
+        return attachment
+    if core.overlays is None:
+        raise UnavailableError(
+            f"network {attachment.network_id} is a swarm's, and this host is in none: join the swarm again, or create the "
+            "container anew without it"
+        )
+    return await core.overlays.join(record.id, attachment, names=(record.name, record.id[:12]))
 
 
 def hosts_of(record: Container, sandbox: Sandbox | None, *, base: str = "") -> str:

@@ -23,7 +23,7 @@ from fleet.node_runtime.events import (
 )
 from fleet.node_runtime.spec import ContainerSpec, ProcessSpec, ResourceLimits
 
-__all__ = ["ImageView", "Images", "Networks", "Runtime"]
+__all__ = ["ImageView", "Images", "Networks", "Overlays", "Runtime"]
 
 
 class Runtime(Protocol):
@@ -99,3 +99,23 @@ class Networks(Protocol):
     async def sandbox(self, sandbox_id: str) -> Sandbox: ...
     async def sandboxes(self) -> Sequence[str]: ...
     def open_netns(self, sandbox_id: str) -> int: ...
+
+
+class Overlays(Protocol):
+    """The cluster's networks, for containers that no service made; there is none while the host is in no cluster."""
+
+    async def find(self, name: str) -> str:
+        """The id of an attachable network. Raises ``NotFoundError``, ``ForbiddenError``, ``UnavailableError``."""
+        ...
+
+    async def join(self, container_id: str, attachment: AttachmentSpec, *, names: Sequence[str]) -> AttachmentSpec:
+        """The attachment with the address the managers gave; the network is on this host then. Repeats safely."""
+        ...
+
+    def left(self) -> None:
+        """Some container may be on some network no more."""
+        ...
+
+    def name_of(self, network_id: str) -> str | None:
+        """What people call the network, if it is on this host."""
+        ...

@@ -236,6 +236,8 @@ class Runs:
         await self.forget(entry.id)
         if entry.record.config.network_mode.has_sandbox:
             await core.network.remove_sandbox(entry.id)
+        if entry.record.config.guest_of and core.overlays is not None:
+            core.overlays.left()
         entry.needs_release = False
 
     async def forget(self, container_id: str) -> None:

@@ -45,6 +45,7 @@ from fleet.images import ImageStore
 from fleet.logs import get_logger
 from fleet.manager.admission import JoinRequest
 from fleet.manager.dispatcher import ChannelClosed
+from fleet.manager.guests import GuestRequest
 from fleet.manager.role import ManagerRole, NotLeadingError
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
@@ -159,6 +160,24 @@ def cluster_app(
         peer = caller(request, role=NodeRole.MANAGER)
         check_manager(peer.node_id)
         await control.give_vote((await read_body(request, limit=_JOIN_LIMIT)).decode("ascii", errors="replace"))
+        return json_response({})
+
+    @app.get("/cluster/v1/networks/{name}")
+    async def attachable(request: Request, name: str) -> Response:
+        manager().admission.member(caller(request).node_id)
+        network = manager().guests.network(name)
+        return json_response({"id": network.id, "name": network.spec.name})
+
+    @app.post("/cluster/v1/guests")
+    async def guest(request: Request) -> Response:
+        peer = caller(request)
+        manager().admission.member(peer.node_id)
+        wish = await read_struct(request, GuestRequest, what="guest")
+        return json_response({"address": (await manager().guests.join(peer.node_id, wish)).address})
+
+    @app.delete("/cluster/v1/guests/{network_id}/{container_id}")
+    async def guest_left(request: Request, network_id: str, container_id: str) -> Response:
+        await manager().guests.leave(caller(request).node_id, container_id, network_id)
         return json_response({})
 
     @app.get("/cluster/v1/images/holders")

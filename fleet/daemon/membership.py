@@ -498,6 +498,7 @@ class Membership:
             clock=self._clock,
             tls=tls,
             cluster_id=state.cluster_id,
+            node_id=state.node_id,
             address=state.data_path_address or state.advertise_address,
             cluster_port=state.cluster_port,
             managers=state.managers,

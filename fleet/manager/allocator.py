@@ -22,6 +22,7 @@ from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.manager.control.service_refs import LOCAL_NETWORKS
 from fleet.model.cluster import Cluster
+from fleet.model.guest import Guest
 from fleet.model.ids import NetworkId
 from fleet.model.network import Ipam, IpamConfig, Network
 from fleet.model.node import Node
@@ -49,7 +50,7 @@ _INGRESS_PREFIX_LEN: Final = 20
 _FIRST_VNI: Final = 4097
 """Below are the numbers VLANs use; Docker begins here too."""
 
-Changed = Network | Node | Service | Task
+Changed = Network | Node | Service | Task | Guest
 
 
 class Allocator:
@@ -61,7 +62,7 @@ class Allocator:
 
     async def run(self) -> None:
         """Until cancelled."""
-        subscription = self._store.subscribe(Kind.TASK, Kind.SERVICE, Kind.NETWORK, Kind.NODE, Kind.CLUSTER)
+        subscription = self._store.subscribe(Kind.TASK, Kind.SERVICE, Kind.NETWORK, Kind.NODE, Kind.CLUSTER, Kind.GUEST)
         try:
             while True:
                 await self._allocate()
@@ -93,13 +94,20 @@ class _Space:
         self._used = set(used) | set(config.auxiliary_addresses.values())
         self._last: str | None = max(used, key=_as_number, default=None)
 
-    def take(self) -> str:
-        """The next free address as CIDR. Raises ``ConflictError`` when there is none."""
+    def take(self, *, wanted: str = "") -> str:
+        """The next free address, or the one that is wanted, as CIDR. Raises ``ConflictError``, ``UserError``."""
         address = next_address(
-            self.subnet, self.gateway, self._used, ip_range=self._range, after=self._last, network=self.name
+            self.subnet,
+            self.gateway,
+            self._used,
+            ip_range=self._range,
+            requested=wanted or None,
+            after=self._last,
+            network=self.name,
         )
         self._used.add(address)
-        self._last = address
+        if not wanted:
+            self._last = address
         return f"{address}/{self.subnet.partition('/')[2]}"
 
 
@@ -145,6 +153,8 @@ def plan_allocation(store: Store, *, now: datetime) -> Iterator[Changed]:
         planned = _plan_task(task, owner, networks, spaces, ingress, now=now)
         if planned is not None:
             yield planned
+    for guest in needy.guests:
+        yield _plan_guest(guest, spaces.get(guest.network_id), now=now)
 
 
 class _Needs:
@@ -153,6 +163,7 @@ class _Needs:
     def __init__(self, store: Store, ingress: Network | None) -> None:
         self.services = [s for s in store.services.all() if not s.pending_delete and _lacks(s)]
         self.tasks = [t for t in store.tasks.all() if t.status.state is TaskState.NEW and not _unwanted(t)]
+        self.guests = [g for g in store.guests.all() if not g.address and not g.err]
         self.nodes = [
             n
             for n in store.nodes.all()
@@ -161,7 +172,7 @@ class _Needs:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.services or self.tasks or self.nodes)
+        return not (self.services or self.tasks or self.nodes or self.guests)
 
 
 def _unwanted(task: Task) -> bool:
@@ -198,9 +209,22 @@ def _used_addresses(store: Store, network: Network) -> set[str]:
     for task in store.tasks.all():
         if not task.status.state.is_terminal:
             used.update(_bare(x) for a in task.network_attachments if a.network_id == network.id for x in a.addresses)
+    used.update(
+        _bare(guest.address) for guest in store.guests.all() if guest.network_id == network.id and guest.address
+    )
     for node in store.nodes.all():
         used.update(_bare(x) for a in node.attachments if a.network_id == network.id for x in a.addresses)
     return used
+
+
+def _plan_guest(guest: Guest, space: _Space | None, *, now: datetime) -> Guest:
+    try:
+        if space is None:
+            raise errors.ConflictError("the network was removed, or has no subnet yet")
+        address = space.take(wanted=guest.wanted_address)
+    except errors.FleetError as cause:
+        return msgspec.structs.replace(guest, err=str(cause), updated_at=now)
+    return msgspec.structs.replace(guest, address=address, updated_at=now)
 
 
 def _plan_networks(cluster: Cluster, networks: Iterable[Network], *, now: datetime) -> Iterator[Network]:

@@ -28,7 +28,8 @@ from fleet.api.dispatch import (
     key_of,
 )
 from fleet.model.common import Driver
-from fleet.model.ids import NetworkId, NodeId
+from fleet.model.guest import Guest
+from fleet.model.ids import NetworkId, NodeId, ServiceId, TaskId
 from fleet.model.network import Network
 from fleet.model.node import Node, NodeState
 from fleet.model.secret import TEMPLATE_DRIVER
@@ -81,6 +82,7 @@ class Assembler:
                 secrets.update(s.secret_id for s in task.spec.container_spec.secrets)
                 configs.update(c.config_id for c in task.spec.container_spec.configs)
                 logins.add(task.spec.registry_login)
+        needed.update(guest.network_id for guest in self._store.guests.all() if guest.node_id == node_id)
         network_items = self._shared()
         if self._ingress is not None and self._published:
             needed.add(self._ingress.id)
@@ -127,6 +129,10 @@ class Assembler:
                 endpoint = _endpoint(task, node, attachment)
                 if endpoint is not None:
                     by_network.setdefault(attachment.network_id, []).append(endpoint)
+        for guest in self._store.guests.all():
+            host = nodes.get(guest.node_id)
+            if host is not None and guest.address:
+                by_network.setdefault(guest.network_id, []).append(_guest_endpoint(guest, host))
         published: list[Item] = []
         for service in services.values():
             if service.pending_delete:
@@ -183,6 +189,21 @@ def _endpoint(task: Task, node: Node, attachment: Attachment) -> EndpointItem | 
         node_id=node.id,
         underlay=node.status.addr,
         ready=ready,
+    )
+
+
+def _guest_endpoint(guest: Guest, node: Node) -> EndpointItem:
+    """A container that no service made: known by its own names, and by no service id."""
+    return EndpointItem(
+        network_id=guest.network_id,
+        task_id=TaskId(guest.container_id),
+        service_id=ServiceId(""),
+        names=guest.names,
+        aliases=guest.aliases,
+        address=_bare(guest.address),
+        node_id=node.id,
+        underlay=node.status.addr,
+        ready=node.status.state is NodeState.READY,
     )
 
 

@@ -166,7 +166,15 @@ class Dispatcher:
 
     async def _watch_changes(self) -> None:
         subscription = self._store.subscribe(
-            Kind.TASK, Kind.SERVICE, Kind.NODE, Kind.NETWORK, Kind.SECRET, Kind.CONFIG, Kind.LOGIN, Kind.AUTHORITY
+            Kind.TASK,
+            Kind.SERVICE,
+            Kind.NODE,
+            Kind.NETWORK,
+            Kind.SECRET,
+            Kind.CONFIG,
+            Kind.LOGIN,
+            Kind.AUTHORITY,
+            Kind.GUEST,
         )
         self._trust = self._common_trust()
         try:

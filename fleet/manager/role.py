@@ -23,6 +23,7 @@ from fleet.manager.allocator import Allocator
 from fleet.manager.control import ControlApi
 from fleet.manager.dispatcher import Dispatcher, Tolerances
 from fleet.manager.external_ca import ExternalAuthority
+from fleet.manager.guests import Guests
 from fleet.manager.leadership import Leader, Leadership, is_refused
 from fleet.manager.loops import ManagersLoop, OrchestratorLoop, ReaperLoop, RotationLoop, SchedulerLoop, SealingLoop
 from fleet.manager.majority import Majority
@@ -104,6 +105,7 @@ class ManagerRole:
             managers=self.addresses,
             has_external_store=has_external_store,
         )
+        self.guests = Guests(store, clock, entropy)
         self.control = ControlApi(
             store,
             clock,

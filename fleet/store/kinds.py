@@ -11,6 +11,7 @@ import enum
 from typing import Final, TypeAlias, TypeVar
 
 from fleet.model.cluster import Authority, Cluster, Guard
+from fleet.model.guest import Guest
 from fleet.model.network import Network
 from fleet.model.node import Node
 from fleet.model.secret import Config, Login, Secret
@@ -33,7 +34,7 @@ __all__ = [
 
 ROOT: Final = "/fleet/"
 
-Stored: TypeAlias = Service | Task | Node | Network | Secret | Config | Cluster | Authority | Guard | Login
+Stored: TypeAlias = Service | Task | Node | Network | Secret | Config | Cluster | Authority | Guard | Login | Guest
 T = TypeVar("T", bound=Stored)
 
 
@@ -50,6 +51,7 @@ class Kind(enum.StrEnum):
     AUTHORITY = "authority"
     GUARD = "guard"
     LOGIN = "login"
+    GUEST = "guest"
 
     @property
     def prefix(self) -> str:
@@ -68,6 +70,7 @@ TYPE_OF: Final[dict[Kind, type[Stored]]] = {
     Kind.AUTHORITY: Authority,
     Kind.GUARD: Guard,
     Kind.LOGIN: Login,
+    Kind.GUEST: Guest,
 }
 
 KIND_OF: Final[dict[type[Stored], Kind]] = {kind: name for name, kind in TYPE_OF.items()}

@@ -23,6 +23,7 @@ from fleet import errors
 from fleet.model import wire
 from fleet.model.cluster import SEALING_AUTHORITY, Authority, Cluster, Guard
 from fleet.model.common import Version
+from fleet.model.guest import Guest
 from fleet.model.network import Network
 from fleet.model.node import Node
 from fleet.model.secret import Config, Login, Secret
@@ -92,6 +93,7 @@ class Store:
         self.authorities: Table[Authority] = Table(Kind.AUTHORITY)
         self.guards: Table[Guard] = Table(Kind.GUARD)
         self.logins: Table[Login] = Table(Kind.LOGIN)
+        self.guests: Table[Guest] = Table(Kind.GUEST)
         tables = (
             self.services,
             self.tasks,
@@ -103,6 +105,7 @@ class Store:
             self.authorities,
             self.guards,
             self.logins,
+            self.guests,
         )
         self._tables: dict[Kind, Table[Any]] = {table.kind: table for table in tables}
         self.fence: Compare | None = None

@@ -29,7 +29,7 @@ def host_routes(
     pull_sources: PullSources,
 ) -> list[APIRouter]:
     """The routers to include. ``pull_sources`` gives the sources to ask for a reference."""
-    networks = NetworkNames(engine.networks)
+    networks = NetworkNames(engine)
     return [
         container_routes(engine, images, networks),
         archive_routes(engine, images),

@@ -202,7 +202,7 @@ async def config_of(
     """
     settings = body.host_config
     _refuse(settings)
-    mode, attachments = _networks(body, networks)
+    mode, attachments, guest_of = await _networks(body, networks)
     no_new_privileges, seccomp = _security(settings.security_opt)
     return ContainerConfig(
         name=name.removeprefix("/"),
@@ -220,6 +220,7 @@ async def config_of(
         volume_targets=_volume_targets(body, settings),
         network_mode=mode,
         networks=attachments,
+        guest_of=guest_of,
         host_ports=_host_ports(body, free_port),
         dns_servers=settings.dns,
         dns_search=settings.dns_search,
@@ -366,36 +367,41 @@ def _entrypoint(words: Words | None) -> tuple[str, ...] | None:
     return found or None
 
 
-def _networks(body: CreateBody, networks: NetworkNames) -> tuple[NetworkMode, tuple[AttachmentSpec, ...]]:
+async def _networks(
+    body: CreateBody, networks: NetworkNames
+) -> tuple[NetworkMode, tuple[AttachmentSpec, ...], tuple[str, ...]]:
+    """Mode, places, and ids of those networks that are the cluster's."""
     mode = body.host_config.network_mode
     if mode.startswith("container:"):
-        return NetworkMode.CONTAINER, ()
+        return NetworkMode.CONTAINER, (), ()
     endpoints = dict(body.networking_config.endpoints_config)
     if mode in _PREDEFINED_OTHERS:
-        return _PREDEFINED_OTHERS[mode], ()
+        return _PREDEFINED_OTHERS[mode], (), ()
     if mode in _PREDEFINED:
         for network, choice in endpoints.items():
             if network in ("bridge", "default"):  # says what that one does not give
                 choice.check(network)
-                networks.attach(network, address=choice.address or None, mac=None, aliases=choice.aliases)
+                await networks.attach(network, address=choice.address or None, mac=None, aliases=choice.aliases)
         endpoints.pop("bridge", None)
         endpoints.pop("default", None)
         if not endpoints:
-            return NetworkMode.BRIDGE, ()
+            return NetworkMode.BRIDGE, (), ()
         endpoints = {"bridge": EndpointChoice(), **endpoints}
     elif mode not in endpoints:
         endpoints = {mode: EndpointChoice(), **endpoints}
-    attachments = []
+    attachments: list[AttachmentSpec] = []
+    guest_of: list[str] = []
     for network, choice in endpoints.items():
         choice.check(network)
         try:
-            attachment = networks.attach(
+            place = await networks.attach(
                 network, address=choice.address or None, mac=choice.mac_address or None, aliases=choice.aliases
             )
         except NotFoundError as cause:  # docker's client takes a 404 here for a missing image, and pulls that
             raise UserError(str(cause)) from cause
-        attachments.append(attachment)
-    return NetworkMode.NETWORKS, tuple(attachments)
+        attachments.append(place.attachment)
+        guest_of += [place.attachment.network_id] if place.is_overlay else []
+    return NetworkMode.NETWORKS, tuple(attachments), tuple(guest_of)
 
 
 def _security(options: tuple[str, ...]) -> tuple[bool, str]:

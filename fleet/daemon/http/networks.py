@@ -43,7 +43,7 @@ def network_routes(membership: Membership, engine: ContainerEngine, bridge: Host
     """The router."""
     routes = APIRouter()
     swarm = SwarmNetworks(lambda: membership.manager().control)
-    names = NetworkNames(engine.networks, default_network=bridge.id)
+    names = NetworkNames(engine, default_network=bridge.id)
 
     def is_manager() -> bool:
         return membership.has_control
@@ -86,7 +86,8 @@ def network_routes(membership: Membership, engine: ContainerEngine, bridge: Host
                 pass
         if not is_manager():
             raise errors.NotFoundError(f"network {name} not found")
-        return json_response(swarm.inspect(name, verbose=parse_bool(verbose)))
+        shown = swarm.inspect(name, verbose=parse_bool(verbose))
+        return json_response({**shown, "Containers": _attached(engine, shown["Id"])})
 
     @routes.post("/networks/create")
     async def create(request: Request) -> Response:
@@ -127,16 +128,16 @@ def network_routes(membership: Membership, engine: ContainerEngine, bridge: Host
             )
         choice = body.endpoint_config or EndpointChoice()
         choice.check(name)
-        attachment = names.attach(
+        place = await names.attach(
             name, address=choice.address or None, mac=choice.mac_address or None, aliases=choice.aliases
         )
-        await engine.connect(body.container, attachment, network=names.name(attachment.network_id))
+        await engine.connect(body.container, place.attachment, network=name, is_overlay=place.is_overlay)
         return Response(status_code=200)
 
     @routes.post("/networks/{name}/disconnect")
     async def disconnect(name: str, request: Request) -> Response:
         body = await read_struct(request, _Connect, what="network disconnect")
-        network_id = bridge.id if name in (bridge.id, bridge.name) else engine.networks.find(name).id
+        network_id = bridge.id if name in (bridge.id, bridge.name) else (await names.find(name))[0]
         await engine.disconnect(body.container, network_id, network=names.name(network_id))
         return Response(status_code=200)
 

@@ -145,7 +145,7 @@ def system_routes(
 
     @routes.get("/system/df")
     async def disk_usage() -> Response:
-        containers, now, names = engine.list(), clock.now(), NetworkNames(engine.networks)
+        containers, now, names = engine.list(), clock.now(), NetworkNames(engine)
         users = [container.image_id for container in containers]
         return json_response(
             {

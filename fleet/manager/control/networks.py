@@ -102,6 +102,10 @@ class NetworkControl:
         if names:
             word = "service" if len(names) == 1 else "services"
             raise errors.UserError(f"network {network.spec.name} is in use by {word} {', '.join(names)}")
+        guests = sorted(guest.names[0] for guest in self._store.guests.all() if guest.network_id == network.id)
+        if guests:
+            word = "container" if len(guests) == 1 else "containers"
+            raise errors.UserError(f"network {network.spec.name} is in use by {word} {', '.join(guests[:10])}")
 
     def _services_on(self, network: Network) -> Iterator[str]:
         for service in self._store.services.all():

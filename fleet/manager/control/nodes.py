@@ -76,11 +76,15 @@ class NodeControl:
                 )
             now = self._context.now()
             status = msgspec.structs.replace(node.status, state=NodeState.DOWN, message="the node was removed")
-            return Transaction().replace(
+            tx = Transaction().replace(
                 msgspec.structs.replace(
                     node, removed=True, status=status, down_since=node.down_since or now, updated_at=now
                 )
             )
+            for guest in self._store.guests.all():
+                if guest.node_id == node.id:
+                    tx.delete(guest)
+            return tx
 
         await self._context.guarded(attempt)
 

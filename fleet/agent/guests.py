@@ -1,0 +1,159 @@
+"""Containers that no service made on networks of the cluster: asked for at their start, given back when they have ended.
+
+Joining is a request to any manager over mutual TLS; the network itself comes with the assignments, as for tasks. Leaving is
+level-triggered: what the managers hold for this node (it shows in the assignments) and no container uses is given back, by
+whichever daemon lives then. So a crash at any moment costs an address for some seconds and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+from urllib.parse import quote
+
+import httpx
+
+from fleet import errors
+from fleet.clock import Clock
+from fleet.containers.engine import ContainerEngine
+from fleet.logs import get_logger
+from fleet.network.topology import AttachmentSpec
+
+__all__ = ["OverlayGuests", "WorkerNetworks"]
+
+log = get_logger("guests")
+
+_TIMEOUT_S: Final = 15.0
+_ARRIVAL_S: Final = 10.0
+_LOOK_S: Final = 0.02
+_QUIET_S: Final = 0.2
+_AGAIN_S: Final = 10.0
+_KINDS: Final[dict[int, type[errors.FleetError]]] = {
+    400: errors.UserError,
+    403: errors.ForbiddenError,
+    404: errors.NotFoundError,
+    409: errors.ConflictError,
+}
+
+
+class WorkerNetworks(Protocol):
+    """What the worker knows of networks, as used here."""
+
+    async def ensure_network(self, network_id: str) -> None:
+        """On this host. Raises ``UnavailableError`` while it has not come."""
+        ...
+
+    def network_names(self) -> dict[str, str]:
+        """Network id -> name, of those assigned."""
+        ...
+
+    def own_guests(self, node_id: str) -> set[tuple[str, str]]:
+        """(container id, network id) that managers hold for this node."""
+        ...
+
+
+class OverlayGuests:
+    """``run`` while this host is in a cluster. Fits ``fleet.containers.ports.Overlays``."""
+
+    def __init__(
+        self,
+        *,
+        engine: ContainerEngine,
+        worker: WorkerNetworks,
+        clock: Clock,
+        tls: Callable[[], ssl.SSLContext],
+        managers: Callable[[], Sequence[str]],
+        node_id: str,
+    ) -> None:
+        self._engine = engine
+        self._worker = worker
+        self._clock = clock
+        self._tls = tls
+        self._managers = managers
+        self._node_id = node_id
+        self._changed = asyncio.Event()
+
+    async def find(self, name: str) -> str:
+        """See ``Overlays``."""
+        return str((await self._ask("GET", f"/cluster/v1/networks/{quote(name, safe='')}"))["id"])
+
+    async def join(self, container_id: str, attachment: AttachmentSpec, *, names: Sequence[str]) -> AttachmentSpec:
+        """See ``Overlays``."""
+        answer = await self._ask(
+            "POST",
+            "/cluster/v1/guests",
+            {
+                "network": attachment.network_id,
+                "container_id": container_id,
+                "names": list(names),
+                "aliases": list(attachment.aliases),
+                "address": attachment.address or "",
+            },
+        )
+        deadline = self._clock.monotonic() + _ARRIVAL_S
+        while True:
+            try:
+                await self._worker.ensure_network(attachment.network_id)
+                break
+            except errors.UnavailableError:
+                if self._clock.monotonic() > deadline:
+                    raise
+                await self._clock.sleep(_LOOK_S)
+        return AttachmentSpec(
+            network_id=attachment.network_id,
+            address=str(answer["address"]).partition("/")[0],
+            mac=attachment.mac,
+            aliases=attachment.aliases,
+        )
+
+    def left(self) -> None:
+        """See ``Overlays``."""
+        self._changed.set()
+
+    def name_of(self, network_id: str) -> str | None:
+        """See ``Overlays``."""
+        return self._worker.network_names().get(network_id)
+
+    async def run(self) -> None:
+        """Until cancelled: be found by the engine, and give back what no container uses any more."""
+        self._engine.overlays = self
+        try:
+            while True:
+                await self._give_back()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_AGAIN_S):
+                        await self._changed.wait()
+                self._changed.clear()
+                await self._clock.sleep(_QUIET_S)
+        finally:
+            self._engine.overlays = None
+
+    async def _give_back(self) -> None:
+        for container_id, network_id in self._worker.own_guests(self._node_id) - self._engine.guests():
+            try:
+                await self._ask("DELETE", f"/cluster/v1/guests/{network_id}/{container_id}")
+            except errors.FleetError as cause:
+                log.warning("an address could not be given back yet", container=container_id[:12], cause=str(cause))
+                return
+            log.info("left a network of the cluster", container=container_id[:12], network=network_id)
+
+    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        last = "no manager is known"
+        async with httpx.AsyncClient(verify=self._tls(), timeout=_TIMEOUT_S, trust_env=False) as client:
+            for manager in self._managers():
+                try:
+                    answer = await client.request(method, f"https://{manager}{path}", json=body)
+                    said = answer.json()
+                except (httpx.HTTPError, ValueError) as cause:
+                    last = f"{manager}: {cause or type(cause).__name__}"
+                    continue
+                if answer.is_success:
+                    return said
+                message = str(said.get("message", "")) if isinstance(said, dict) else ""
+                if answer.status_code in _KINDS:
+                    raise _KINDS[answer.status_code](message)
+                last = f"{manager}: {message or answer.status_code}"
+        raise errors.UnavailableError(f"no manager could be asked: {last}", retry_after_s=1)
