@@ -16,6 +16,7 @@ from fleet.agent.dialer import manager_dialer
 from fleet.agent.guests import OverlayGuests
 from fleet.agent.image_sources import ImageLocator
 from fleet.agent.local_state import LocalState
+from fleet.agent.manager_calls import ManagerCalls
 from fleet.agent.network_sync import HostNetworkLike, NetworkSync
 from fleet.agent.reporter import Reporter
 from fleet.agent.session import Session
@@ -64,9 +65,15 @@ class Agent:
         self._address = address
         self._cluster_port = cluster_port
         reporter = Reporter(clock)
+        calls = ManagerCalls(tls=tls, managers=self._managers)
         self.worker = Worker(
             runtime=lambda worker: ContainerTasks(
-                supplies=worker, engine=engine, images=images, locator=locator, description=description
+                supplies=worker,
+                engine=engine,
+                images=images,
+                locator=locator,
+                description=description,
+                calls=calls,
             ),
             network_sync=NetworkSync(network, clock),
             reporter=reporter,
@@ -88,8 +95,7 @@ class Agent:
             engine=engine,
             worker=self.worker,
             clock=clock,
-            tls=tls,
-            managers=self._managers,
+            calls=calls,
             node_id=node_id,
         )
 

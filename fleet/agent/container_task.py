@@ -6,6 +6,7 @@ The container bears the task's name (``web.1.<id>``), so that after any crash th
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
@@ -14,9 +15,10 @@ import msgspec
 from fleet import errors
 from fleet.agent.controller import Exit
 from fleet.agent.image_sources import ImageLocator, close_all
+from fleet.agent.manager_calls import ManagerCalls
 from fleet.agent.payload_files import Payloads, payload_files
 from fleet.agent.templates import expand, placeholders
-from fleet.api.dispatch import LoginItem
+from fleet.api.dispatch import ConfigItem, LoginItem, SecretItem
 from fleet.containers import (
     Container,
     ContainerConfig,
@@ -31,6 +33,7 @@ from fleet.containers.logs import log_config
 from fleet.images import Credentials, ImageStore, parse_registry_auth
 from fleet.logs import get_logger
 from fleet.model.defaults import stop_grace
+from fleet.model.ids import TaskId
 from fleet.model.node import NodeDescription
 from fleet.model.service import Mount, PublishMode, TaskSpec
 from fleet.model.task import ContainerStatus, Task, task_name
@@ -65,8 +68,12 @@ class ContainerTasks:
         images: ImageStore,
         locator: ImageLocator,
         description: Callable[[], NodeDescription],
+        calls: ManagerCalls | None = None,
     ) -> None:
         self._supplies = supplies
+        self._calls = calls
+        self._driven: dict[TaskId, dict[str, bytes]] = {}
+        """Values that drivers gave, from a task's preparation until it has started or is removed."""
         self._engine = engine
         self._images = images
         self._locator = locator
@@ -87,7 +94,7 @@ class ContainerTasks:
             hold(await self._ensure_image(task.spec))
             for attachment in task.network_attachments:
                 await self._supplies.ensure_network(attachment.network_id)
-            config = container_config(task, self._supplies, self._description())
+            config = container_config(task, await self._payloads(task), self._description())
             container = await self._engine.create(config)
         return container.id
 
@@ -130,14 +137,34 @@ class ContainerTasks:
         if container.state.status is Status.CREATED:
             for attachment in task.network_attachments:
                 await self._supplies.ensure_network(attachment.network_id)
-            await self._engine.start(container.id, files=self._files(task))
+            await self._engine.start(container.id, files=self._files(task, await self._payloads(task)))
+            self._driven.pop(task.id, None)
             container = self._engine.get(container.id)
         return ContainerStatus(container_id=container.id, pid=container.state.pid)
 
-    def _files(self, task: Task) -> tuple[FileMount, ...]:
+    async def _payloads(self, task: Task) -> Payloads:
+        """The task's secrets and configs, those of drivers included. Raises ``UnavailableError`` while one has not come."""
+        given = self._driven.setdefault(task.id, {})
+        for reference in task.spec.container_spec.secrets:
+            item = self._supplies.secret(reference.secret_id)
+            if not item.driven or reference.secret_id in given:
+                continue
+            if self._calls is None:
+                raise errors.UnavailableError(f"secret {reference.secret_name}: no manager can be asked for it")
+            try:
+                answer = await self._calls.ask("GET", f"/cluster/v1/secrets/{reference.secret_id}/value/{task.id}")
+            except (errors.ForbiddenError, errors.NotFoundError) as cause:
+                raise errors.UnavailableError(str(cause), retry_after_s=1) from cause
+            given[reference.secret_id] = base64.b64decode(answer["value"])
+        if not given:
+            del self._driven[task.id]
+            return self._supplies
+        return _Given(self._supplies, given)
+
+    def _files(self, task: Task, payloads: Payloads) -> tuple[FileMount, ...]:
         description = self._description()
         values = placeholders(task, hostname=description.hostname, description=description)
-        return payload_files(task.spec.container_spec, self._supplies, values)
+        return payload_files(task.spec.container_spec, payloads, values)
 
     async def wait_healthy(self, task: Task) -> bool:
         container = self._find(task)
@@ -173,6 +200,7 @@ class ContainerTasks:
         return _exit(await self._engine.wait(container.id))
 
     async def remove(self, task: Task) -> None:
+        self._driven.pop(task.id, None)
         container = self._find(task)
         if container is not None:
             await self._engine.remove(container.id, force=True, volumes=True)
@@ -182,7 +210,22 @@ def _exit(status: ExitStatus) -> Exit:
     return Exit(code=status.code, oom_killed=status.oom_killed, detail=status.error)
 
 
-def container_config(task: Task, supplies: TaskSupplies, description: NodeDescription) -> ContainerConfig:
+class _Given:
+    """``Payloads`` with what drivers gave for one task."""
+
+    def __init__(self, payloads: Payloads, given: Mapping[str, bytes]) -> None:
+        self._payloads = payloads
+        self._given = given
+
+    def secret(self, secret_id: str) -> SecretItem:
+        item = self._payloads.secret(secret_id)
+        return msgspec.structs.replace(item, data=self._given[secret_id]) if secret_id in self._given else item
+
+    def config(self, config_id: str) -> ConfigItem:
+        return self._payloads.config(config_id)
+
+
+def container_config(task: Task, supplies: Payloads, description: NodeDescription) -> ContainerConfig:
     """The container a task asks for. Raises ``RejectedFault`` for what this host can not do, ``UserError`` for nonsense."""
     spec = task.spec.container_spec
     values = placeholders(task, hostname=description.hostname, description=description)

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Sequence
+from typing import Final, Protocol
 from urllib.parse import quote
 
-import httpx
-
 from fleet import errors
+from fleet.agent.manager_calls import ManagerCalls
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
 from fleet.logs import get_logger
@@ -26,17 +24,10 @@ __all__ = ["OverlayGuests", "WorkerNetworks"]
 
 log = get_logger("guests")
 
-_TIMEOUT_S: Final = 15.0
 _ARRIVAL_S: Final = 10.0
 _LOOK_S: Final = 0.02
 _QUIET_S: Final = 0.2
 _AGAIN_S: Final = 10.0
-_KINDS: Final[dict[int, type[errors.FleetError]]] = {
-    400: errors.UserError,
-    403: errors.ForbiddenError,
-    404: errors.NotFoundError,
-    409: errors.ConflictError,
-}
 
 
 class WorkerNetworks(Protocol):
@@ -64,25 +55,23 @@ class OverlayGuests:
         engine: ContainerEngine,
         worker: WorkerNetworks,
         clock: Clock,
-        tls: Callable[[], ssl.SSLContext],
-        managers: Callable[[], Sequence[str]],
+        calls: ManagerCalls,
         node_id: str,
     ) -> None:
         self._engine = engine
         self._worker = worker
         self._clock = clock
-        self._tls = tls
-        self._managers = managers
+        self._calls = calls
         self._node_id = node_id
         self._changed = asyncio.Event()
 
     async def find(self, name: str) -> str:
         """See ``Overlays``."""
-        return str((await self._ask("GET", f"/cluster/v1/networks/{quote(name, safe='')}"))["id"])
+        return str((await self._calls.ask("GET", f"/cluster/v1/networks/{quote(name, safe='')}"))["id"])
 
     async def join(self, container_id: str, attachment: AttachmentSpec, *, names: Sequence[str]) -> AttachmentSpec:
         """See ``Overlays``."""
-        answer = await self._ask(
+        answer = await self._calls.ask(
             "POST",
             "/cluster/v1/guests",
             {
@@ -134,26 +123,8 @@ class OverlayGuests:
     async def _give_back(self) -> None:
         for container_id, network_id in self._worker.own_guests(self._node_id) - self._engine.guests():
             try:
-                await self._ask("DELETE", f"/cluster/v1/guests/{network_id}/{container_id}")
+                await self._calls.ask("DELETE", f"/cluster/v1/guests/{network_id}/{container_id}")
             except errors.FleetError as cause:
                 log.warning("an address could not be given back yet", container=container_id[:12], cause=str(cause))
                 return
             log.info("left a network of the cluster", container=container_id[:12], network=network_id)
-
-    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        last = "no manager is known"
-        async with httpx.AsyncClient(verify=self._tls(), timeout=_TIMEOUT_S, trust_env=False) as client:
-            for manager in self._managers():
-                try:
-                    answer = await client.request(method, f"https://{manager}{path}", json=body)
-                    said = answer.json()
-                except (httpx.HTTPError, ValueError) as cause:
-                    last = f"{manager}: {cause or type(cause).__name__}"
-                    continue
-                if answer.is_success:
-                    return said
-                message = str(said.get("message", "")) if isinstance(said, dict) else ""
-                if answer.status_code in _KINDS:
-                    raise _KINDS[answer.status_code](message)
-                last = f"{manager}: {message or answer.status_code}"
-        raise errors.UnavailableError(f"no manager could be asked: {last}", retry_after_s=1)

@@ -134,6 +134,8 @@ class SecretItem(_Message, frozen=True, kw_only=True):
     data: bytes
     templated: bool = False
     """The data has placeholders to be filled in for each task."""
+    driven: bool = False
+    """There is no data: a driver beside the managers gives it for each task (``/cluster/v1/secrets/ID/value``)."""
 
     def __repr__(self) -> str:
         return f"SecretItem({self.secret_id}, <{len(self.data)} bytes>)"

@@ -45,16 +45,33 @@ def _group(noun: str) -> click.Group:
     @group.command(help=f"Create a {noun} from a file, or from standard input ('-').")
     @click.option("-l", "--label", "labels", type=PAIR, multiple=True, metavar="NAME=VALUE", help="Label.")
     @click.option("--template-driver", metavar="DRIVER", help="Fill in the data as a template (golang).")
+    @click.option(
+        "-d", "--driver", metavar="PLUGIN", hidden=noun != "secret", help="Plugin on the managers that gives its value."
+    )
     @click.argument("name", metavar=noun.upper())
-    @click.argument("path", metavar="FILE|-")
+    @click.argument("path", metavar="FILE|-", required=False)
     @pass_app
     def create(
-        app: App, *, name: str, path: str, labels: tuple[tuple[str, str], ...], template_driver: str | None
+        app: App,
+        *,
+        name: str,
+        path: str | None,
+        labels: tuple[tuple[str, str], ...],
+        template_driver: str | None,
+        driver: str | None,
     ) -> None:
-        data = read_input(path, size_max=SIZES_MAX[noun])
-        if not data and noun == "secret":
-            raise click.UsageError(f"{path} is empty; a secret has at least one byte")
-        body: Json = {"Name": name, "Labels": dict(labels), "Data": base64.b64encode(data).decode()}
+        body: Json = {"Name": name, "Labels": dict(labels)}
+        if driver and noun == "secret":
+            if path:
+                raise click.UsageError("a secret with a driver has no data of its own: leave FILE away")
+            body["Driver"] = {"Name": driver}
+        elif path is None:
+            raise click.UsageError("missing FILE (or '-' for standard input)")
+        else:
+            data = read_input(path, size_max=SIZES_MAX[noun])
+            if not data and noun == "secret":
+                raise click.UsageError(f"{path} is empty; a secret has at least one byte")
+            body["Data"] = base64.b64encode(data).decode()
         if template_driver:
             body["Templating"] = {"Name": template_driver}
         echo(app.client.post(f"/{noun}s/create", body)["ID"])

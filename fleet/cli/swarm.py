@@ -10,7 +10,7 @@ from fleet.cli.app import App, pass_app
 from fleet.cli.render import echo
 from fleet.cli.swarm_backup import backup, restore
 from fleet.cli.swarm_ca import ca
-from fleet.cli.swarm_settings import DURATION, EXTERNAL_CA, external_ca, update_swarm
+from fleet.cli.swarm_settings import DURATION, EXTERNAL_CA, external_ca, snapshot_options, update_swarm
 from fleet.cli.swarm_unlock import sealing_key, show_unlock_key, unlock, unlock_key
 
 Json = dict[str, Any]
@@ -72,6 +72,7 @@ def swarm() -> None:
     "--task-history-limit", type=int, default=None, metavar="N", help="Ended tasks kept per slot (default 5)."
 )
 @EXTERNAL_CA
+@snapshot_options
 @click.option("--force-new-cluster", is_flag=True, help="Begin again as the only manager, from the state on this host.")
 @pass_app
 def init(app: App, **flags: Any) -> None:
@@ -112,6 +113,9 @@ def _settings(spec: Json, flags: Json) -> Json:
     if flags["external_ca"]:
         external = [external_ca(text) for text in flags["external_ca"]]
         spec["CAConfig"] = {**(spec.get("CAConfig") or {}), "ExternalCAs": external}
+    raft = {"SnapshotInterval": flags["snapshot_interval"], "KeepOldSnapshots": flags["max_snapshots"]}
+    if given := {key: value for key, value in raft.items() if value is not None}:
+        spec["Raft"] = {**(spec.get("Raft") or {}), **given}
     if flags["autolock"] is not None:
         spec["EncryptionConfig"] = {"AutoLockManagers": flags["autolock"]}
     return spec
@@ -189,6 +193,7 @@ def leave(app: App, *, force: bool) -> None:
 )
 @click.option("--task-history-limit", type=int, default=None, metavar="N", help="Ended tasks kept per slot.")
 @EXTERNAL_CA
+@snapshot_options
 @pass_app
 def update(app: App, **flags: Any) -> None:
     """Change settings of the swarm."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,26 @@ def external_ca(text: str) -> Json:
         except (OSError, UnicodeDecodeError) as cause:
             raise click.UsageError(f"--external-ca: cacert={path}: {cause}") from cause
     return {**ca, "Options": found} if found else ca
+
+
+SNAPSHOTS = (
+    click.option(
+        "--snapshot-interval",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Log entries between snapshots of the state.",
+    ),
+    click.option(
+        "--max-snapshots", type=click.IntRange(min=0), metavar="N", help="Older snapshots kept beside the newest."
+    ),
+)
+
+
+def snapshot_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Both; they count from the next start of each manager's etcd on."""
+    for option in SNAPSHOTS:
+        command = option(command)
+    return command
 
 
 EXTERNAL_CA = click.option(

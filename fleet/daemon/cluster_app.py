@@ -19,6 +19,7 @@ GET  /cluster/v1/containers/{name}/logs        every node                   mana
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 from collections.abc import AsyncIterator, Callable, Container
 from contextlib import suppress
@@ -161,6 +162,13 @@ def cluster_app(
         check_manager(peer.node_id)
         await control.give_vote((await read_body(request, limit=_JOIN_LIMIT)).decode("ascii", errors="replace"))
         return json_response({})
+
+    @app.get("/cluster/v1/secrets/{secret_id}/value/{task_id}")
+    async def secret_value(request: Request, secret_id: str, task_id: str) -> Response:
+        peer = caller(request)
+        manager().admission.member(peer.node_id)
+        value = await manager().secret_drivers.value(secret_id, task_id=task_id, node_id=peer.node_id)
+        return json_response({"value": base64.b64encode(value).decode()})
 
     @app.get("/cluster/v1/networks/{name}")
     async def attachable(request: Request, name: str) -> Response:

@@ -39,7 +39,7 @@ from fleet.manager.admission import release_other_managers
 from fleet.manager.managers import change_node
 from fleet.manager.role import ManagerRole
 from fleet.manager.sealing_rotation import next_sealing_key
-from fleet.model.cluster import SEALING_AUTHORITY
+from fleet.model.cluster import SEALING_AUTHORITY, RaftConfig
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import Node
 from fleet.store import Kind, Store
@@ -92,6 +92,7 @@ class Control:
         self._suspects_leader: Callable[[], bool] = lambda: False
         self._engine: Engine | None = None
         self._sealer: AesSealer | None = None
+        self._raft = RaftConfig()
         self.store: Store | None = None
         self.role: ManagerRole | None = None
         self.logs: ServiceLogs | None = None
@@ -274,6 +275,14 @@ class Control:
                     if wanted != self.locks.passphrase:
                         assert self._keeper is not None
                         await self.locks.change(wanted, self._keeper.relock)
+                    raft = cluster.spec.raft
+                    if raft != self._raft and await asyncio.to_thread(
+                        self._own.keep_snapshots, interval=raft.snapshot_interval, kept=raft.keep_old_snapshots
+                    ):
+                        log.info(
+                            "etcd makes snapshots otherwise from its next start on", interval=raft.snapshot_interval
+                        )
+                    self._raft = raft
                 try:
                     await self._follow_sealing(store, node_id)
                 except (errors.UnavailableError, errors.ConflictError) as cause:

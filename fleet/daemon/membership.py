@@ -458,6 +458,7 @@ class Membership:
         """Remove what a former membership or an interrupted init or join left."""
         await asyncio.to_thread(self._file.remove)
         await asyncio.to_thread(remove_identity, self._identity_folder)
+        (self._identity_folder / "removed.json").unlink(missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, self._folder / "agent", ignore_errors=True)
         await self._control.forget()
 

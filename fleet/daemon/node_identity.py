@@ -30,6 +30,7 @@ from fleet.logs import get_logger
 from fleet.model.common import TlsInfo
 from fleet.model.ids import NodeId
 from fleet.model.node import NodeRole
+from fleet.store.sealing import write_secret
 
 __all__ = ["IdentityKeeper"]
 
@@ -63,11 +64,16 @@ class IdentityKeeper:
         self._due = asyncio.Event()
         self._trust: Trust | None = None
         self._trust_came = asyncio.Event()
-        self.removed: frozenset[NodeId] = frozenset()
+        self.removed: frozenset[NodeId] = _load_removed(self._removed_file)
         """Nodes that are to be refused although their certificates are good."""
+        self._removed_kept = self.removed
         self._take(identity)
         self.listener_tls = server_context(identity, client_certificates="optional")
         self.listener_tls.sni_callback = self._choose_context
+
+    @property
+    def _removed_file(self) -> Path:
+        return self._folder / "removed.json"
 
     def _take(self, identity: NodeIdentity) -> None:
         self.identity = identity
@@ -113,6 +119,10 @@ class IdentityKeeper:
             trust = self._trust
             if trust is None:
                 continue
+            if self.removed != self._removed_kept:
+                kept = self.removed
+                await asyncio.to_thread(_save_removed, self._removed_file, kept)
+                self._removed_kept = kept
             if trust.roots_pem != self.identity.ca_pem:
                 try:
                     changed = make_identity(
@@ -186,3 +196,21 @@ class IdentityKeeper:
             self._role_changed()
         log.info("certificate renewed", not_after=identity.not_after.isoformat(), role=identity.role.value)
         return True
+
+
+def _load_removed(path: Path) -> frozenset[NodeId]:
+    """What the managers said last, so that a removed node is refused from a start on, before there is a session."""
+    try:
+        return frozenset(NodeId(node_id) for node_id in msgspec.json.decode(path.read_bytes(), type=list[str]))
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, msgspec.DecodeError) as cause:
+        log.warning("the removed nodes are not known until a manager says so", cause=str(cause))
+        return frozenset()
+
+
+def _save_removed(path: Path, removed: frozenset[NodeId]) -> None:
+    try:
+        write_secret(path, msgspec.json.encode(sorted(removed)))
+    except OSError as cause:  # a full disk must not keep the node from following its managers
+        log.warning("the removed nodes are not kept for the next start", cause=str(cause))

@@ -121,6 +121,10 @@ class OwnState:
             member.keep_key(lock_key(unlock_key(member.key_file.read_text(), opens), passphrase))
         self.passphrase = passphrase
 
+    def keep_snapshots(self, *, interval: int, kept: int) -> bool:
+        """See ``EtcdMember``; nothing while there is no member. Blocks."""
+        return self._member is not None and self._member.keep_snapshots(interval=interval, kept=kept)
+
     async def begin_anew(self) -> None:
         """The member becomes the only one, with the state it has. The next ``open`` starts it as usual."""
         member = await asyncio.to_thread(self._load)

@@ -91,6 +91,9 @@ class MemberTls(msgspec.Struct, frozen=True, kw_only=True):
         return "MemberTls(<key>)"
 
 
+_SNAPSHOTS: Final = "snapshots.json"
+
+
 class MemberFile(msgspec.Struct, frozen=True, kw_only=True):
     """``member.json``. ``peer`` is host:port that the other members reach; ``initial_cluster`` is etcd's flag of that name."""
 
@@ -200,6 +203,28 @@ class EtcdMember:
         _write(aside, key_pem.encode())
         aside.replace(self._keys / "member.key")
 
+    def keep_snapshots(self, *, interval: int, kept: int) -> bool:
+        """From the next start on: a snapshot each ``interval`` entries, with ``kept`` older ones beside the newest. Whether that
+        is new. Blocks."""
+        wanted = msgspec.json.encode({"interval": interval, "kept": kept})
+        path = self._folder / _SNAPSHOTS
+        if path.exists() and path.read_bytes() == wanted:
+            return False
+        aside = path.with_suffix(".new")
+        aside.unlink(missing_ok=True)
+        _write(aside, wanted)
+        aside.replace(path)
+        return True
+
+    def _snapshot_arguments(self) -> list[str]:
+        try:
+            wanted = msgspec.json.decode((self._folder / _SNAPSHOTS).read_bytes(), type=dict[str, int])
+            return [f"--snapshot-count={wanted['interval']}", f"--max-snapshots={wanted['kept'] + 1}"]
+        except FileNotFoundError:
+            return []  # as etcd has it
+        except (msgspec.DecodeError, KeyError) as cause:
+            raise errors.UserError(f"{self._folder / _SNAPSHOTS}: {cause}; remove the file") from cause
+
     # -- life
 
     async def start(self, *, force_new_cluster: bool = False) -> None:
@@ -253,6 +278,7 @@ class EtcdMember:
             f"--election-timeout={_ELECTION_MS}",
             "--pre-vote",
             f"--quota-backend-bytes={self._quota_bytes}",
+            *self._snapshot_arguments(),
             "--auto-compaction-mode=revision",
             f"--auto-compaction-retention={_KEPT_REVISIONS}",
             "--logger=zap",

@@ -97,7 +97,12 @@ class Assembler:
             items.append(NetworkItem(network=network, vxlan_port=self._vxlan_port, node_address=address))
             items.extend(network_items.get(network_id, ()))
         items.extend(
-            SecretItem(secret_id=secret.id, data=secret.spec.data, templated=_is_template(secret.spec.templating))
+            SecretItem(
+                secret_id=secret.id,
+                data=secret.spec.data,
+                templated=_is_template(secret.spec.templating),
+                driven=secret.spec.driver is not None,
+            )
             for secret_id in sorted(secrets)
             if (secret := self._store.secrets.get(secret_id)) is not None
         )

@@ -28,6 +28,7 @@ from fleet.manager.leadership import Leader, Leadership, is_refused
 from fleet.manager.loops import ManagersLoop, OrchestratorLoop, ReaperLoop, RotationLoop, SchedulerLoop, SealingLoop
 from fleet.manager.majority import Majority
 from fleet.manager.managers import MANAGERS_MAX, manager_addresses
+from fleet.manager.secret_drivers import SecretDrivers
 from fleet.manager.signing import Signing
 from fleet.model.ids import ID_ENTROPY_BYTES, NodeId, encode_id
 from fleet.model.node import Node, NodeRole
@@ -106,6 +107,7 @@ class ManagerRole:
             has_external_store=has_external_store,
         )
         self.guests = Guests(store, clock, entropy)
+        self.secret_drivers = SecretDrivers(store)
         self.control = ControlApi(
             store,
             clock,

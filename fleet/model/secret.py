@@ -11,8 +11,9 @@ from fleet.model.common import Driver, Version
 from fleet.model.ids import ConfigId, LoginId, SecretId, ServiceId
 from fleet.model.wire import Value
 
-__all__ = ["TEMPLATE_DRIVER", "Config", "ConfigSpec", "Login", "Secret", "SecretSpec"]
+__all__ = ["SECRET_BYTES_MAX", "TEMPLATE_DRIVER", "Config", "ConfigSpec", "Login", "Secret", "SecretSpec"]
 
+SECRET_BYTES_MAX: Final = 500 * 1024
 TEMPLATE_DRIVER: Final = "golang"
 """The one ``templating`` there is: the agent fills in placeholders for each task (SCF-06)."""
 

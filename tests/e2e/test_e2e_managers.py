@@ -341,8 +341,13 @@ def test_etcd_opens_for_no_nodes_certificate(lab: TestLab) -> None:
 
 def test_etcd_killed_with_9_is_started_again(lab: TestLab) -> None:
     first = etcd_pid(lab, "m1")
+    lab.fleet("swarm", "update", "--snapshot-interval", "5000", "--max-snapshots", "2")
+    settings = lab.layout.data("m1") / "swarm" / "etcd" / "snapshots.json"
+    lab.wait_until(settings.exists, 10, what="the settings have come to the manager")
     os.kill(first, signal.SIGKILL)
     lab.wait_until(lambda: etcd_pid(lab, "m1") not in (0, first), 20, what="etcd runs again")
+    arguments = Path(f"/proc/{etcd_pid(lab, 'm1')}/cmdline").read_bytes().split(b"\0")
+    assert {b"--snapshot-count=5000", b"--max-snapshots=3"} <= set(arguments)
     lab.wait_until(
         lambda: (
             lab.fleet("config", "create", "after", "-", stdin="x", check=False).returncode == 0

@@ -139,3 +139,9 @@ def test_a_removed_node_is_refused_by_other_workers_too(cluster: TestLab) -> Non
     cluster.wait_until(
         lambda: on_cluster_port(cluster, client, path, host="w1").status_code == 403, 10, what="w1 refuses w2"
     )
+    kept = cluster.layout.data("w1") / "swarm" / "identity" / "removed.json"
+    cluster.wait_until(kept.exists, 10, what="it is on disk")
+    cluster.kill("m1")
+    cluster.restart_daemon("w1", signum=signal.SIGKILL)
+    assert on_cluster_port(cluster, client, path, host="w1").status_code == 403, "with no manager to ask, too"
+    cluster.start("m1")

@@ -161,7 +161,16 @@ def _check(before: SwarmSpec, after: SwarmSpec) -> None:
     if expiry_ns and expiry_ns < _CERT_EXPIRY_MIN_NS:
         raise errors.UserError("CAConfig.NodeCertExpiry cannot be less than 1 hour")
     check_external(after.ca_config.external_cas)
-    if after.raft != before.raft:
-        raise errors.UnsupportedError("Raft settings cannot be changed: the embedded state engine has none")
+    if after.raft.snapshot_interval < 1 or after.raft.keep_old_snapshots < 0:
+        raise errors.UserError("Raft: SnapshotInterval must be positive, KeepOldSnapshots cannot be negative")
+    settable = msgspec.structs.replace(
+        before.raft,
+        snapshot_interval=after.raft.snapshot_interval,
+        keep_old_snapshots=after.raft.keep_old_snapshots,
+    )
+    if after.raft != settable:
+        raise errors.UnsupportedError(
+            "Raft: only SnapshotInterval and KeepOldSnapshots can be changed; the state engine's ticks are fixed"
+        )
     if after.task_defaults != before.task_defaults:
         raise errors.UnsupportedError("TaskDefaults.LogDriver is not supported: set the log driver per service")

@@ -13,14 +13,14 @@ from fleet.api.http import Filters
 from fleet.manager.control.context import Context, required_version
 from fleet.manager.control.filters import any_prefix, has_labels, one_of
 from fleet.manager.control.service_spec import check_labels
+from fleet.manager.secret_drivers import check_driver
 from fleet.model.ids import ConfigId, SecretId
-from fleet.model.secret import TEMPLATE_DRIVER, Config, ConfigSpec, Secret, SecretSpec
+from fleet.model.secret import SECRET_BYTES_MAX, TEMPLATE_DRIVER, Config, ConfigSpec, Secret, SecretSpec
 from fleet.model.service import Service
 from fleet.store import Table, Transaction
 
 __all__ = ["CONFIG_BYTES_MAX", "SECRET_BYTES_MAX", "ConfigControl", "SecretControl"]
 
-SECRET_BYTES_MAX: Final = 500 * 1024
 CONFIG_BYTES_MAX: Final = 1000 * 1024
 
 FILTERS: Final = frozenset({"id", "name", "names", "label"})
@@ -86,7 +86,9 @@ class _DataControl(Generic[T]):
                 " and the start and end character must be [a-zA-Z0-9]"
             )
         check_labels(spec.labels, what=self._word)
-        if not 0 < len(spec.data) < self._bytes_max:
+        if isinstance(spec, SecretSpec) and spec.driver is not None:
+            check_driver(spec)
+        elif not 0 < len(spec.data) < self._bytes_max:
             raise errors.UserError(f"{self._word} data must be larger than 0 and less than {self._bytes_max} bytes")
         if spec.templating is not None and spec.templating.name not in ("", TEMPLATE_DRIVER):
             raise errors.UserError(
@@ -113,9 +115,9 @@ class SecretControl(_DataControl[Secret]):
         super().__init__(context, context.store.secrets, bytes_max=SECRET_BYTES_MAX)
 
     async def create(self, spec: SecretSpec) -> Secret:
-        """Raises ``UserError``, ``UnsupportedError`` (drivers), ``ConflictError`` (name taken)."""
-        if spec.driver is not None and spec.driver.name:
-            raise errors.UnsupportedError(f"secret {spec.name}: Driver {spec.driver.name!r} is not supported")
+        """Raises ``UserError``, ``ConflictError`` (name taken)."""
+        if spec.driver is not None and not spec.driver.name:
+            spec = msgspec.structs.replace(spec, driver=None)
         self._check(spec)
         now = self._context.now()
         secret = Secret(id=SecretId(self._context.new_id()), created_at=now, updated_at=now, spec=spec)

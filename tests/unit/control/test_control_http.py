@@ -343,7 +343,7 @@ def test_docker_pys_partial_swarm_update_keeps_the_rest(run) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"Raft": {"SnapshotInterval": 5}}, "Raft"),
+        ({"Raft": {"ElectionTick": 5}}, "Raft"),
         ({"TaskDefaults": {"LogDriver": {"Name": "none"}}}, "LogDriver"),
     ],
 )

@@ -251,11 +251,13 @@ def test_data_has_a_size(run) -> None:
     run(body)
 
 
-def test_secret_drivers_and_unknown_template_drivers_are_refused(run) -> None:
+def test_data_beside_a_secret_driver_and_unknown_template_drivers_are_refused(run) -> None:
     async def body(world) -> None:
         golang, jinja = Driver(name="golang"), Driver(name="jinja")
-        with pytest.raises(errors.UnsupportedError):
+        with pytest.raises(errors.UserError, match="it must have none"):
             await world.api.secrets.create(SecretSpec(name="s", data=b"x", driver=golang))
+        driven = await world.api.secrets.create(SecretSpec(name="driven", driver=Driver(name="vault:latest")))
+        assert driven.spec.driver == Driver(name="vault:latest")
         with pytest.raises(errors.UserError, match="template driver 'jinja'"):
             await world.api.secrets.create(SecretSpec(name="s", data=b"x", templating=jinja))
         with pytest.raises(errors.UserError, match="template driver 'jinja'"):
