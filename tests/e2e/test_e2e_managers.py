@@ -308,8 +308,15 @@ def test_the_second_manager_moves_the_state_and_nobody_notices(lab: TestLab) -> 
         stop.set()
         writer.join()
     assert acknowledged
-    names = {c["Spec"]["Name"] for c in lab.get("/configs", host="w1")}
-    assert names >= set(acknowledged)
+    missing: set[str] = set()
+
+    def has_all() -> bool:
+        """A manager answers from what it has heard, which may be a moment behind what another acknowledged."""
+        missing.clear()
+        missing.update(set(acknowledged) - {c["Spec"]["Name"] for c in lab.get("/configs", host="w1")})
+        return not missing
+
+    lab.wait_until(has_all, 10, what=f"w1 has every acknowledged config; missing: {sorted(missing)[:9]}")
     assert containers(lab, ("m1", "w1")) == before
     assert lab.get("/services/s")["Version"]["Index"] > version
     assert not (lab.layout.data("m1") / "swarm" / "store" / "state.db").exists()

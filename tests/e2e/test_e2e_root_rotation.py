@@ -117,7 +117,7 @@ def test_bad_roots_are_refused_and_say_why(cluster: TestLab, tmp_path: Path) -> 
     )
     assert "not a certificate in PEM form" in said.stderr
     said = cluster.fleet("swarm", "ca", "--rotate", "--ca-cert", str(tmp_path / "root.pem"), check=False)
-    assert "belong together" in said.stderr
+    assert "needs the key as well" in said.stderr
     said = cluster.fleet(
         "swarm",
         "ca",
