@@ -38,8 +38,8 @@ from fleet.orchestrator.check_plan import check_plan
 from fleet.orchestrator.replicated import CREATES_MAX
 from fleet.orchestrator.service import plan_service
 from fleet.orchestrator.view import ServiceView
-from fleet.scheduler.node_view import build_views
 from fleet.scheduler.place import place
+from fleet.scheduler.pool import build_views
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PLAIN = TaskSpec()

@@ -6,7 +6,7 @@ Texts are Swarm's to the letter, since people search for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,32 +16,47 @@ from fleet.model.task import Task
 from fleet.scheduler.constraints import matcher, normal_architecture, parse_constraints
 from fleet.scheduler.node_view import HostPort, NodeView, host_ports
 
-__all__ = ["FILTERS", "Demand", "Filter", "explain_pending", "failing_filter"]
+__all__ = [
+    "FILTERS",
+    "Demand",
+    "Filter",
+    "explain_counts",
+    "explain_pending",
+    "failing_filter",
+    "failing_filter_after",
+    "failing_filter_of_kind",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
     """``check(demand, view)`` says whether the node can take the task; ``explain(count)`` that ``count`` nodes can not.
 
-    A demand for which ``applies`` is false passes on every node: it is not checked there.
+    A demand for which ``applies`` is false passes on every node: it is not checked there. ``shrinks``: a task placed on the
+    node may change the answer. ``of_kind``: the answer is the same for other services that demand the same.
     """
 
     name: str
     applies: Callable[[Demand], bool]
     check: Callable[[Demand, NodeView], bool]
     explain: Callable[[int], str]
+    shrinks: bool = False
+    of_kind: bool = True
 
 
 class Demand:
     """What a task demands of its node, taken apart once for a whole group of like tasks.
 
-    ``network_drivers`` are the drivers of the networks it attaches to.
+    ``network_drivers`` are the drivers of the networks it attaches to. ``key`` is equal for demands that the same nodes can
+    take in the same order, whatever services they are for; it leaves out ``max_replicas``.
     """
 
     __slots__ = (
         "constraints",
         "filters",
         "generic",
+        "key",
+        "kind_filters",
         "max_replicas",
         "memory_bytes",
         "named",
@@ -49,7 +64,9 @@ class Demand:
         "platforms",
         "plugins",
         "ports",
+        "preferences",
         "service_id",
+        "shrinking_filters",
         "spec_version",
     )
 
@@ -73,15 +90,33 @@ class Demand:
                 self.named.append((resource.named.kind, resource.named.value))
         self.ports: tuple[HostPort, ...] = tuple(host_ports(task.ports))
         self.plugins = tuple(_plugins(spec, network_drivers))
+        self.preferences = spec.placement.preferences
         self.filters = tuple(each for each in FILTERS if each.applies(self))
+        self.kind_filters = tuple(each for each in self.filters if each.of_kind)
+        self.shrinking_filters = tuple(each for each in self.filters if each.shrinks)
+        self.key = (
+            reserved,
+            spec.placement.constraints,
+            spec.placement.platforms,
+            self.preferences,
+            self.ports,
+            self.plugins,
+        )
 
 
 def failing_filter(demand: Demand, view: NodeView) -> Filter | None:
     """The first filter that excludes the node, or None when the node can take the task."""
-    for each in demand.filters:
-        if not each.check(demand, view):
-            return each
-    return None
+    return _first_failing(demand.filters, demand, view)
+
+
+def failing_filter_of_kind(demand: Demand, view: NodeView) -> Filter | None:
+    """As ``failing_filter``, leaving out how many tasks of its own service the node has."""
+    return _first_failing(demand.kind_filters, demand, view)
+
+
+def failing_filter_after(demand: Demand, view: NodeView) -> Filter | None:
+    """As ``failing_filter``, for a node that could take the task before the last one like it was placed there."""
+    return _first_failing(demand.shrinking_filters, demand, view)
 
 
 def explain_pending(demand: Demand, views: Iterable[NodeView]) -> str:
@@ -91,9 +126,21 @@ def explain_pending(demand: Demand, views: Iterable[NodeView]) -> str:
         failing = failing_filter(demand, view)
         if failing is not None:
             counts[failing.name] = counts.get(failing.name, 0) + 1
-    by_count = sorted((each for each in FILTERS if each.name in counts), key=lambda each: -counts[each.name])
+    return explain_counts(counts)
+
+
+def explain_counts(counts: Mapping[str, int]) -> str:
+    """The sentence from the number of nodes that each filter (by name) excludes."""
+    by_count = sorted((each for each in FILTERS if counts.get(each.name)), key=lambda each: -counts[each.name])
     reasons = "; ".join(each.explain(counts[each.name]) for each in by_count)
     return f"no suitable node ({reasons})" if reasons else "no suitable node"
+
+
+def _first_failing(filters: tuple[Filter, ...], demand: Demand, view: NodeView) -> Filter | None:
+    for each in filters:
+        if not each.check(demand, view):
+            return each
+    return None
 
 
 def _ready(_demand: Demand, view: NodeView) -> bool:
@@ -150,6 +197,7 @@ FILTERS: Final = (
         applies=lambda d: bool(d.nano_cpus or d.memory_bytes or d.generic or d.named),
         check=_resources,
         explain=_on_nodes("insufficient resources"),
+        shrinks=True,
     ),
     Filter(
         name="plugins",
@@ -174,12 +222,15 @@ FILTERS: Final = (
         applies=lambda d: bool(d.ports),
         check=_ports_free,
         explain=_on_nodes("host-mode port already in use"),
+        shrinks=True,
     ),
     Filter(
         name="max replicas",
         applies=lambda d: d.max_replicas > 0,
         check=_below_max_replicas,
         explain=lambda _count: "max replicas per node limit exceed",
+        shrinks=True,
+        of_kind=False,
     ),
 )
 

@@ -1,7 +1,7 @@
 """A node as placing sees it: the node itself, what is free on it and what it carries.
 
-Views are built from a snapshot of nodes and tasks and then change as tasks are placed ("assumed"), so that each
-decision counts those made before it in the same pass. They are thrown away after the pass.
+Views change as tasks are placed ("assumed"), so that each decision counts those made before it. They belong to a
+``NodePool``, which keeps them from pass to pass.
 
 Resources and host ports are held until a task is *observed* to have ended, even when it is wanted to stop: the process
 may still be there. Counts, by which tasks spread, include only tasks that are wanted to run (SwarmKit nodeinfo.go).
@@ -20,7 +20,7 @@ from fleet.model.node import Node
 from fleet.model.service import PortConfig, Protocol, PublishMode
 from fleet.model.task import Task, TaskState, is_runnable
 
-__all__ = ["FAILURES_MAX", "FailureLog", "NodeView", "build_views", "host_ports"]
+__all__ = ["FAILURES_MAX", "FailureLog", "NodeView", "host_ports"]
 
 FAILURES_MAX: Final = 5
 """So many failures of one version of a service on a node put the node last for it (SCH-11)."""
@@ -78,13 +78,16 @@ class NodeView:
 
     def assume(self, task: Task) -> tuple[GenericResource, ...]:
         """Count a task just placed here; returns the generic resources picked for it (named units, or amounts)."""
-        picked = self._pick(task)
         reserved = task.spec.resources.reservations
+        picked: tuple[GenericResource, ...] = ()
+        if reserved.generic_resources:
+            picked = self._pick(task)
+            for resource in picked:
+                self._take(resource)
         self.nano_cpus_free -= reserved.nano_cpus
         self.memory_free_bytes -= reserved.memory_bytes
-        for resource in picked:
-            self._take(resource)
-        self.ports.update(host_ports(task.ports))
+        if task.ports:
+            self.ports.update(host_ports(task.ports))
         self.tasks_total += 1
         self.tasks_by_service[task.service_id] = self.tasks_by_service.get(task.service_id, 0) + 1
         return picked
@@ -165,24 +168,6 @@ class FailureLog:
             node_id, service_id, spec_version = key
             counts.setdefault(node_id, {})[service_id, spec_version] = len(seen)
         return counts
-
-
-def build_views(
-    nodes: Iterable[Node],
-    tasks: Iterable[Task],
-    *,
-    failures: Mapping[NodeId, Mapping[tuple[ServiceId, int], int]] | None = None,
-) -> dict[NodeId, NodeView]:
-    """Views of all nodes that are not removed, with the tasks that are on them."""
-    known = failures or {}
-    views = {node.id: NodeView(node, failures=known.get(node.id)) for node in nodes if not node.removed}
-    for task in tasks:
-        # A preassigned task (global) has a node before it is placed there: placing counts it.
-        if task.node_id and task.status.state.rank >= TaskState.ASSIGNED.rank:
-            view = views.get(task.node_id)
-            if view is not None:
-                view.add(task)
-    return views
 
 
 def host_ports(ports: Iterable[PortConfig]) -> list[HostPort]:

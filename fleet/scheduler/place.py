@@ -1,7 +1,7 @@
 """The decision: tasks without a node -> nodes, or the reason why there is none yet.
 
-Like tasks (one version of one service) are placed as a group: nodes are filtered once, ranked in heaps, and after each
-placement only the chosen node is looked at again (SCH-13). Tasks that come with a node (global services) are validated
+Like tasks (one version of one service) are placed as a group from indexes that outlive the pass: no node is looked at but
+those that changed since and those that are chosen (SCH-13). Tasks that come with a node (global services) are validated
 first, because nothing else can take their place (SCH-16). Nothing is ever moved or preempted.
 """
 
@@ -15,9 +15,10 @@ from fleet.model.common import GenericResource
 from fleet.model.ids import NetworkId, NodeId, ServiceId, TaskId
 from fleet.model.service import PortConfig
 from fleet.model.task import Task
-from fleet.scheduler.filters import Demand, explain_pending, failing_filter
+from fleet.scheduler.filters import Demand, explain_pending, failing_filter, failing_filter_after
 from fleet.scheduler.node_view import NodeView
-from fleet.scheduler.spread import SpreadTree, parse_preferences
+from fleet.scheduler.pool import NodePool
+from fleet.scheduler.spread import SpreadTree
 
 __all__ = ["Placements", "place"]
 
@@ -36,11 +37,12 @@ class Placements:
 
 def place(
     tasks: Iterable[Task],
-    views: Mapping[NodeId, NodeView],
+    pool: NodePool,
     *,
     network_drivers: Mapping[NetworkId, str] | None = None,
 ) -> Placements:
-    """Place as many of ``tasks`` as fit, oldest first within a service. ``views`` are changed: placed tasks count."""
+    """Place as many of ``tasks`` as fit, oldest first within a service. Those placed count in ``pool`` at once."""
+    pool.refresh()
     drivers = network_drivers or {}
     result = Placements()
     preassigned: list[Task] = []
@@ -51,19 +53,19 @@ def place(
         else:
             groups.setdefault((task.service_id, task.spec_version, task.ports), []).append(task)
     for task in preassigned:
-        _guarded(_validate, [task], views, drivers, result)
+        _guarded(_validate, [task], pool, drivers, result)
     for group in groups.values():
-        _guarded(_place_group, group, views, drivers, result)
+        _guarded(_place_group, group, pool, drivers, result)
     return result
 
 
-_Step = Callable[[list[Task], Mapping[NodeId, NodeView], Demand, Placements], None]
+_Step = Callable[[list[Task], NodePool, Demand, Placements], None]
 
 
 def _guarded(
     step: _Step,
     group: list[Task],
-    views: Mapping[NodeId, NodeView],
+    pool: NodePool,
     drivers: Mapping[NetworkId, str],
     result: Placements,
 ) -> None:
@@ -71,51 +73,54 @@ def _guarded(
     networks = (attachment.network_id for attachment in group[0].network_attachments)
     try:
         demand = Demand(group[0], network_drivers=[drivers[n] for n in networks if n in drivers])
-        step(group, views, demand, result)
+        step(group, pool, demand, result)
     except errors.UserError as error:
         result.pending.update(
             {task.id: f"no suitable node ({error})" for task in group if task.id not in result.assignments}
         )
 
 
-def _validate(tasks: list[Task], views: Mapping[NodeId, NodeView], demand: Demand, result: Placements) -> None:
+def _validate(tasks: list[Task], pool: NodePool, demand: Demand, result: Placements) -> None:
     for task in tasks:
-        view = views.get(task.node_id)
+        view = pool.get(task.node_id)
         if view is None:
             result.pending[task.id] = f"no suitable node (node {task.node_id} is gone)"
         elif failing_filter(demand, view) is not None:
             result.pending[task.id] = explain_pending(demand, [view])
         else:
-            _assume(task, view, result)
+            _assume(task, view, pool, result)
+            pool.touch_all(task.service_id, {view.node.id})
 
 
-def _place_group(tasks: list[Task], views: Mapping[NodeId, NodeView], demand: Demand, result: Placements) -> None:
-    readers = parse_preferences(tasks[0].spec.placement.preferences)
-    everything = list(views.values())
-    tree = SpreadTree(
-        everything,
-        candidates=frozenset(view.node.id for view in everything if failing_filter(demand, view) is None),
-        readers=readers,
-        service_id=demand.service_id,
-        spec_version=demand.spec_version,
-    )
-    waiting = iter(tasks)
-    for task in waiting:
+def _place_group(tasks: list[Task], pool: NodePool, demand: Demand, result: Placements) -> None:
+    candidates = pool.candidates(demand)
+    tree = SpreadTree(pool, candidates, pool.special(demand.service_id, demand.spec_version), demand)
+    used: set[NodeId] = set()
+    may_fill = bool(demand.shrinking_filters)
+    for done, task in enumerate(tasks):
         view = tree.take()
         if view is None:
-            reason = explain_pending(demand, everything)
-            result.pending[task.id] = reason
-            result.pending.update({other.id: reason for other in waiting})
-            return
-        _assume(task, view, result)
-        if failing_filter(demand, view) is None:
-            tree.put_back(view)
-        else:
+            left = tasks[done:]
+            break
+        _assume(task, view, pool, result)
+        used.add(view.node.id)
+        if may_fill and failing_filter_after(demand, view) is not None:
             tree.drop()
+        else:
+            tree.put_back(view)
+    else:
+        left = []
+    tree.close()
+    pool.touch_all(demand.service_id, used)
+    if left:
+        candidates = pool.candidates(demand)
+        reason = candidates.explain(full=len(candidates))  # any that could still take it have all they may have of it
+        result.pending.update((task.id, reason) for task in left)
 
 
-def _assume(task: Task, view: NodeView, result: Placements) -> None:
+def _assume(task: Task, view: NodeView, pool: NodePool, result: Placements) -> None:
     picked = view.assume(task)
+    pool.assumed(task, view, picked)
     result.assignments[task.id] = view.node.id
     if picked:
         result.generic_resources[task.id] = picked

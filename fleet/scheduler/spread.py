@@ -4,20 +4,25 @@ One level a preference, one branch a value; a node without the label is in the b
 goes to the branch with the fewest tasks of the service that still has a node for it, then likewise one level down, and
 at the bottom to the best node. A branch without room is left out, so its share overflows to the others.
 
-Both levels are heaps. Only the chosen node and its branches change between two choices, and they are put back with
-their new rank, so the heaps stay true without being rebuilt: O(levels * log nodes) a task.
+The tree is made for one group from two sources: the nodes that are special to the service (they carry it, or it fails
+there), ranked here in a heap; and all others that can take the task, which lie in order already (``Candidates``). No rank
+of a special node is better than that of another node, so these come first. O(special nodes + branches) to make,
+O(levels * log nodes) a task; nodes that are not chosen are not looked at.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from fleet import errors
 from fleet.model.ids import NodeId, ServiceId
 from fleet.model.node import Node
 from fleet.model.service import PlacementPreference
 from fleet.scheduler.constraints import attribute_reader
+from fleet.scheduler.filters import Demand
 from fleet.scheduler.node_view import NodeView
 
 __all__ = ["Rank", "SpreadTree", "parse_preferences", "rank"]
@@ -46,20 +51,37 @@ def parse_preferences(preferences: Sequence[PlacementPreference]) -> list[Callab
     return readers
 
 
+class Branches(Protocol):
+    """What the tree needs of ``Candidates``."""
+
+    heaps: dict[tuple[str, ...], list[tuple[int, NodeId]]]
+
+    def __contains__(self, node_id: NodeId) -> bool: ...
+    def branch(self, view: NodeView) -> tuple[str, ...]: ...
+    def is_valid(self, entry: tuple[int, NodeId]) -> bool: ...
+
+
 class SpreadTree:
-    """Candidate nodes of one service, taken best first."""
+    """Candidate nodes of one group, taken best first. ``close`` it, and touch all nodes taken, before the next."""
 
     def __init__(
-        self,
-        views: Sequence[NodeView],
-        *,
-        candidates: frozenset[NodeId],
-        readers: Sequence[Callable[[Node], str]],
-        service_id: ServiceId,
-        spec_version: int,
+        self, views: Mapping[NodeId, NodeView], candidates: Branches, special: Sequence[NodeView], demand: Demand
     ) -> None:
         """Tasks on nodes that are no candidates still count for their branch: it has them."""
-        self._root = _grow(views, candidates, readers, service_id, spec_version)
+        able: dict[tuple[str, ...], list[NodeView]] = {}
+        load: Counter[tuple[str, ...]] = Counter()
+        for view in special:
+            branch = candidates.branch(view)
+            load[branch] += view.count(demand.service_id)
+            is_full = 0 < demand.max_replicas <= view.count(demand.service_id)
+            if view.node.id in candidates and not is_full:
+                able.setdefault(branch, []).append(view)
+        names = frozenset(view.node.id for view in special)
+        self._leaves = [
+            _Leaf(views, candidates, branch, demand=demand, special=names, able=able.get(branch, ()))
+            for branch in candidates.heaps
+        ]
+        self._root = _grow(self._leaves, load, 0, len(demand.preferences))
 
     def take(self) -> NodeView | None:
         """The best node for one more task, taken out until ``put_back``; None when no node has room."""
@@ -73,24 +95,68 @@ class SpreadTree:
         """Leave out the node last taken, on which a task was placed and which has no room for another."""
         self._root.placed(None)
 
+    def close(self) -> None:
+        """Give back to the candidates what was passed over."""
+        for leaf in self._leaves:
+            leaf.close()
+
 
 class _Leaf:
     """Nodes that agree in all preferences."""
 
-    def __init__(self, views: Sequence[NodeView], rank_of: Callable[[NodeView], Rank]) -> None:
-        self._rank_of = rank_of
-        self._heap = [(rank_of(view), view) for view in views]
+    def __init__(
+        self,
+        views: Mapping[NodeId, NodeView],
+        candidates: Branches,
+        branch: tuple[str, ...],
+        *,
+        demand: Demand,
+        special: frozenset[NodeId],
+        able: Sequence[NodeView],
+    ) -> None:
+        """``able``: those of the ``special`` nodes in this branch that have room."""
+        self.branch = branch
+        self._views = views
+        self._others = candidates.heaps[branch]
+        self._is_valid = candidates.is_valid
+        self._special = special
+        self._passed_over: list[tuple[int, NodeId]] = []
+        self._service_id, self._spec_version = demand.service_id, demand.spec_version
+        self._heap = [(self._rank(view), view) for view in able]
         heapq.heapify(self._heap)  # ids make ranks unique: views are never compared
 
     def __bool__(self) -> bool:
-        return bool(self._heap)
+        return bool(self._heap) or self._has_other()
 
     def take(self) -> NodeView | None:
+        if self._has_other():
+            return self._views[heapq.heappop(self._others)[1]]
         return heapq.heappop(self._heap)[1] if self._heap else None
 
     def placed(self, view: NodeView | None) -> None:
         if view is not None:
-            heapq.heappush(self._heap, (self._rank_of(view), view))
+            heapq.heappush(self._heap, (self._rank(view), view))
+
+    def close(self) -> None:
+        for entry in self._passed_over:
+            heapq.heappush(self._others, entry)
+        self._passed_over = []
+
+    def _has_other(self) -> bool:
+        """Whether a node that is not special has room; it is then the first of the heap."""
+        others = self._others
+        while others:
+            entry = others[0]
+            if not self._is_valid(entry):
+                heapq.heappop(others)
+            elif entry[1] in self._special:
+                self._passed_over.append(heapq.heappop(others))
+            else:
+                return True
+        return False
+
+    def _rank(self, view: NodeView) -> Rank:
+        return rank(view, service_id=self._service_id, spec_version=self._spec_version)
 
 
 class _Fork:
@@ -120,26 +186,16 @@ class _Fork:
             heapq.heappush(self._heap, (tasks + 1, value, subtree))
 
 
-def _grow(
-    views: Sequence[NodeView],
-    candidates: frozenset[NodeId],
-    readers: Sequence[Callable[[Node], str]],
-    service_id: ServiceId,
-    spec_version: int,
-) -> _Leaf | _Fork:
-    if not readers:
-        chosen = [view for view in views if view.node.id in candidates]
-        return _Leaf(chosen, lambda view: rank(view, service_id=service_id, spec_version=spec_version))
-    by_value: dict[str, list[NodeView]] = {}
-    for view in views:
-        by_value.setdefault(readers[0](view.node), []).append(view)
-    return _Fork(
-        [
-            (
-                sum(view.count(service_id) for view in group),
-                value,
-                _grow(group, candidates, readers[1:], service_id, spec_version),
-            )
-            for value, group in by_value.items()
-        ]
-    )
+def _grow(leaves: Sequence[_Leaf], load: Counter[tuple[str, ...]], depth: int, levels: int) -> _Leaf | _Fork:
+    """``load``: tasks of the service in each branch that has any. The leaves agree in their first ``depth`` values."""
+    if depth == levels:
+        return leaves[0] if leaves else _Fork([])
+    by_value: dict[str, list[_Leaf]] = {}
+    for leaf in leaves:
+        by_value.setdefault(leaf.branch[depth], []).append(leaf)
+    loads: Counter[str] = Counter()
+    above = leaves[0].branch[:depth] if leaves else ()
+    for branch, count in load.items():
+        if branch[:depth] == above:
+            loads[branch[depth]] += count
+    return _Fork([(loads[value], value, _grow(group, load, depth + 1, levels)) for value, group in by_value.items()])

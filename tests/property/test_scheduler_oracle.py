@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.decision_builders import a_node, a_task, a_task_spec
 
 from fleet.model.ids import NodeId, TaskId
-from fleet.model.node import Node
+from fleet.model.node import Node, NodeState
 from fleet.model.service import TaskSpec
 from fleet.model.task import Task, TaskState
 from fleet.scheduler.constraints import attribute_reader
-from fleet.scheduler.filters import Demand, failing_filter
-from fleet.scheduler.node_view import NodeView, build_views
+from fleet.scheduler.filters import Demand, explain_pending, failing_filter
+from fleet.scheduler.node_view import NodeView
 from fleet.scheduler.place import place
+from fleet.scheduler.pool import NodePool, build_views
 from fleet.scheduler.spread import rank
 
 ZONES = ("", "eu", "us")
@@ -44,7 +47,7 @@ def specs(draw: st.DrawFn) -> TaskSpec:
     )
 
 
-def oracle(waiting: list[Task], views: dict[NodeId, NodeView]) -> dict[TaskId, NodeId]:
+def oracle(waiting: list[Task], views: Mapping[NodeId, NodeView]) -> dict[TaskId, NodeId]:
     """One task at a time; every node filtered again; branches counted again; the least rank wins."""
     chosen: dict[TaskId, NodeId] = {}
     for task in waiting:
@@ -124,3 +127,64 @@ def test_placing_again_from_the_result_changes_nothing(data: st.DataObject) -> N
     second = place(left, build_views(nodes, there))
     assert second.assignments == {}
     assert second.pending == first.pending
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_pool_kept_through_events_decides_as_one_built_anew(data: st.DataObject) -> None:
+    """Nodes and tasks come, change and go in any order between passes; some of what was placed is never written."""
+    names, shapes = [f"n{i}" for i in range(5)], [data.draw(specs()) for _ in range(2)]
+    nodes: dict[str, Node] = {}
+    tasks: dict[TaskId, Task] = {}
+    pool = NodePool()
+    for step in range(data.draw(st.integers(1, 12))):
+        name = data.draw(st.sampled_from(names))
+        match data.draw(st.sampled_from(["node", "node", "gone", "place", "place", "place", "end", "leave"])):
+            case "node":
+                zone, state = data.draw(st.sampled_from(ZONES)), data.draw(st.sampled_from(list(NodeState)))
+                nodes[name] = a_node(name, labels={"zone": zone}, cpus=data.draw(st.integers(0, 4)), state=state)
+                pool.set_node(nodes[name])
+            case "gone":
+                nodes.pop(name, None)
+                pool.remove_node(NodeId(name))
+            case "end" | "leave" as how if tasks:
+                task = tasks[data.draw(st.sampled_from(sorted(tasks)))]
+                if how == "end":
+                    tasks[task.id] = _with(task, state=TaskState.FAILED)
+                else:
+                    tasks[task.id] = msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN)
+                pool.set_task(tasks[task.id])
+            case "place":
+                spec = data.draw(st.sampled_from(shapes))
+                waiting = [
+                    a_task(data.draw(st.sampled_from(["web", "db"])), slot=i, spec=spec, task_id=f"s{step:02}t{i}")
+                    for i in range(data.draw(st.integers(0, 6)))
+                ]
+                anew = build_views(nodes.values(), tasks.values())
+                expected, result = place(waiting, anew), place(waiting, pool)
+                assert result == expected
+                for task in waiting:
+                    chosen = result.assignments.get(task.id)
+                    if chosen is None:
+                        demand = Demand(task)
+                        assert result.pending[task.id] == explain_pending(demand, anew.values())
+                    elif data.draw(st.booleans()):
+                        tasks[task.id] = _with(task, state=TaskState.ASSIGNED, node=chosen)
+                        pool.set_task(tasks[task.id])
+                    else:  # the write was refused
+                        pool.set_task(task)
+            case _:
+                pass
+    pool.refresh()
+    anew = build_views(nodes.values(), tasks.values())
+    assert {n: _facts(view) for n, view in pool.items()} == {n: _facts(view) for n, view in anew.items()}
+
+
+def _with(task: Task, *, state: TaskState, node: str = "") -> Task:
+    status = msgspec.structs.replace(task.status, state=state)
+    return msgspec.structs.replace(task, status=status, node_id=NodeId(node) if node else task.node_id)
+
+
+def _facts(view: NodeView) -> tuple[object, ...]:
+    counts = {service: count for service, count in view.tasks_by_service.items() if count}
+    return (view.nano_cpus_free, view.memory_free_bytes, view.tasks_total, counts, view.ports)

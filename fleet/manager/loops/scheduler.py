@@ -15,12 +15,13 @@ from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import write_all
-from fleet.model.ids import NodeId
+from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import Node, NodeState
 from fleet.model.task import Task, TaskState, TaskStatus
-from fleet.scheduler.node_view import FailureLog, build_views
+from fleet.scheduler.node_view import FailureLog
 from fleet.scheduler.place import Placements, place
-from fleet.store import Change, Changes, Kind, Store, Transaction
+from fleet.scheduler.pool import NodePool, build_views
+from fleet.store import Change, Kind, Store, Transaction
 
 __all__ = ["SchedulerLoop"]
 
@@ -44,41 +45,50 @@ class SchedulerLoop:
         self._is_connected = is_connected
         self._again_at: datetime | None = None
         self._failures = FailureLog()
+        self._pool = NodePool()
+        self._waiting: dict[TaskId, Task] = {}
+        self._absent: dict[NodeId, Node] = {}
+        """Nodes that say they are ready and have no session, as stored; the pool is told that they are disconnected."""
 
     async def run(self) -> None:
         """Until cancelled. Raises ``UnavailableError`` when the store is closed or this manager leads no more."""
         with self._store.subscribe(Kind.TASK, Kind.NODE) as subscription:
-            for task in self._store.tasks.all():
-                self._failures.record(task)
+            self._look_at_everything()
             began = self._clock.monotonic()
             await self._schedule(began)
             while True:
                 changes = await changes_until(subscription, self._clock, self._again_at)
-                self._note_failures(changes)
+                if changes.resync:
+                    self._look_at_everything()
+                for change in changes:
+                    self._note(change)
                 due = self._again_at is not None and self._again_at <= self._clock.now()
                 if due or changes.resync or any(_gives_work_or_room(change) for change in changes):
                     await self._schedule(began)
 
     async def _schedule(self, began: float) -> None:
         self._again_at = None
-        tasks = self._store.tasks.all()
-        waiting = [task for task in tasks if _waits(task)]
-        if not waiting:
+        if not self._waiting:
             return
         now = self._clock.now()
-        nodes, missing = self._nodes()
-        if missing:
+        if self._tell_apart():
             self._again_at = now + timedelta(seconds=_LOOK_S)
             if self._clock.monotonic() - began < _ARRIVAL_S:
                 return
-        views = build_views(nodes, tasks, failures=self._failures.recent(now))
+        self._pool.set_failures(self._failures.recent(now))
         drivers = {network.id: network.spec.driver for network in self._store.networks.all()}
-        placements = place(waiting, views, network_drivers=drivers)
+        waiting = list(self._waiting.values())
+        placements = place(waiting, self._pool, network_drivers=drivers)
         changed = list(_outcomes(waiting, placements, now=now))
         if not changed:
             return
         # A task refused here was changed by somebody else, whose change brings us back.
-        refused = await write_all(self._store, [Transaction().replace(task) for task in changed])
+        refused = 0
+        try:
+            refused = await write_all(self._store, [Transaction().replace(task) for task in changed])
+        finally:
+            for task in changed:  # what was assumed and not written is given back
+                self._set_task(task.id, self._store.tasks.get(task.id))
         if refused < len(changed):
             log.info(
                 "scheduled",
@@ -88,22 +98,54 @@ class SchedulerLoop:
                 reason=next(iter(placements.pending.values()), ""),
             )
 
-    def _nodes(self) -> tuple[list[Node], int]:
-        """All nodes, those without a session as *disconnected*; and how many of these say of themselves that they are ready."""
-        nodes, missing = [], 0
-        for node in self._store.nodes.all():
-            if node.status.state is NodeState.READY and not node.removed and not self._is_connected(node.id):
-                missing += 1
-                status = msgspec.structs.replace(node.status, state=NodeState.DISCONNECTED)
-                nodes.append(msgspec.structs.replace(node, status=status))
-            else:
-                nodes.append(node)
-        return nodes, missing
+    def _look_at_everything(self) -> None:
+        tasks = self._store.tasks.all()
+        for task in tasks:
+            self._failures.record(task)
+        self._absent = {}
+        self._waiting = {task.id: task for task in tasks if _waits(task)}
+        self._pool = build_views(self._store.nodes.all(), tasks)
 
-    def _note_failures(self, changes: Changes) -> None:
-        for change in changes:
+    def _note(self, change: Change) -> None:
+        """Take a change over from the tables as they are now, which may be newer than the change."""
+        if change.kind is Kind.NODE:
+            node_id = NodeId(change.id)
+            self._absent.pop(node_id, None)
+            node = self._store.nodes.get(node_id)
+            if node is None:
+                self._pool.remove_node(node_id)
+            else:
+                self._pool.set_node(node)
+        else:
             if isinstance(change.new, Task):
                 self._failures.record(change.new)
+            self._set_task(TaskId(change.id), self._store.tasks.get(TaskId(change.id)))
+
+    def _set_task(self, task_id: TaskId, task: Task | None) -> None:
+        if task is None:
+            self._waiting.pop(task_id, None)
+            self._pool.remove_task(task_id)
+            return
+        if _waits(task):
+            self._waiting[task_id] = task
+        else:
+            self._waiting.pop(task_id, None)
+        self._pool.set_task(task)
+
+    def _tell_apart(self) -> int:
+        """Tell the pool of nodes without a session that they are *disconnected*, and of those back that they are as stored;
+        returns how many say of themselves that they are ready and have none."""
+        for node_id, stored in list(self._absent.items()):
+            if self._is_connected(node_id):
+                del self._absent[node_id]
+                self._pool.set_node(stored)
+        for node_id, view in list(self._pool.items()):
+            node = view.node
+            if node.status.state is NodeState.READY and not self._is_connected(node_id):
+                status = msgspec.structs.replace(node.status, state=NodeState.DISCONNECTED)
+                self._absent[node_id] = node
+                self._pool.set_node(msgspec.structs.replace(node, status=status))
+        return len(self._absent)
 
 
 def _waits(task: Task) -> bool:

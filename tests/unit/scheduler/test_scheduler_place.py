@@ -13,8 +13,9 @@ from fleet.model.ids import NetworkId, NodeId, ServiceId, TaskId
 from fleet.model.node import Availability, EngineDescription, Node, NodeDescription, NodeResources, NodeState
 from fleet.model.service import ContainerSpec, Mount, Placement, TaskSpec, VolumeOptions
 from fleet.model.task import Attachment, Task, TaskState
-from fleet.scheduler.node_view import FailureLog, build_views
+from fleet.scheduler.node_view import FailureLog
 from fleet.scheduler.place import Placements, place
+from fleet.scheduler.pool import build_views
 
 
 def placed(nodes: list[Node], waiting: list[Task], running: list[Task] | None = None) -> Placements:
