@@ -1,17 +1,22 @@
-"""Deciding: tasks placed a second by number of nodes, and what planning a service costs. One core, no store.
+"""Deciding: tasks placed a second by number of nodes, and what planning a service costs. One core.
 
-    scripts/bench scheduler        or        python bench/scheduler.py [--tasks N]
+    scripts/bench scheduler        or        python bench/scheduler.py [--small]
 
-"like" tasks are one service's (one group); "mixed" come from 100 services, with reservations, a constraint and a spread
-preference. Planning is of one service: nothing to do, all to create, and the first step of an update.
+Kinds of placing: ``grouped``, one service; ``mixed``, 100 services with reservations, a constraint and a spread preference;
+``one-off``, each task of a service of its own; ``one-off+``, that with the demands of ``mixed``. The pool of nodes is there
+before, as it is in a manager; making it is a column of its own. Each row is the median of several runs on new pools.
+``nothing fits`` is asked anew after one node of all has changed. ``written`` goes through the scheduler's loop with an
+SQLite store on disk, until the last decision is durable.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import itertools
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,6 +24,9 @@ from pathlib import Path
 
 import msgspec
 
+from fleet.clock import SystemClock
+from fleet.engines.sqlite import SqliteEngine
+from fleet.manager.loops.scheduler import SchedulerLoop
 from fleet.model.ids import NodeId, ServiceId, TaskId
 from fleet.model.node import Node, NodeDescription, NodeResources, NodeSpec, NodeState, NodeStatus
 from fleet.model.service import (
@@ -40,6 +48,7 @@ from fleet.orchestrator.service import plan_service
 from fleet.orchestrator.view import ServiceView
 from fleet.scheduler.place import place
 from fleet.scheduler.pool import build_views
+from fleet.store import Store, Transaction
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PLAIN = TaskSpec()
@@ -76,32 +85,113 @@ def make_task(number: int, *, services: int, spec: TaskSpec) -> Task:
     )
 
 
-def run(json_path: str | None = None, *, tasks: int = 10_000) -> None:
+def run(json_path: str | None = None, *, small: bool = False) -> None:
     """Print the tables; write the numbers to ``json_path`` too if given."""
-    numbers = {"placing": list(bench_placing(tasks)), "planning": list(bench_planning())}
+    numbers = {
+        "placing": list(bench_placing(small=small)),
+        "nothing_fits": list(bench_nothing_fits(small=small)),
+        "written": list(bench_written(small=small)),
+        "planning": list(bench_planning()),
+    }
     if json_path is not None:
         Path(json_path).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
-def bench_placing(tasks: int) -> Iterator[dict[str, object]]:
-    print(f"{'nodes':>6} {'tasks':>7} {'kind':>6} {'views ms':>9} {'place ms':>9} {'tasks/s':>9}")
-    for count in (10, 1_000, 5_000):
-        nodes = [make_node(i) for i in range(count)]
-        for kind, services, spec in (("like", 1, PLAIN), ("mixed", 100, DEMANDING)):
+SIZES = (
+    (1_000, 1_000),
+    (1_000, 10_000),
+    (1_000, 100_000),
+    (5_000, 10_000),
+    (5_000, 100_000),
+    (10_000, 100_000),
+    (100_000, 100_000),
+    (100_000, 1_000_000),
+)
+
+
+def bench_placing(*, small: bool) -> Iterator[dict[str, object]]:
+    print(f"{'kind':>8} {'nodes':>7} {'tasks':>9} {'pool ms':>8} {'place ms':>9} {'tasks/s':>9}")
+    for kind, spec in (("grouped", PLAIN), ("mixed", DEMANDING), ("one-off", PLAIN), ("one-off+", DEMANDING)):
+        for count, tasks in SIZES:
+            if (small and count * tasks > 10**7) or (tasks == 10**6 and kind != "grouped"):
+                continue
+            services = {"grouped": 1, "mixed": 100}.get(kind, tasks)
+            nodes = [make_node(i) for i in range(count)]
             waiting = [make_task(i, services=services, spec=spec) for i in range(tasks)]
+            spent = []
+            for _ in range(1 if tasks == 10**6 else 3):
+                gc.collect()
+                start = time.perf_counter()
+                pool = build_views(nodes, [])
+                built = time.perf_counter()
+                result = place(waiting, pool)
+                spent.append((time.perf_counter() - built, built - start))
+                assert len(result.assignments) == tasks, next(iter(result.pending.values()))
+            place_s, build_s = sorted(spent)[len(spent) // 2]
+            print(
+                f"{kind:>8} {count:>7} {tasks:>9} {build_s * 1e3:>8.0f} {place_s * 1e3:>9.1f} {tasks / place_s:>9,.0f}",
+                flush=True,
+            )
+            yield {"kind": kind, "nodes": count, "tasks": tasks, "tasks_per_s": round(tasks / place_s)}
+
+
+def bench_nothing_fits(*, small: bool) -> Iterator[dict[str, object]]:
+    print(f"\n{'nodes':>7} {'tasks':>7} {'first answer ms':>15} {'after one change ms':>19}")
+    spec = TaskSpec(resources=Resources(reservations=Reservations(nano_cpus=65 * 10**9)))
+    for count in (1_000,) if small else (1_000, 10_000, 100_000):
+        nodes = [make_node(i) for i in range(count)]
+        for tasks in (1, 10_000):
+            waiting = [make_task(i, services=1, spec=spec) for i in range(tasks)]
+            pool = build_views(nodes, [])
+            start = time.perf_counter()
+            assert not place(waiting, pool).assignments
+            first_s = time.perf_counter() - start
+            again = []
+            for number in range(9):
+                pool.set_node(msgspec.structs.replace(nodes[number]))
+                start = time.perf_counter()
+                assert not place(waiting, pool).assignments
+                again.append(time.perf_counter() - start)
+            again_s = sorted(again)[len(again) // 2]
+            print(f"{count:>7} {tasks:>7} {first_s * 1e3:>15.2f} {again_s * 1e3:>19.3f}", flush=True)
+            yield {"nodes": count, "tasks": tasks, "first_ms": first_s * 1e3, "again_ms": again_s * 1e3}
+
+
+def bench_written(*, small: bool) -> Iterator[dict[str, object]]:
+    print(f"\n{'nodes':>7} {'tasks':>7} {'written ms':>10} {'tasks/s':>9}")
+    for count, tasks in ((1_000, 1_000),) if small else ((1_000, 10_000), (5_000, 10_000)):
+        spent_s = asyncio.run(_write(count, tasks))
+        print(f"{count:>7} {tasks:>7} {spent_s * 1e3:>10.0f} {tasks / spent_s:>9,.0f}", flush=True)
+        yield {"nodes": count, "tasks": tasks, "tasks_per_s": round(tasks / spent_s)}
+
+
+async def _write(nodes: int, tasks: int) -> float:
+    """Seconds from the start of the loop until every task is assigned in the store."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = SqliteEngine(Path(folder), cluster_id="bench")
+        await engine.start()
+        store = await Store.open(engine)
+        try:
+            things = [make_node(i) for i in range(nodes)]
+            things += [make_task(i, services=1, spec=PLAIN) for i in range(tasks)]  # type: ignore[misc]
+            for outcome in await store.commit_all([Transaction().create(thing) for thing in things]):
+                if isinstance(outcome, BaseException):
+                    raise outcome
             gc.collect()
             start = time.perf_counter()
-            views = build_views(nodes, [])
-            built = time.perf_counter()
-            result = place(waiting, views)
-            end = time.perf_counter()
-            assert len(result.assignments) + len(result.pending) == tasks
-            rate = tasks / (end - start)
-            print(
-                f"{count:>6} {len(result.assignments):>7} {kind:>6} {(built - start) * 1e3:>9.1f} "
-                f"{(end - built) * 1e3:>9.1f} {rate:>9,.0f}"
-            )
-            yield {"nodes": count, "tasks": tasks, "kind": kind, "tasks_per_s": round(rate)}
+            loop = asyncio.ensure_future(SchedulerLoop(store, SystemClock()).run())
+            try:
+                while any(not task.node_id for task in store.tasks.all()):
+                    if loop.done():
+                        loop.result()
+                    await asyncio.sleep(0.02)
+                return time.perf_counter() - start
+            finally:
+                loop.cancel()
+                await asyncio.gather(loop, return_exceptions=True)
+        finally:
+            await store.close()
+            await engine.close()
 
 
 def bench_planning() -> Iterator[dict[str, object]]:
@@ -150,5 +240,5 @@ def make_running(number: int) -> Task:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=10_000)
-    run(tasks=parser.parse_args().tasks)
+    parser.add_argument("--small", action="store_true", help="the small sizes alone")
+    run(small=parser.parse_args().small)

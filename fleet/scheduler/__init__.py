@@ -4,6 +4,8 @@
 ``filters``      which nodes can take a task, and why the others can not
 ``node_view``    a node as placing sees it: what is free, what runs there
 ``spread``       the tree by which tasks spread over values of labels
+``candidates``   who can take one kind of task, kept in order
+``pool``         all nodes, kept through events
 ``place``        the decision
 
 Not here: which tasks should exist (orchestrator), addresses (allocator), preemption, packing, moving what runs.
