@@ -381,6 +381,7 @@ for _name, _where, _text in (
     ("attach", "fleet.cli.exec:attach", "Join this terminal to a running container."),
     ("cp", "fleet.cli.copy:cp", "Copy files between a container and this machine."),
     ("export", "fleet.cli.copy:export", "Write a container's file system as a tar archive."),
+    ("move", "fleet.cli.move:move", "Move a container to another host of the swarm."),
     ("stats", "fleet.cli.stats:stats", "Show what containers use."),
 ):
     container.add_command(_Elsewhere(_name, _where, _text))

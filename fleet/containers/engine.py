@@ -21,7 +21,7 @@ from typing import Final, Literal, Self
 import msgspec
 
 from fleet.clock import Clock, SystemClock
-from fleet.containers import assemble
+from fleet.containers import assemble, moving
 from fleet.containers.attach import Attachment, Attachments
 from fleet.containers.config import ContainerConfig, FileMount, RestartRule, is_name
 from fleet.containers.connecting import Connecting
@@ -162,13 +162,13 @@ class ContainerEngine:
 
     # --- create and remove ---
 
-    async def create(self, config: ContainerConfig) -> Container:
-        """Make a container; it is durable when this returns, and not started.
+    async def create(self, config: ContainerConfig, *, container_id: str = "") -> Container:
+        """Make a container; it is durable when this returns, and not started. ``container_id``: of one moved here.
 
         Raises ``UserError`` for a bad config, ``RejectedFault`` for what this host lacks (no such image, no bind
         source), ``ConflictError`` for a taken name.
         """
-        return await self._making.create(config)
+        return await self._making.create(config, container_id=container_id)
 
     async def remove(self, name_or_id: str, *, force: bool = False, volumes: bool = False) -> None:
         """Remove a container with its writable layer and log; with ``volumes`` also its anonymous volumes. ``force``
@@ -189,6 +189,14 @@ class ContainerEngine:
     async def _auto_remove(self, entry: Entry) -> None:
         """``--rm``: it ended, and goes with its anonymous volumes."""
         await self._making.remove(entry, force=False, volumes=True)
+
+    async def hold(self, container_id: str) -> None:
+        """See ``moving.hold``."""
+        await moving.hold(self._core, self._core.find(container_id))
+
+    async def let_go(self, container_id: str, *, restart: RestartRule, auto_remove: bool) -> None:
+        """See ``moving.let_go``."""
+        await moving.let_go(self._core, self._core.find(container_id), restart=restart, auto_remove=auto_remove)
 
     # --- run ---
 

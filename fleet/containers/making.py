@@ -43,8 +43,8 @@ class Making:
         self.under_way: dict[str, str] = {}
         """Container id -> image id of creations under way: their images and volumes are in use as well."""
 
-    async def create(self, config: ContainerConfig) -> Container:
-        """Make a container; it is durable when this returns, and not started.
+    async def create(self, config: ContainerConfig, *, container_id: str = "") -> Container:
+        """Make a container; it is durable when this returns, and not started. ``container_id``: of one that had it elsewhere.
 
         Raises ``UserError`` for a bad config, ``RejectedFault`` for what this host lacks (no such image, no bind
         source), ``ConflictError``
@@ -61,7 +61,9 @@ class Making:
             raise RuntimeFault(
                 f"this host has {_CONTAINERS_MAX} containers already: remove stopped ones with container prune"
             )
-        container_id = new_container_id()
+        if container_id and (container_id in core.entries or container_id in self.under_way):
+            raise ConflictError(f"container {container_id[:12]} is on this host already")
+        container_id = container_id or new_container_id()
         name = config.name or pick_name(core.names)
         core.reserve_name(name, container_id)
         made: list[str] = []

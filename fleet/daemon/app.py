@@ -17,10 +17,12 @@ from fleet.daemon.config import DaemonConfig
 from fleet.daemon.events import EventLog
 from fleet.daemon.http.distribution import distribution_routes
 from fleet.daemon.http.logs import log_routes
+from fleet.daemon.http.moves import move_routes
 from fleet.daemon.http.networks import network_routes
 from fleet.daemon.http.swarm import swarm_routes
 from fleet.daemon.http.system import system_routes
 from fleet.daemon.membership import Membership
+from fleet.daemon.moves import Moves
 from fleet.daemon.staleness import StaleState
 from fleet.daemon.versions import VersionPrefix
 from fleet.images import ImageStore
@@ -39,6 +41,7 @@ def engine_app(
     bridge: NetworkSpec,
     locator: ImageLocator,
     events: EventLog,
+    moves: Moves,
     clock: Clock,
 ) -> Any:
     """The application behind the unix socket and the TCP listener."""
@@ -48,6 +51,7 @@ def engine_app(
         system_routes(config=config, membership=membership, engine=engine, images=images, events=events, clock=clock),
         swarm_routes(membership),
         log_routes(membership),
+        move_routes(membership, moves),
         distribution_routes(images, locator.sources_for),
         network_routes(membership, engine, bridge),
         swarm_object_routes(lambda: membership.manager().control),

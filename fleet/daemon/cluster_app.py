@@ -13,6 +13,8 @@ POST /cluster/v1/managers/kit, .../vote        managers                     mana
 GET  /cluster/v1/images/holders                the leader                   nodes
 GET  /cluster/v1/images/manifest, /blobs/...   every node                   nodes
 GET  /cluster/v1/containers/{name}/logs        every node                   managers
+POST /cluster/v1/moves/{id}/expect, .../run    every node                   managers
+POST /cluster/v1/moves/{id}/...                every node                   the node a manager announced
 =============================================  ===========================  ==========================
 """
 
@@ -40,6 +42,8 @@ from fleet.daemon.control import Control
 from fleet.daemon.joining import KitRequest
 from fleet.daemon.listeners import TLS_EXTENSION
 from fleet.daemon.log_stream import LogQuery, container_log_frames
+from fleet.daemon.moves import Moves
+from fleet.daemon.moves.http import cluster_move_routes
 from fleet.identity.certificates import PeerIdentity
 from fleet.identity.tls import verify_peer
 from fleet.images import ImageStore
@@ -101,6 +105,7 @@ def cluster_app(
     engine: ContainerEngine,
     removed: Callable[[], Container[NodeId]],
     control: Control,
+    moves: Moves,
 ) -> FastAPI:
     """The application of the cluster listener. ``manager`` raises ``UnavailableError`` on workers; ``removed`` are nodes
     that are refused although their certificates are good; ``control`` is this host as a manager."""
@@ -212,6 +217,8 @@ def cluster_app(
         query = LogQuery.from_query(request.query_params)
         frames = container_log_frames(engine, name, query)
         return StreamingResponse(frames, media_type="application/octet-stream")
+
+    app.include_router(cluster_move_routes(moves, caller))
 
     @app.websocket(dispatch.PATH)
     async def session(socket: WebSocket) -> None:

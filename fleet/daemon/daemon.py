@@ -6,6 +6,7 @@ daemon takes them up. State on disk below ``data_root`` (survives a reboot) and 
     data_root/  fleetd.lock   host-id      one daemon a folder; which kernel objects are ours
                 images/                    content by digest, unpacked layers
                 containers/ volumes/       records, writable layers, logs; named volumes
+                moves/                     containers on their way to or from another host
                 runtime/                   the supervisor's durable exit codes
                 network/                   addresses handed out on local networks
                 swarm/                     state.json identity/ store/ agent/
@@ -36,6 +37,7 @@ from fleet.daemon.events import EventLog
 from fleet.daemon.listeners import Listener, tcp_socket, unix_socket
 from fleet.daemon.membership import Membership
 from fleet.daemon.memory import give_back_unused
+from fleet.daemon.moves import Moves
 from fleet.daemon.notify import notify
 from fleet.images import ImageStore
 from fleet.logs import get_logger
@@ -111,6 +113,9 @@ class Daemon:
             stack.push_async_callback(engine.close)
             await engine.recover()
             await remove_leftovers(engine)
+            moves = Moves(config.data_root / "moves", engine=engine, images=images, clock=clock)
+            stack.push_async_callback(moves.close)
+            await moves.recover()
             events = EventLog(clock)
             membership = Membership(
                 config,
@@ -120,6 +125,7 @@ class Daemon:
                 network=network,
                 locator=locator,
                 events=events,
+                moves=moves,
                 fatal=self._fatal,
             )
             underlay.ask = membership.underlay_address
@@ -131,6 +137,7 @@ class Daemon:
                 bridge=BRIDGE,
                 locator=locator,
                 events=events,
+                moves=moves,
                 clock=clock,
             )
             listeners = self._listeners(app)
@@ -141,6 +148,7 @@ class Daemon:
                 asyncio.create_task(events.follow_containers(engine), name="container events"),
                 asyncio.create_task(_keep_network_true(network, engine, membership), name="network upkeep"),
                 asyncio.create_task(give_back_unused(), name="memory upkeep"),
+                asyncio.create_task(moves.run(), name="moves"),
             ]
             tasks += upkeep
             for listener in listeners:

@@ -40,6 +40,7 @@ from fleet.daemon.joining import (
     request_to_join,
 )
 from fleet.daemon.listeners import Listener, tcp_socket
+from fleet.daemon.moves import Moves
 from fleet.daemon.node_identity import IdentityKeeper
 from fleet.daemon.place import choose_place, listen_host
 from fleet.daemon.service_logs import ServiceLogs
@@ -112,6 +113,7 @@ class Membership:
         network: HostNetwork,
         locator: ImageLocator,
         events: EventLog,
+        moves: Moves,
         fatal: Callable[[BaseException], None],
     ) -> None:
         self._config = config
@@ -121,6 +123,7 @@ class Membership:
         self._network = network
         self._locator = locator
         self._events = events
+        self._moves = moves
         self._fatal = fatal
         self._folder = config.data_root / "swarm"
         self._file = SwarmStateFile(self._folder)
@@ -484,6 +487,7 @@ class Membership:
                 engine=self._engine,
                 removed=lambda: keeper.removed,
                 control=self._control,
+                moves=self._moves,
             ),
             [listening],
             name="cluster",
@@ -510,7 +514,7 @@ class Membership:
         active = _Active(state=state, keeper=keeper, agent=agent, listener=listener)
         self._active = active
         self._error = ""
-        self._locator.tls = tls
+        self._locator.tls = self._moves.peers.tls = tls
         self._locator.own_address = own
         self._locator.managers = lambda: self.state.managers if self.state else ()
         try:
@@ -570,7 +574,7 @@ class Membership:
         active, self._active = self._active, None
         if active is None:
             return
-        self._locator.tls = None
+        self._locator.tls = self._moves.peers.tls = None
         active.listener.stop()
         current = asyncio.current_task()
         tasks = [task for task in active.tasks if task is not current]

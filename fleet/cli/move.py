@@ -1,0 +1,135 @@
+"""``fleet container move``: asks a manager, shows how far it is, and says at the end what was moved."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from fleet import errors
+from fleet.api.client import EngineError
+from fleet.cli import clock
+from fleet.cli.app import App, part, pass_app
+
+__all__ = ["move"]
+
+_LINE_MAX = 1 << 20
+
+
+@click.command()
+@click.option("--from", "source", default="", metavar="NODE", help="The node it is on (default: this host).")
+@click.option("--no-start", is_flag=True, help="Leave it stopped on the other host.")
+@click.option("--keep", is_flag=True, help="Leave the container, stopped, and its volumes here too.")
+@click.option(
+    "--checkpoint", is_flag=True, help="Keep the processes' memory (needs CRIU; refused where it cannot be done)."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print the id only.")
+@click.argument("name", metavar="CONTAINER")
+@click.argument("host", metavar="HOST")
+@pass_app
+def move(
+    app: App, *, name: str, host: str, source: str, no_start: bool, keep: bool, checkpoint: bool, quiet: bool
+) -> None:
+    """Move a container to another host of the swarm, with its files, volumes, image and configuration.
+
+    Its files are copied while it runs; then it is stopped, what changed is copied, and it is started on the other host. If
+    anything fails it is started here again. Its processes begin anew: their memory and connections, and the log so far, do
+    not come along. Run it on a manager.
+    """
+    body = {
+        "To": app.node_reference(host),
+        "Source": app.node_reference(source),
+        "Start": not no_start,
+        "Keep": keep,
+        "Checkpoint": checkpoint,
+    }
+    done: dict[str, Any] | None = None
+    with (
+        app.streaming_client() as client,
+        client.stream(
+            "POST",
+            f"/fleet/v1/containers/{part(name)}/move",
+            body=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        ) as chunks,
+    ):
+        screen = _Screen(quiet=quiet)
+        for line in _lines(chunks):
+            if "error" in line:
+                screen.end()
+                raise EngineError(str(line["error"]), status=int(line.get("status", 500)))
+            if "done" in line:
+                done = line["done"]
+                break
+            screen.show(line)
+        screen.end()
+    if done is None:
+        raise errors.UnavailableError(
+            f"the daemon ended before the move did: look where {name} is with fleet container ls on both hosts"
+        )
+    click.echo(done["id"] if quiet else _summary(done))
+
+
+def _lines(chunks: Any) -> Any:
+    buffer = b""
+    for chunk in chunks:
+        buffer += chunk
+        *whole, buffer = buffer.split(b"\n")
+        for line in whole:
+            if line:
+                yield json.loads(line)
+        if len(buffer) > _LINE_MAX:
+            raise errors.RuntimeFault("the daemon answered something that is no progress of a move")
+
+
+class _Screen:
+    """One line a stage; on a terminal the line is rewritten as bytes come."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._live = sys.stderr.isatty()
+        self._stage = ""
+
+    def show(self, line: dict[str, Any]) -> None:
+        stage = str(line.get("stage", ""))
+        if self._quiet or (stage == self._stage and not self._live):
+            return
+        text = stage
+        if self._live and line.get("bytes") is not None:
+            text += f": {clock.human_size(int(line['bytes']))}"
+            if line.get("total"):
+                text += f" of about {clock.human_size(int(line['total']))}"
+        if self._live:
+            click.echo(("\r\x1b[K" if stage == self._stage else self._break()) + text, nl=False, err=True)
+        else:
+            click.echo(text, err=True)
+        self._stage = stage
+
+    def _break(self) -> str:
+        return "\n" if self._stage else ""
+
+    def end(self) -> None:
+        if self._live and self._stage:
+            click.echo("", err=True)
+        self._stage = ""
+
+
+def _summary(done: dict[str, Any]) -> str:
+    volumes = done.get("volumes") or []
+    text = f"{done['name']} is on {done['to']}, {'started' if done['started'] else 'not started'}: "
+    text += f"{clock.human_size(done['bytes'])}"
+    if volumes:
+        text += f" with {len(volumes)} volume{'s' if len(volumes) > 1 else ''}"
+    text += f" in {done['seconds']:.1f} s"
+    if done["standstill_s"]:
+        text += (
+            f"; stopped, copied and started (no checkpoint): stood still for {done['standstill_s']:.2f} s, "
+            f"in which {clock.human_size(done['bytes_while_stopped'])} were copied"
+        )
+    if done.get("skipped"):
+        text += f"; {done['skipped']} sockets and device files were left behind"
+    if done.get("kept"):
+        text += "; kept here too, stopped and without restart policy"
+    return text
