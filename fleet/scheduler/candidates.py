@@ -3,8 +3,9 @@
 A *kind* is all that a demand asks of a node whatever service it is for (``Demand.key``), and the attributes it spreads
 over. So a thousand services of one shape share an index, and one task is placed without looking at every node:
 
-- Nodes without tasks of the service and without failures differ in load alone. They lie in a heap a branch; the best is
-  at the top. Entries are never searched for: an entry that is no longer the node's own is thrown away when it comes up.
+- Nodes without tasks of the service and without failures differ in score and load alone. They lie in a heap a branch, the
+  best at the top. An entry is valid while it *is* (not equals) what is held for its node; one that is not is thrown away
+  when it comes up.
 - The few others, known from ``NodePool.special``, are ranked anew for each group (``spread``).
 - Nodes that can not take the task are counted by the filter that excludes them, so "nothing fits" is answered, and
   explained, from the counts.
@@ -20,12 +21,9 @@ from typing import Final
 from fleet.model.ids import NodeId
 from fleet.scheduler.filters import Demand, explain_counts, failing_filter_of_kind
 from fleet.scheduler.node_view import NodeView
-from fleet.scheduler.spread import parse_preferences
+from fleet.scheduler.spread import Entry, parse_preferences
 
-__all__ = ["Branch", "Candidates", "Entry"]
-
-Entry = tuple[int, NodeId]
-"""(tasks on the node, the node). Valid while it *is* (not equals) what ``Candidates`` holds for the node."""
+__all__ = ["Branch", "Candidates"]
 
 Branch = tuple[str, ...]
 """A value for each preference."""
@@ -61,7 +59,7 @@ class Candidates:
 
     def is_valid(self, entry: Entry) -> bool:
         """Whether an entry of a heap still says how its node is."""
-        return self._entries.get(entry[1]) is entry
+        return self._entries.get(entry[2]) is entry
 
     def explain(self, *, full: int) -> str:
         """Why no node can take the task; ``full`` more nodes have reached the replicas they may have."""
@@ -80,7 +78,7 @@ class Candidates:
                 self._counts[failing.name] += 1
                 continue
             branch = self.branch(view)
-            entry = self._entries[node_id] = (view.tasks_total, node_id)
+            entry = self._entries[node_id] = (-self._demand.score(view), self._demand.load(view), node_id)
             if self._readers:
                 self._branch_of[node_id] = branch
             self._sizes[branch] += 1

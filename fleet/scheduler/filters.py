@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, assert_never
 
+from fleet.model.ids import ServiceId
 from fleet.model.node import Availability, NodeState
 from fleet.model.service import TaskSpec
 from fleet.model.task import Task
 from fleet.scheduler.constraints import matcher, normal_architecture, parse_constraints
 from fleet.scheduler.node_view import HostPort, NodeView, host_ports
+from fleet.scheduler.wishes import Affinity, Strategy, parse_wishes
 
 __all__ = [
     "FILTERS",
@@ -52,6 +54,7 @@ class Demand:
     """
 
     __slots__ = (
+        "affinities",
         "constraints",
         "filters",
         "generic",
@@ -64,14 +67,23 @@ class Demand:
         "platforms",
         "plugins",
         "ports",
+        "prefer",
         "preferences",
         "service_id",
         "shrinking_filters",
         "spec_version",
+        "strategy",
     )
 
-    def __init__(self, task: Task, *, network_drivers: Iterable[str] = ()) -> None:
-        """Raises ``UserError`` when the task's constraints do not parse; the API refuses those on the way in."""
+    def __init__(
+        self,
+        task: Task,
+        *,
+        network_drivers: Iterable[str] = (),
+        service_id_of: Callable[[str], ServiceId | None] = lambda _name: None,
+    ) -> None:
+        """``service_id_of`` knows the services that have tasks by name. Raises ``UserError`` when the task's constraints or
+        wishes do not parse; the API refuses those on the way in."""
         spec, reserved = task.spec, task.spec.resources.reservations
         self.service_id = task.service_id
         self.spec_version = task.spec_version
@@ -90,6 +102,13 @@ class Demand:
                 self.named.append((resource.named.kind, resource.named.value))
         self.ports: tuple[HostPort, ...] = tuple(host_ports(task.ports))
         self.plugins = tuple(_plugins(spec, network_drivers))
+        wishes = parse_wishes(task.service_labels, service_name=task.service_name)
+        self.strategy = wishes.strategy
+        self.prefer = tuple((matcher(constraint), weight) for constraint, weight in wishes.prefer)
+        self.affinities = tuple(
+            (self.service_id if each.service == task.service_name else service_id_of(each.service), each)
+            for each in wishes.affinities
+        )
         self.preferences = spec.placement.preferences
         self.filters = tuple(each for each in FILTERS if each.applies(self))
         self.kind_filters = tuple(each for each in self.filters if each.of_kind)
@@ -101,7 +120,29 @@ class Demand:
             self.preferences,
             self.ports,
             self.plugins,
+            wishes,
+            tuple(service_id for service_id, _ in self.affinities),
         )
+
+    def score(self, view: NodeView) -> int:
+        """What the node is worth by the wishes that have a weight."""
+        score = sum(weight for satisfies, weight in self.prefer if satisfies(view.node))
+        for service_id, affinity in self.affinities:
+            if affinity.weight and _holds(service_id, affinity, view):
+                score += affinity.weight
+        return score
+
+    def load(self, view: NodeView) -> tuple[int, ...]:
+        """How far behind others the node comes by the strategy, whatever it carries of the service itself."""
+        match self.strategy:
+            case Strategy.SPREAD:
+                return (view.tasks_total,)
+            case Strategy.BINPACK:
+                return (-view.reserved_permille(), -view.tasks_total)
+            case Strategy.BALANCED:
+                return (view.reserved_permille(), view.tasks_total)
+            case _:
+                assert_never(self.strategy)
 
 
 def failing_filter(demand: Demand, view: NodeView) -> Filter | None:
@@ -182,6 +223,14 @@ def _below_max_replicas(demand: Demand, view: NodeView) -> bool:
     return view.count(demand.service_id) < demand.max_replicas
 
 
+def _affinities_hold(demand: Demand, view: NodeView) -> bool:
+    return all(affinity.weight or _holds(service_id, affinity, view) for service_id, affinity in demand.affinities)
+
+
+def _holds(service_id: ServiceId | None, affinity: Affinity, view: NodeView) -> bool:
+    return (service_id is not None and view.count(service_id) > 0) is not affinity.is_against
+
+
 def _on_nodes(text: str) -> Callable[[int], str]:
     return lambda count: f"{text} on 1 node" if count == 1 else f"{text} on {count} nodes"
 
@@ -222,6 +271,13 @@ FILTERS: Final = (
         applies=lambda d: bool(d.ports),
         check=_ports_free,
         explain=_on_nodes("host-mode port already in use"),
+        shrinks=True,
+    ),
+    Filter(
+        name="affinity",
+        applies=lambda d: any(not each.weight for _, each in d.affinities),
+        check=_affinities_hold,
+        explain=_on_nodes("affinity to services not satisfied"),
         shrinks=True,
     ),
     Filter(

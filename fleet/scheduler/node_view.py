@@ -96,6 +96,15 @@ class NodeView:
         """Tasks of the service that are wanted to run here."""
         return self.tasks_by_service.get(service_id, 0)
 
+    def reserved_permille(self) -> int:
+        """The larger share of the node's CPUs and memory that is reserved; 0 for a node that reports neither."""
+        resources = self.node.description.resources
+        shares = (
+            (resources.nano_cpus - self.nano_cpus_free, resources.nano_cpus),
+            (resources.memory_bytes - self.memory_free_bytes, resources.memory_bytes),
+        )
+        return max((used * 1000 // total for used, total in shares if total > 0), default=0)
+
     def generic_free(self, kind: str) -> int:
         """How many units of a generic resource are free."""
         return self.discrete_free.get(kind, 0) + len(self.named_free.get(kind, ()))

@@ -72,7 +72,8 @@ def _guarded(
     """One service that is wrong (its constraints do not parse) must not keep the others from being placed."""
     networks = (attachment.network_id for attachment in group[0].network_attachments)
     try:
-        demand = Demand(group[0], network_drivers=[drivers[n] for n in networks if n in drivers])
+        known = [drivers[n] for n in networks if n in drivers]
+        demand = Demand(group[0], network_drivers=known, service_id_of=pool.service_id_of)
         step(group, pool, demand, result)
     except errors.UserError as error:
         result.pending.update(

@@ -50,6 +50,8 @@ class NodePool(Mapping[NodeId, NodeView]):
         self._hosts: dict[ServiceId, set[NodeId]] = {}
         self._failing: dict[tuple[ServiceId, int], set[NodeId]] = {}
         self._failures: Failures = {}
+        self._service_ids: dict[str, ServiceId] = {}
+        """By name, of services that have or had tasks: names that another service took over are overwritten."""
         self._touched: dict[NodeId, int] = {}
         """Node -> number of its last change, in the order of these numbers."""
         self._changes = 0
@@ -86,6 +88,8 @@ class NodePool(Mapping[NodeId, NodeView]):
         """A task appeared or changed. One that has ended, or has no place yet, counts nowhere."""
         # A preassigned task (global) has a node before it is placed there: placing counts it.
         counts = bool(task.node_id) and task.status.state.rank >= TaskState.ASSIGNED.rank
+        if task.service_name:
+            self._service_ids[task.service_name] = task.service_id
         if not counts or task.status.state.is_terminal:
             self.remove_task(task.id)
             return
@@ -152,6 +156,10 @@ class NodePool(Mapping[NodeId, NodeView]):
         while len(self._candidates) > kinds_max:
             del self._candidates[next(iter(self._candidates))]
         return found
+
+    def service_id_of(self, name: str) -> ServiceId | None:
+        """The service of that name; None when it has no tasks."""
+        return self._service_ids.get(name)
 
     def special(self, service_id: ServiceId, spec_version: int) -> list[NodeView]:
         """Views of nodes that carry the service or on which this version fails; all others are alike but for their load."""

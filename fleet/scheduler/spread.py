@@ -5,9 +5,8 @@ goes to the branch with the fewest tasks of the service that still has a node fo
 at the bottom to the best node. A branch without room is left out, so its share overflows to the others.
 
 The tree is made for one group from two sources: the nodes that are special to the service (they carry it, or it fails
-there), ranked here in a heap; and all others that can take the task, which lie in order already (``Candidates``). No rank
-of a special node is better than that of another node, so these come first. O(special nodes + branches) to make,
-O(levels * log nodes) a task; nodes that are not chosen are not looked at.
+there), ranked here in a heap; and all others that can take the task, which lie in order already (``Candidates``).
+O(special nodes + branches) to make, O(levels * log nodes) a task; nodes that are not chosen are not looked at.
 """
 
 from __future__ import annotations
@@ -18,25 +17,31 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from fleet import errors
-from fleet.model.ids import NodeId, ServiceId
+from fleet.model.ids import NodeId
 from fleet.model.node import Node
 from fleet.model.service import PlacementPreference
 from fleet.scheduler.constraints import attribute_reader
 from fleet.scheduler.filters import Demand
 from fleet.scheduler.node_view import NodeView
+from fleet.scheduler.wishes import Strategy
 
 __all__ = ["Rank", "SpreadTree", "parse_preferences", "rank"]
 
-Rank = tuple[int, int, int, NodeId]
-"""Least is best: recent failures, tasks of the service, tasks in all, and the id so that equals are decided alike."""
+Rank = tuple[int, int, int, tuple[int, ...], NodeId]
+"""Least is best: recent failures, minus the score, tasks of the service if they are to spread, load by the strategy (to
+spread: tasks in all), and the id so that equals are decided alike."""
+
+Entry = tuple[int, tuple[int, ...], NodeId]
+"""(minus the score, the load, the node): what is left of a rank when there are neither failures nor tasks of the service."""
 
 
-def rank(view: NodeView, *, service_id: ServiceId, spec_version: int) -> Rank:
-    """How good the node is for one more task of the service (SCH-10, SCH-11)."""
+def rank(view: NodeView, demand: Demand) -> Rank:
+    """How good the node is for one more such task (SCH-10, SCH-11)."""
     return (
-        view.recent_failures(service_id, spec_version),
-        view.count(service_id),
-        view.tasks_total,
+        view.recent_failures(demand.service_id, demand.spec_version),
+        -demand.score(view),
+        view.count(demand.service_id) if demand.strategy is Strategy.SPREAD else 0,
+        demand.load(view),
         view.node.id,
     )
 
@@ -54,11 +59,11 @@ def parse_preferences(preferences: Sequence[PlacementPreference]) -> list[Callab
 class Branches(Protocol):
     """What the tree needs of ``Candidates``."""
 
-    heaps: dict[tuple[str, ...], list[tuple[int, NodeId]]]
+    heaps: dict[tuple[str, ...], list[Entry]]
 
     def __contains__(self, node_id: NodeId) -> bool: ...
     def branch(self, view: NodeView) -> tuple[str, ...]: ...
-    def is_valid(self, entry: tuple[int, NodeId]) -> bool: ...
+    def is_valid(self, entry: Entry) -> bool: ...
 
 
 class SpreadTree:
@@ -120,9 +125,9 @@ class _Leaf:
         self._others = candidates.heaps[branch]
         self._is_valid = candidates.is_valid
         self._special = special
-        self._passed_over: list[tuple[int, NodeId]] = []
-        self._service_id, self._spec_version = demand.service_id, demand.spec_version
-        self._heap = [(self._rank(view), view) for view in able]
+        self._passed_over: list[Entry] = []
+        self._demand = demand
+        self._heap = [(rank(view, demand), view) for view in able]
         heapq.heapify(self._heap)  # ids make ranks unique: views are never compared
 
     def __bool__(self) -> bool:
@@ -130,12 +135,15 @@ class _Leaf:
 
     def take(self) -> NodeView | None:
         if self._has_other():
-            return self._views[heapq.heappop(self._others)[1]]
+            score, load, node_id = self._others[0]
+            if not self._heap or (0, score, 0, load, node_id) < self._heap[0][0]:
+                heapq.heappop(self._others)
+                return self._views[node_id]
         return heapq.heappop(self._heap)[1] if self._heap else None
 
     def placed(self, view: NodeView | None) -> None:
         if view is not None:
-            heapq.heappush(self._heap, (self._rank(view), view))
+            heapq.heappush(self._heap, (rank(view, self._demand), view))
 
     def close(self) -> None:
         for entry in self._passed_over:
@@ -149,14 +157,11 @@ class _Leaf:
             entry = others[0]
             if not self._is_valid(entry):
                 heapq.heappop(others)
-            elif entry[1] in self._special:
+            elif entry[2] in self._special:
                 self._passed_over.append(heapq.heappop(others))
             else:
                 return True
         return False
-
-    def _rank(self, view: NodeView) -> Rank:
-        return rank(view, service_id=self._service_id, spec_version=self._spec_version)
 
 
 class _Fork:

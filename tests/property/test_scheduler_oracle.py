@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 
 import msgspec
 from hypothesis import given, settings
@@ -20,6 +19,7 @@ from fleet.scheduler.node_view import NodeView
 from fleet.scheduler.place import place
 from fleet.scheduler.pool import NodePool, build_views
 from fleet.scheduler.spread import rank
+from fleet.scheduler.wishes import Strategy
 
 ZONES = ("", "eu", "us")
 
@@ -47,11 +47,24 @@ def specs(draw: st.DrawFn) -> TaskSpec:
     )
 
 
-def oracle(waiting: list[Task], views: Mapping[NodeId, NodeView]) -> dict[TaskId, NodeId]:
+WISHES = st.fixed_dictionaries(
+    {},
+    optional={
+        "fleet.placement.strategy": st.sampled_from(list(Strategy)),
+        "fleet.placement.prefer": st.sampled_from(
+            ["node.labels.zone==eu:5", "node.labels.zone!=us:2; node.id == n1:3"]
+        ),
+        "fleet.placement.affinity": st.sampled_from(["other", "other:4", "nobody:4"]),
+        "fleet.placement.anti-affinity": st.sampled_from(["web", "web:4, other:5", "other"]),
+    },
+)
+
+
+def oracle(waiting: list[Task], views: NodePool) -> dict[TaskId, NodeId]:
     """One task at a time; every node filtered again; branches counted again; the least rank wins."""
     chosen: dict[TaskId, NodeId] = {}
     for task in waiting:
-        demand = Demand(task)
+        demand = Demand(task, service_id_of=views.service_id_of)
         pool = list(views.values())
         able = [view for view in pool if failing_filter(demand, view) is None]
         if not able:
@@ -65,7 +78,7 @@ def oracle(waiting: list[Task], views: Mapping[NodeId, NodeView]) -> dict[TaskId
             best = min({reader(view.node) for view in able}, key=lambda value: (load[value], value))
             pool = [view for view in pool if reader(view.node) == best]
             able = [view for view in able if reader(view.node) == best]
-        winner = min(able, key=lambda view: rank(view, service_id=task.service_id, spec_version=task.spec_version))
+        winner = min(able, key=lambda view: rank(view, demand))
         winner.assume(task)
         chosen[task.id] = winner.node.id
     return chosen
@@ -88,7 +101,11 @@ def loads(draw: st.DrawFn, nodes: list[Node], spec: TaskSpec) -> list[Task]:
 def test_heaps_place_as_the_oracle_does(data: st.DataObject) -> None:
     nodes, spec = data.draw(clusters()), data.draw(specs())
     running = data.draw(loads(nodes, spec))
-    waiting = [a_task(slot=i, spec=spec, task_id=f"t{i:02}") for i in range(data.draw(st.integers(0, 20)))]
+    labels = data.draw(WISHES)
+    waiting = [
+        msgspec.structs.replace(a_task(slot=i, spec=spec, task_id=f"t{i:02}"), service_labels=labels)
+        for i in range(data.draw(st.integers(0, 20)))
+    ]
     result = place(waiting, build_views(nodes, running))
     assert result.assignments == oracle(waiting, build_views(nodes, running))
     assert set(result.assignments) | set(result.pending) == {task.id for task in waiting}
@@ -134,6 +151,7 @@ def test_placing_again_from_the_result_changes_nothing(data: st.DataObject) -> N
 def test_pool_kept_through_events_decides_as_one_built_anew(data: st.DataObject) -> None:
     """Nodes and tasks come, change and go in any order between passes; some of what was placed is never written."""
     names, shapes = [f"n{i}" for i in range(5)], [data.draw(specs()) for _ in range(2)]
+    labels = {service: data.draw(WISHES) for service in ("web", "db")}
     nodes: dict[str, Node] = {}
     tasks: dict[TaskId, Task] = {}
     pool = NodePool()
@@ -155,9 +173,11 @@ def test_pool_kept_through_events_decides_as_one_built_anew(data: st.DataObject)
                     tasks[task.id] = msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN)
                 pool.set_task(tasks[task.id])
             case "place":
-                spec = data.draw(st.sampled_from(shapes))
+                spec, service = data.draw(st.sampled_from(shapes)), data.draw(st.sampled_from(["web", "db"]))
                 waiting = [
-                    a_task(data.draw(st.sampled_from(["web", "db"])), slot=i, spec=spec, task_id=f"s{step:02}t{i}")
+                    msgspec.structs.replace(
+                        a_task(service, slot=i, spec=spec, task_id=f"s{step:02}t{i}"), service_labels=labels[service]
+                    )
                     for i in range(data.draw(st.integers(0, 6)))
                 ]
                 anew = build_views(nodes.values(), tasks.values())
@@ -166,7 +186,7 @@ def test_pool_kept_through_events_decides_as_one_built_anew(data: st.DataObject)
                 for task in waiting:
                     chosen = result.assignments.get(task.id)
                     if chosen is None:
-                        demand = Demand(task)
+                        demand = Demand(task, service_id_of=anew.service_id_of)
                         assert result.pending[task.id] == explain_pending(demand, anew.values())
                     elif data.draw(st.booleans()):
                         tasks[task.id] = _with(task, state=TaskState.ASSIGNED, node=chosen)

@@ -32,6 +32,7 @@ from fleet.model.service import (
     UpdateConfig,
 )
 from fleet.scheduler.constraints import parse_constraints
+from fleet.scheduler.wishes import parse_wishes
 
 __all__ = ["REPLICAS_MAX", "SPEC_BYTES_MAX", "check_labels", "check_service_spec", "normal_spec"]
 
@@ -76,6 +77,7 @@ def check_service_spec(spec: ServiceSpec) -> None:
     """Raises ``UserError`` or ``UnsupportedError`` with the first thing that is wrong, and where."""
     _check_name(spec.name)
     check_labels(spec.labels, what="service")
+    parse_wishes(spec.labels, service_name=spec.name)
     _check_mode(spec)
     _check_task(spec.task_template)
     _check_update(spec.update_config, what="UpdateConfig", actions=_UPDATE_ACTIONS)

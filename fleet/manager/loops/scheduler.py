@@ -153,7 +153,8 @@ def _waits(task: Task) -> bool:
 
 
 def _gives_work_or_room(change: Change) -> bool:
-    """Nodes may have changed in any way; tasks matter when they begin to wait, cease to be wanted, end or go."""
+    """Nodes may have changed in any way; tasks matter when they begin to wait, get a node (others may want to be near), cease
+    to be wanted, end or go."""
     new, old = change.new, change.old
     if not isinstance(new, Task):
         return True
@@ -162,7 +163,7 @@ def _gives_work_or_room(change: Change) -> bool:
     if not isinstance(old, Task):
         return False
     ended = new.status.state.is_terminal and not old.status.state.is_terminal
-    return ended or new.desired_state is not old.desired_state
+    return ended or new.desired_state is not old.desired_state or _waits(old)
 
 
 def _outcomes(waiting: Iterable[Task], placements: Placements, *, now: datetime) -> Iterable[Task]:

@@ -175,6 +175,23 @@ def test_task_without_a_node_says_why_and_is_placed_when_one_comes() -> None:
     run(scenario)
 
 
+def test_task_that_wants_to_be_near_another_service_is_placed_once_that_runs() -> None:
+    async def scenario(lab: Lab) -> None:
+        web = a_service("web")
+        web = msgspec.structs.replace(
+            web, spec=msgspec.structs.replace(web.spec, labels={"fleet.placement.affinity": "cache"})
+        )
+        await lab.add(a_node("a"), a_node("b"), web)
+        await lab.until(
+            lambda: any("affinity" in t.status.err for t in lab.store.tasks.all()), "it says what it waits for"
+        )
+        await lab.add(a_service("cache"))
+        await lab.until(lambda: len(lab.running()) == 2, "both run")
+        assert len({task.node_id for task in lab.running()}) == 1
+
+    run(scenario)
+
+
 def test_waiting_task_is_placed_when_another_ends() -> None:
     async def scenario(lab: Lab) -> None:
         spec = a_task_spec(cpus=1, restart=RestartPolicy(delay_ns=0))

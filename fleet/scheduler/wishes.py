@@ -1,0 +1,111 @@
+"""What a service says of its placement in labels of its own, which every client of the engine API can write.
+
+    fleet.placement.strategy       spread (default) | binpack | balanced
+    fleet.placement.prefer         node.labels.disk==ssd:10; node.labels.zone in (eu, us):5
+    fleet.placement.affinity       cache, db:20        nodes with tasks of these services
+    fleet.placement.anti-affinity  batch, web:20       nodes without
+
+*Spread* equalises the service's tasks over nodes, as Swarm does. *Binpack* fills the fullest node that has room; *balanced*
+takes the one of which the least is reserved. Full and least go by the larger share of CPUs and memory, then by tasks.
+
+With a number, a wish is worth that much on nodes where it holds, and a node worth more comes before all strategy (B22);
+without one, affinity and anti-affinity must hold (B21). Anti-affinity to itself puts one task of a service on a node.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fleet import errors
+from fleet.scheduler.constraints import Constraint, parse_constraint
+
+__all__ = ["PREFIX", "Affinity", "Strategy", "Wishes", "parse_wishes"]
+
+PREFIX: Final = "fleet.placement."
+WEIGHT_MAX: Final = 1000
+ITEMS_MAX: Final = 32
+
+
+class Strategy(enum.StrEnum):
+    SPREAD = "spread"
+    BINPACK = "binpack"
+    BALANCED = "balanced"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affinity:
+    """To, or against, tasks of the service of that name. ``weight`` 0: it must hold."""
+
+    service: str
+    weight: int
+    is_against: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    strategy: Strategy = Strategy.SPREAD
+    prefer: tuple[tuple[Constraint, int], ...] = ()
+    affinities: tuple[Affinity, ...] = ()
+
+
+def parse_wishes(labels: Mapping[str, str], *, service_name: str) -> Wishes:
+    """Raises ``UserError`` that names the label, for one that is not known too."""
+    strategy = Strategy.SPREAD
+    prefer: tuple[tuple[Constraint, int], ...] = ()
+    affinities: list[Affinity] = []
+    for label, text in sorted(labels.items()):
+        if not label.startswith(PREFIX):
+            continue
+        try:
+            match label.removeprefix(PREFIX):
+                case "strategy":
+                    if text not in list(Strategy):
+                        raise errors.UserError(f"{text!r} is none of {', '.join(Strategy)}")
+                    strategy = Strategy(text)
+                case "prefer":
+                    prefer = tuple(_preference(item) for item in _items(text, ";"))
+                case "affinity" | "anti-affinity" as kind:
+                    against = kind == "anti-affinity"
+                    affinities += (_affinity(item, against, service_name) for item in _items(text, ","))
+                case _:
+                    raise errors.UserError("is not known; known are strategy, prefer, affinity, anti-affinity")
+        except errors.UserError as cause:
+            raise errors.UserError(f"label {label}: {cause}") from cause
+    return Wishes(strategy=strategy, prefer=prefer, affinities=tuple(affinities))
+
+
+def _items(text: str, separator: str) -> list[str]:
+    items = [item.strip() for item in text.split(separator) if item.strip()]
+    if not items:
+        raise errors.UserError("is empty; remove the label to wish nothing")
+    if len(items) > ITEMS_MAX:
+        raise errors.UserError(f"has {len(items)} entries, at most {ITEMS_MAX}")
+    return items
+
+
+def _preference(item: str) -> tuple[Constraint, int]:
+    expression, colon, weight = item.rpartition(":")
+    if not colon:
+        raise errors.UserError(f"{item!r} has no weight; expected a constraint and a weight, such as {item}:10")
+    return parse_constraint(expression), _weight(item, weight)
+
+
+def _affinity(item: str, against: bool, own_name: str) -> Affinity:
+    service, colon, weight = (part.strip() for part in item.partition(":"))
+    if not service or any(character.isspace() for character in service):
+        raise errors.UserError(f"{item!r} is not a service's name, or name:weight")
+    if service == own_name and not against:
+        raise errors.UserError(
+            f"{service} would wait for its own first task; use strategy binpack to keep tasks together"
+        )
+    return Affinity(service=service, weight=_weight(item, weight) if colon else 0, is_against=against)
+
+
+def _weight(item: str, text: str) -> int:
+    text = text.strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= WEIGHT_MAX):
+        raise errors.UserError(f"{item!r}: weight {text!r} is not a whole number from 1 to {WEIGHT_MAX}")
+    return int(text)
