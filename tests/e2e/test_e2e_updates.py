@@ -168,3 +168,20 @@ def test_global_service_runs_everywhere_and_leaves_a_drained_host(lab: TestLab, 
     finally:
         lab.fleet("node", "update", "--availability", "active", "w1")
     lab.wait_until(lambda: len(live(lab, "everywhere")) == 3, 20, what="it is back")
+
+
+def test_labels_of_a_service_pack_its_tasks_and_put_it_near_another(lab: TestLab, services: list[str]) -> None:
+    pack = ("--label", "fleet.placement.strategy=binpack", "--reserve-memory", "8M")
+    create(lab, services, "packed", "--replicas", "3", *pack)
+    assert len({task["NodeID"] for task in live(lab, "packed")}) == 1
+
+    create(lab, services, "near", "--label", "fleet.placement.affinity=anchor", detach=True)
+    reason = "no suitable node (affinity to services not satisfied on 3 nodes)"
+    lab.wait_until(lambda: any(t["Status"].get("Err") == reason for t in lab.tasks("near", state="pending")), 20)
+    create(lab, services, "anchor", "--constraint", "node.hostname in (w1, w9)", "--constraint", "node.role =~ work.*")
+    lab.wait_until(lambda: live(lab, "near"), 20, what="it runs beside the other")
+    assert {t["NodeID"] for t in live(lab, "near")} == {t["NodeID"] for t in live(lab, "anchor")}
+
+    done = lab.fleet("service", "update", "--label-add", "fleet.placement.strategy=tight", "packed", check=False)
+    assert done.returncode != 0
+    assert "label fleet.placement.strategy: 'tight' is none of spread, binpack, balanced" in done.stderr
