@@ -30,6 +30,17 @@ COLUMNS: Final = (
     ("Ports", "PORTS"),
 )
 
+EXPLAIN_COLUMNS: Final = (
+    ("Rank", "RANK"),
+    ("Node", "NODE"),
+    ("Weight", "WEIGHT"),
+    ("ServiceTasks", "OF SERVICE"),
+    ("Tasks", "TASKS"),
+    ("Reserved", "RESERVED"),
+    ("Failures", "FAILURES"),
+    ("Why", "WHY"),
+)
+
 
 @click.group()
 def service() -> None:
@@ -235,6 +246,38 @@ def inspect(app: App, *, names: tuple[str, ...], pretty: bool, fmt: str | None) 
 
         return inspect_each(app.client, names, get, pretty=lambda item: service_text(item, app.client))
     return inspect_each(app.client, names, get, fmt=fmt)
+
+
+@service.command()
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'table', 'json' or a Go template for each node.")
+@click.argument("name", metavar="SERVICE")
+@pass_app
+def explain(app: App, *, name: str, fmt: str | None) -> None:
+    """Show where the next task of a service would go, and why not elsewhere."""
+    report = app.client.get(f"/fleet/v1/services/{part(name)}/placement")
+    rows = [_verdict(number, node, chosen=report["Chosen"]) for number, node in enumerate(report["Nodes"], start=1)]
+    print_rows(rows, columns=EXPLAIN_COLUMNS, fmt=fmt, quiet=False)
+    if fmt not in (None, "table"):
+        return
+    if not any(row["Why"] == "chosen" for row in rows):
+        echo("No node can take another task.")
+    for task in report["Waiting"]:
+        echo(f"{name}.{task['Slot'] or task['ID']} waits: {task['Err'] or 'not looked at yet'}")
+
+
+def _verdict(number: int, node: Json, *, chosen: str) -> Json:
+    reasons = "; ".join(node["Reasons"])
+    return {
+        "ID": node["ID"],
+        "Rank": "-" if reasons else number,
+        "Node": node["Hostname"] or node["ID"],
+        "Weight": node["Score"],
+        "ServiceTasks": node["ServiceTasks"],
+        "Tasks": node["Tasks"],
+        "Reserved": f"{node['ReservedPermille'] / 10:g}%",
+        "Failures": node["Failures"],
+        "Why": "chosen" if node["ID"] == chosen else reasons,
+    }
 
 
 @service.command()

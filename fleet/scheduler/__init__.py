@@ -9,6 +9,7 @@
 ``candidates``   who can take one kind of task, kept in order
 ``pool``         all nodes, kept through events
 ``place``        the decision
+``explain``      every node's reasons, for a person
 
 Not here: which tasks should exist (orchestrator), addresses (allocator), preemption, moving what runs.
 """

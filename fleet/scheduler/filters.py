@@ -27,6 +27,7 @@ __all__ = [
     "failing_filter",
     "failing_filter_after",
     "failing_filter_of_kind",
+    "holds",
 ]
 
 
@@ -55,6 +56,7 @@ class Demand:
 
     __slots__ = (
         "affinities",
+        "constraint_texts",
         "constraints",
         "filters",
         "generic",
@@ -87,6 +89,7 @@ class Demand:
         spec, reserved = task.spec, task.spec.resources.reservations
         self.service_id = task.service_id
         self.spec_version = task.spec_version
+        self.constraint_texts = spec.placement.constraints
         self.constraints = tuple(matcher(each) for each in parse_constraints(spec.placement.constraints))
         self.max_replicas = spec.placement.max_replicas
         self.platforms = tuple((normal_architecture(p.architecture), p.os.lower()) for p in spec.placement.platforms)
@@ -128,7 +131,7 @@ class Demand:
         """What the node is worth by the wishes that have a weight."""
         score = sum(weight for satisfies, weight in self.prefer if satisfies(view.node))
         for service_id, affinity in self.affinities:
-            if affinity.weight and _holds(service_id, affinity, view):
+            if affinity.weight and holds(service_id, affinity, view):
                 score += affinity.weight
         return score
 
@@ -224,10 +227,11 @@ def _below_max_replicas(demand: Demand, view: NodeView) -> bool:
 
 
 def _affinities_hold(demand: Demand, view: NodeView) -> bool:
-    return all(affinity.weight or _holds(service_id, affinity, view) for service_id, affinity in demand.affinities)
+    return all(affinity.weight or holds(service_id, affinity, view) for service_id, affinity in demand.affinities)
 
 
-def _holds(service_id: ServiceId | None, affinity: Affinity, view: NodeView) -> bool:
+def holds(service_id: ServiceId | None, affinity: Affinity, view: NodeView) -> bool:
+    """Whether the node has a task of the service, or none if the affinity is against it."""
     return (service_id is not None and view.count(service_id) > 0) is not affinity.is_against
 
 

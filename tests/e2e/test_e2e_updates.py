@@ -178,9 +178,15 @@ def test_labels_of_a_service_pack_its_tasks_and_put_it_near_another(lab: TestLab
     create(lab, services, "near", "--label", "fleet.placement.affinity=anchor", detach=True)
     reason = "no suitable node (affinity to services not satisfied on 3 nodes)"
     lab.wait_until(lambda: any(t["Status"].get("Err") == reason for t in lab.tasks("near", state="pending")), 20)
+    told = lab.fleet("service", "explain", "near").stdout
+    assert "has no task of anchor" in told
+    assert f"near.1 waits: {reason}" in told
     create(lab, services, "anchor", "--constraint", "node.hostname in (w1, w9)", "--constraint", "node.role =~ work.*")
     lab.wait_until(lambda: live(lab, "near"), 20, what="it runs beside the other")
     assert {t["NodeID"] for t in live(lab, "near")} == {t["NodeID"] for t in live(lab, "anchor")}
+
+    (chosen,) = [line for line in lab.fleet("service", "explain", "near").stdout.splitlines() if "chosen" in line]
+    assert chosen.split()[:2] == ["1", "w1"]
 
     done = lab.fleet("service", "update", "--label-add", "fleet.placement.strategy=tight", "packed", check=False)
     assert done.returncode != 0

@@ -11,6 +11,7 @@ from fleet import errors
 from fleet.api.http import json_response, parse_bool
 from fleet.api.render import Json, service_json
 from fleet.images.registry_auth import parse_registry_auth
+from fleet.manager.control.placement import PlacementReport
 from fleet.manager.control.services import FILTERS
 from fleet.manager.http.request import Control, filters_of, lookup, read_json, version_of
 from fleet.model import wire
@@ -51,6 +52,10 @@ def routes(control: Control) -> APIRouter:
     @router.get("/services/{id_}")
     async def inspect_service(id_: str, request: Request) -> Response:
         return json_response(_render(request, control, id_))
+
+    @router.get("/fleet/v1/services/{id_}/placement")
+    async def explain_placement(id_: str) -> Response:
+        return json_response(_placement_json(control().placement.explain(id_)))
 
     @router.post("/services/{id_}/update")
     async def update_service(id_: str, request: Request) -> Response:
@@ -139,3 +144,25 @@ def _login(request: Request) -> str:
     """
     header = request.headers.get("x-registry-auth", "")
     return header if parse_registry_auth(header) is not None else ""
+
+
+def _placement_json(report: PlacementReport) -> Json:
+    return {
+        "ServiceID": report.service.id,
+        "Strategy": report.strategy,
+        "Chosen": report.chosen or "",
+        "Nodes": [
+            {
+                "ID": verdict.view.node.id,
+                "Hostname": verdict.view.node.description.hostname,
+                "Reasons": verdict.reasons,
+                "Score": verdict.score,
+                "Failures": verdict.failures,
+                "ServiceTasks": verdict.service_tasks,
+                "Tasks": verdict.view.tasks_total,
+                "ReservedPermille": verdict.view.reserved_permille(),
+            }
+            for verdict in report.nodes
+        ],
+        "Waiting": [{"ID": task.id, "Slot": task.slot, "Err": task.status.err} for task in report.waiting],
+    }

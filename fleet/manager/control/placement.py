@@ -1,0 +1,75 @@
+"""Where the next task of a service would go, and why not elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fleet.manager.control.context import Context
+from fleet.model.ids import NetworkId, NodeId, TaskId
+from fleet.model.service import Service
+from fleet.model.task import Attachment, Task, TaskState, TaskStatus
+from fleet.scheduler.explain import NodeVerdict, explain_nodes
+from fleet.scheduler.filters import Demand
+from fleet.scheduler.node_view import FailureLog
+from fleet.scheduler.place import place
+from fleet.scheduler.pool import build_views
+
+__all__ = ["PlacementControl", "PlacementReport"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementReport:
+    """``chosen``: the node that the next task would get; none when it would wait. ``waiting``: tasks that wait for a node."""
+
+    service: Service
+    strategy: str
+    chosen: NodeId | None
+    nodes: list[NodeVerdict]
+    waiting: list[Task]
+
+
+class PlacementControl:
+    """Reads alone."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._store = context.store
+
+    def explain(self, text: str) -> PlacementReport:
+        """For the service of that id, name or prefix. Raises ``NotFoundError``; ``UserError`` if ambiguous. O(nodes + tasks)."""
+        service, now = self._store.services.find(text), self._context.now()
+        tasks = self._store.tasks.all()
+        failures = FailureLog()
+        for task in tasks:
+            failures.record(task)
+        networks = [NetworkId(target.target) for target in service.spec.all_networks]
+        following = Task(
+            id=TaskId("next"),
+            created_at=now,
+            updated_at=now,
+            service_id=service.id,
+            service_name=service.spec.name,
+            service_labels=service.spec.labels,
+            spec=service.spec.task_template,
+            spec_version=service.spec_version,
+            ports=service.endpoint.ports,
+            network_attachments=tuple(Attachment(network_id=network) for network in networks),
+            status=TaskStatus(timestamp=now, state=TaskState.PENDING),
+        )
+        drivers = {network.id: network.spec.driver for network in self._store.networks.all()}
+        pool = build_views(self._store.nodes.all(), tasks, failures=failures.recent(now))
+        known = [drivers[network] for network in networks if network in drivers]
+        demand = Demand(following, network_drivers=known, service_id_of=pool.service_id_of)
+        verdicts = explain_nodes(demand, pool)
+        trial = build_views(self._store.nodes.all(), tasks, failures=failures.recent(now))
+        return PlacementReport(
+            service=service,
+            strategy=demand.strategy.value,
+            chosen=place([following], trial, network_drivers=drivers).assignments.get(following.id),
+            nodes=verdicts,
+            waiting=[
+                task
+                for task in self._store.tasks.by_service(service.id)
+                if task.status.state is TaskState.PENDING and task.desired_state.rank <= TaskState.RUNNING.rank
+            ],
+        )
