@@ -25,12 +25,26 @@ _LINE_MAX = 1 << 20
 @click.option(
     "--checkpoint", is_flag=True, help="Keep the processes' memory (needs CRIU; refused where it cannot be done)."
 )
+@click.option(
+    "--allow-host-access",
+    is_flag=True,
+    help="Also a container that gets at its host (privileged, bind mounts, devices, host namespaces).",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print the id only.")
 @click.argument("name", metavar="CONTAINER")
 @click.argument("host", metavar="HOST")
 @pass_app
 def move(
-    app: App, *, name: str, host: str, source: str, no_start: bool, keep: bool, checkpoint: bool, quiet: bool
+    app: App,
+    *,
+    name: str,
+    host: str,
+    source: str,
+    no_start: bool,
+    keep: bool,
+    checkpoint: bool,
+    allow_host_access: bool,
+    quiet: bool,
 ) -> None:
     """Move a container to another host of the swarm, with its files, volumes, image and configuration.
 
@@ -44,6 +58,7 @@ def move(
         "Start": not no_start,
         "Keep": keep,
         "Checkpoint": checkpoint,
+        "HostAccess": allow_host_access,
     }
     done: dict[str, Any] | None = None
     with (

@@ -128,17 +128,18 @@ def test_refusals_say_what_and_where_and_it_runs_on(lab: TestLab, tmp_path: Path
     assert "node nope not found" in refused("nope")
     assert "is on w1 already" in refused("w1")
     assert "checkpoints are not supported" in refused("w2", "--checkpoint")
+    assert "directories of the host (bind mounts)" in refused("w2")
     lab.fleet("volume", "create", "data", host="w2")
-    assert "w2: a volume data is there already" in refused("w2")
+    assert "w2: a volume data is there already" in refused("w2", "--allow-host-access")
     lab.fleet("volume", "rm", "data", host="w2")
     lab.load_hello("w2")
     lab.fleet("container", "create", "--name", "app", "fleet/hello:1", host="w2")
-    assert "w2: container app" in refused("w2")
+    assert "w2: container app" in refused("w2", "--allow-host-access")
     lab.fleet("container", "rm", "app", host="w2")
     lab.fleet(
         "container", "run", "-d", "--name", "holder", "-p", "8081:80", "fleet/hello:1", "sleep", "1000", host="w2"
     )
-    assert "port 8081/tcp is published by container holder there" in refused("w2")
+    assert "port 8081/tcp is published by container holder there" in refused("w2", "--allow-host-access")
     from_worker = lab.fleet("container", "move", "app", "w2", host="w1", check=False)
     assert from_worker.returncode != 0
     assert "not a swarm manager" in from_worker.stderr

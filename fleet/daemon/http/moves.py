@@ -23,6 +23,7 @@ class MoveBody(Value, frozen=True, kw_only=True):
     start: bool = True
     keep: bool = False
     checkpoint: bool = False
+    host_access: bool = False
 
 
 def move_routes(membership: Membership, moves: Moves) -> APIRouter:
@@ -44,6 +45,7 @@ def move_routes(membership: Membership, moves: Moves) -> APIRouter:
             target=nodes.find(wish.to, "node"),
             start=wish.start,
             keep=wish.keep,
+            host_access=wish.host_access,
         )
         return StreamingResponse(lines, media_type=LINES)
 

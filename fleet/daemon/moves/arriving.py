@@ -23,7 +23,7 @@ from fleet import errors
 from fleet.agent.image_sources import close_all
 from fleet.agent.node_facts import memory_total_bytes
 from fleet.clock import Clock
-from fleet.containers import Container, ContainerConfig, ContainerEngine, Status
+from fleet.containers import Container, ContainerConfig, ContainerEngine, NetworkMode, Status
 from fleet.containers.moving import put_in_place
 from fleet.containers.record import remove_tree
 from fleet.containers.treestream import TreeWriter
@@ -60,6 +60,27 @@ class _Move:
     room_bytes: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     over: bool = False
+
+
+def refuse_host_access(config: ContainerConfig) -> None:
+    """What a container is, its source says; so one that gets at its host comes only if the person who moves it says so: else
+    whoever has taken a worker over could have other hosts too. Raises ``ForbiddenError``."""
+    namespaces = (config.pid_mode, config.ipc_mode, config.uts_mode, config.cgroupns_mode)
+    asks = {
+        "privileges (--privileged)": config.privileged,
+        "capabilities (--cap-add)": bool(config.capabilities_add),
+        "devices": bool(config.devices or config.cdi_devices or config.device_cgroup_rules),
+        "another system call filter": config.seccomp != "default",
+        "directories of the host (bind mounts)": any(mount.type == "bind" for mount in config.mounts),
+        "the host's network": config.network_mode is NetworkMode.HOST,
+        "namespaces of the host": "host" in namespaces,
+        "another cgroup parent": bool(config.cgroup_parent),
+    }
+    if found := [what for what, is_asked in asks.items() if is_asked]:
+        raise errors.ForbiddenError(
+            f"it asks for {' and '.join(found)}; whoever controls the host it is on would have that here too: move it with "
+            "--allow-host-access if you trust that host"
+        )
 
 
 class Arriving:
@@ -110,6 +131,8 @@ class Arriving:
         async with move.lock:  # a source that gives up meanwhile is heard after this
             try:
                 move.room_bytes = await asyncio.to_thread(self._room, manifest)
+                if not ticket.expected.host_access:
+                    refuse_host_access(manifest.config)
                 config = self._local_config(manifest)
                 self._check(manifest, config)
                 config = await self._with_image(manifest, config, ticket.expected)

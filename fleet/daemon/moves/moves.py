@@ -99,7 +99,7 @@ class Moves:
         return read()
 
     async def direct(
-        self, container: str, *, source: Node, target: Node, start: bool, keep: bool
+        self, container: str, *, source: Node, target: Node, start: bool, keep: bool, host_access: bool
     ) -> AsyncIterator[bytes]:
         """The manager's part. Lines of the source; raises before the first when one of the hosts refuses at once."""
         names = [(node, node.description.hostname or node.id) for node in (source, target)]
@@ -109,7 +109,9 @@ class Moves:
         if source.id == target.id:
             raise errors.UserError(f"container {container} is on {names[0][1]} already")
         move_id = secrets.token_hex(16)
-        expected = Expected(source_node=source.id, source_name=names[0][1], source_address=source.cluster_addr)
+        expected = Expected(
+            source_node=source.id, source_name=names[0][1], source_address=source.cluster_addr, host_access=host_access
+        )
         await self.peers.ask(
             "POST",
             target.cluster_addr,

@@ -48,11 +48,12 @@ def check_move_id(text: str) -> str:
 
 
 class Expected(Value, frozen=True, kw_only=True):
-    """A manager to the target: this node may send a container."""
+    """A manager to the target: this node may send a container. ``host_access``: even one that reaches the host it is on."""
 
     source_node: str
     source_name: str
     source_address: str
+    host_access: bool = False
 
 
 class RunRequest(Value, frozen=True, kw_only=True):
