@@ -12,6 +12,7 @@ from fleet import errors
 from fleet.api.client import EngineClient
 from fleet.cli import references
 from fleet.cli.app import App, filters_of, part, pass_app, retry_conflicts
+from fleet.cli.pinning import pinned
 from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
 from fleet.cli.service_flags import Parsed, create_options, image_name, update_options, wait_options
 from fleet.cli.service_spec import create_spec, mode_name, scale_spec, update_spec
@@ -58,6 +59,8 @@ def create(app: App, *, image: str, command: tuple[str, ...], **flags: Any) -> i
     flags = references.resolve(app.client, flags)
     spec = create_spec(flags, image=image, arguments=command)
     headers = _auth_headers(app, image, wanted=flags["with_registry_auth"])
+    if not flags["no_resolve_image"]:
+        spec["TaskTemplate"]["ContainerSpec"]["Image"] = pinned(app, image, headers=headers)
     answer = retry_conflicts(lambda: app.client.request("POST", "/services/create", json_body=spec, headers=headers))
     print_warnings(answer)
     echo(answer["ID"])
@@ -78,6 +81,9 @@ def update(app: App, *, name: str, **flags: Any) -> int:
         if given:
             raise click.UsageError(f"--rollback goes back as a whole and cannot be combined with --{given[0]}")
         return _rollback(app, name, flags)
+    if flags["image"] and not flags["no_resolve_image"]:
+        login = _auth_headers(app, flags["image"], wanted=flags["with_registry_auth"])
+        flags["image"] = pinned(app, flags["image"], headers=login)
     flags["env_add"] = _inherit(flags["env_add"], app.environment)
     flags = references.resolve(app.client, flags, suffix="_add")
 

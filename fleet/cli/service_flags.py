@@ -326,7 +326,7 @@ def _shared(command: Command, *, update: bool) -> Command:
                      help="Drop a Linux capability."),
         click.option("--with-registry-auth", is_flag=True, help="Send this user's registry login to the nodes."),
         click.option("--no-resolve-image", is_flag=True,
-                     help="Accepted for Docker's sake: the cluster itself settles what an image name means."),
+                     help="Take the image's name as it is, without the digest it has now."),
         *wait_options(),
     ]  # fmt: skip
     for option in reversed(options):

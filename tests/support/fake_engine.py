@@ -51,13 +51,19 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             super().handle_error(request, client_address)
 
 
+DIGEST = f"sha256:{'d' * 64}"
+"""Of every image."""
+
+
 class FakeEngine:
     """``with FakeEngine(path) as engine: engine.on("GET", "/nodes", [...])``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.requests: list[Request] = []
-        self._routes: list[tuple[str, re.Pattern[str], Answer]] = []
+        self._routes: list[tuple[str, re.Pattern[str], Answer]] = [
+            ("GET", re.compile("/distribution/.*"), {"Descriptor": {"digest": DIGEST}})
+        ]
         self._server = _Server(str(path), _Handler)
         self._server.engine = self
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -411,6 +411,6 @@ def test_service_update(fleet: Any, docker: Any, engine: FakeEngine, flags: list
     docker("service", "update", "-d", "--no-resolve-image", *flags, "x")
     theirs = parse(engine.sent("POST", "/services/x/update")[0].body)
     engine.requests.clear()
-    assert fleet("service", "update", "-d", *flags, "x").err == ""
+    assert fleet("service", "update", "-d", "--no-resolve-image", *flags, "x").err == ""
     ours = parse(engine.sent("POST", "/services/x/update")[0].body)
     assert unlike(_sorted(theirs), _sorted(ours)) == []

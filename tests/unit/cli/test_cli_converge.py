@@ -306,7 +306,7 @@ def test_update_that_wrote_nothing_is_not_waited_for_forever(fleet: Any, engine:
 def test_detach_and_quiet(fleet: Any, engine: FakeEngine) -> None:
     serve(engine, service(1), [task(1)])
     assert fleet("service", "create", "-d", "--name", "web", "img").code == 0
-    assert engine.sent("GET", ".*") == []
+    assert [request.path for request in engine.sent("GET", ".*")] == ["/distribution/img/json"]
     ran = fleet("service", "create", "-q", "--name", "web", "img")
     assert (ran.code, ran.err) == (0, "")
 

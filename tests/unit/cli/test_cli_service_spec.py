@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.fake_engine import FakeEngine, Reply
+from tests.support.fake_engine import DIGEST, FakeEngine, Reply
 
 ID = "7mokx85p9mz3g38nw9s4vqyev"
 
@@ -22,12 +22,37 @@ def _accepts(engine: FakeEngine) -> None:
     engine.on("POST", "/services/create", Reply(201, {"ID": ID}))
 
 
+@pytest.mark.parametrize(
+    ("image", "asked", "sent"),
+    [
+        ("img", "/distribution/img/json", f"img:latest@{DIGEST}"),
+        ("host:5000/a/img", "/distribution/host:5000/a/img/json", f"host:5000/a/img:latest@{DIGEST}"),
+        ("host:5000/a/img:2", "/distribution/host:5000/a/img:2/json", f"host:5000/a/img:2@{DIGEST}"),
+        (f"img@sha256:{'e' * 64}", None, f"img@sha256:{'e' * 64}"),
+    ],
+)
+def test_an_images_digest_of_now_is_noted(
+    fleet: Any, engine: FakeEngine, image: str, asked: str | None, sent: str
+) -> None:
+    assert fleet("service", "create", "-d", image).err == ""
+    assert [request.path for request in engine.sent("GET", ".*")] == ([asked] if asked else [])
+    assert created(engine)["TaskTemplate"]["ContainerSpec"]["Image"] == sent
+
+
+def test_an_image_that_nobody_knows_is_taken_as_it_is_with_a_warning(fleet: Any, engine: FakeEngine) -> None:
+    engine.on("GET", "/distribution/.*", Reply(404, {"message": "no such image: img"}))
+    ran = fleet("service", "create", "-d", "img")
+    assert ran.code == 0 and "image img could not be found" in ran.err
+    assert created(engine)["TaskTemplate"]["ContainerSpec"]["Image"] == "img"
+
+
 def test_plain_create_sends_what_docker_sends(fleet: Any, engine: FakeEngine) -> None:
     # docker service create --replicas 3 --name x -p 8080:80 IMAGE CMD, as recorded from the client of 20.10
     ran = fleet(
         "service",
         "create",
         "-d",
+        "--no-resolve-image",
         "--replicas",
         "3",
         "--name",
@@ -303,7 +328,7 @@ def update(fleet: Any, engine: FakeEngine, *flags: str) -> Any:
     [
         (["--env-add", "B=3", "--env-add", "C=4", "--env-rm", "A"], "TaskTemplate.ContainerSpec.Env", ["B=3", "C=4"]),
         (["--label-add", "b=2", "--label-rm", "a"], "Labels", {"b": "2"}),
-        (["--image", "img:2"], "TaskTemplate.ContainerSpec.Image", "img:2"),
+        (["--image", "img:2"], "TaskTemplate.ContainerSpec.Image", f"img:2@{DIGEST}"),
         (["--args", "sleep '1 2'"], "TaskTemplate.ContainerSpec.Args", ["sleep", "1 2"]),
         (["--force"], "TaskTemplate.ForceUpdate", 3),
         (["--replicas", "7"], "Mode", {"Replicated": {"Replicas": 7}}),
