@@ -134,7 +134,7 @@ _FILES = click.option(
     "--resolve-image",
     type=click.Choice(["always", "changed", "never"]),
     default="always",
-    help="Accepted for Docker's sake: the cluster itself settles what an image name means.",
+    help="Accepted for Docker's sake; stacks take image names as they are (write NAME@sha256:... to pin one).",
 )
 @click.argument("name", metavar="STACK")
 @pass_app
