@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,12 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from support.lab import REPOSITORY, TestLab
+
+from fleet.identity.keys import load_identity
+from fleet.identity.tls import client_context
 
 pytestmark = pytest.mark.e2e
 
 BEAT = "trap 'exit 0' TERM; while :; do echo beat >>/data/log; sleep 0.05; done"
+FILL = "dd if=/dev/urandom of=/data/big bs=1M count={} 2>/dev/null"
 STAGES = ("preparing", "copying while it runs", "stopping", "copying what changed", "starting there")
 
 
@@ -27,7 +33,14 @@ def hosts(make_lab: Callable[..., TestLab]) -> TestLab:
 
 @pytest.fixture
 def lab(hosts: TestLab) -> Iterator[TestLab]:
+    hosts.wait_until(
+        lambda: [node["Status"]["State"] for node in hosts.get("/nodes")] == ["ready"] * 3,
+        60,
+        what="all nodes are ready",
+    )
     yield hosts
+    for host in ("m1", "w1", "w2"):
+        hosts.start_daemon(host)
     for host in ("m1", "w1", "w2"):
         for item in containers(hosts, host):
             hosts.fleet("container", "rm", "-f", "-v", item["Id"], host=host, check=False)
@@ -45,7 +58,8 @@ def volumes(lab: TestLab, host: str) -> list[str]:
 
 
 def notes(lab: TestLab, host: str) -> list[str]:
-    return sorted(entry.name for entry in (Path(lab.layout.data(host)) / "moves").iterdir())
+    folder = f"/proc/{lab.pid(host)}/root{lab.layout.data(host)}/moves"  # it may be on the host's own disk
+    return sorted(entry.name for entry in Path(folder).iterdir())
 
 
 def running(lab: TestLab, name: str) -> list[str]:
@@ -59,6 +73,23 @@ def running(lab: TestLab, name: str) -> list[str]:
 
 def inside(lab: TestLab, host: str, script: str, name: str = "app") -> str:
     return str(lab.fleet("container", "exec", name, "sh", "-c", script, host=host).stdout)
+
+
+def moving(lab: TestLab) -> subprocess.Popen[str]:
+    """The command under way, from w1 to w2."""
+    argv = [sys.executable, "-m", "fleet.cli.main", "container", "move", "--from", "w1", "app", "w2"]
+    environment = lab.command_environment("m1")
+    return subprocess.Popen(
+        argv, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+
+def until_stage(process: subprocess.Popen[str], stage: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.strip() == stage:
+            return
+    pytest.fail(f"the move never was at {stage!r}")
 
 
 def make_app(lab: TestLab, *flags: str, command: str = BEAT) -> None:
@@ -169,6 +200,102 @@ def test_what_cannot_be_started_there_runs_here_again(lab: TestLab) -> None:
     assert volumes(lab, "w2") == []
 
 
+def test_networks_of_the_cluster_and_of_the_host_are_found_there_by_name(lab: TestLab) -> None:
+    lab.fleet("network", "create", "-d", "overlay", "--attachable", "meeting")
+    try:
+        lab.load_hello("m1")
+        lab.fleet(
+            "container", "run", "-d", "--name", "friend", "--network", "meeting", "fleet/hello:1", "sleep", "1000"
+        )
+        lab.fleet("network", "create", "own", host="w1")
+        make_app(lab, "--network", "meeting")
+        lab.fleet("network", "connect", "own", "app", host="w1")
+        lacking = lab.fleet("container", "move", "--from", "w1", "app", "w2", check=False)
+        assert "w2: network own does not exist there" in lacking.stderr
+        assert running(lab, "app") == ["w1"]
+        lab.fleet("network", "create", "own", host="w2")
+        lab.fleet("container", "move", "--from", "w1", "app", "w2")
+        joined = lab.get("/containers/app/json", host="w2")["NetworkSettings"]["Networks"]
+        assert sorted(joined) == ["meeting", "own"]
+        ping = ("container", "exec", "friend", "ping", "-c1", "-W1", "app")
+        lab.wait_until(lambda: lab.fleet(*ping, check=False).returncode == 0, 30, what="its friend reaches it there")
+    finally:
+        lab.fleet("container", "rm", "-f", "friend", check=False)
+        for host in ("w1", "w2"):
+            lab.fleet("container", "rm", "-f", "app", host=host, check=False)
+            lab.fleet("network", "rm", "own", host=host, check=False)
+        gone = ("network", "rm", "meeting")
+        lab.wait_until(
+            lambda: lab.fleet(*gone, check=False).returncode == 0, 30, what="the network is free to be removed"
+        )
+
+
+def test_a_worker_can_neither_announce_nor_set_going_nor_send_unannounced(lab: TestLab) -> None:
+    make_app(lab)
+    identity = load_identity(Path(lab.layout.data("w2")) / "swarm" / "identity")
+    assert identity is not None
+    move = "ab" * 16
+
+    def post(host: str, what: str, body: dict[str, Any]) -> httpx.Response:
+        url = f"https://{lab.address(host)}:2377/cluster/v1/moves/{move}/{what}"
+        return httpx.post(url, json=body, verify=client_context(identity), timeout=10, trust_env=False)
+
+    wish = {"Container": "app", "TargetName": "w2", "TargetAddress": f"{lab.address('w2')}:2377"}
+    assert post("w1", "run", wish).status_code == 401
+    expected = {"SourceNode": identity.node_id, "SourceName": "w2", "SourceAddress": f"{lab.address('w2')}:2377"}
+    assert post("m1", "expect", expected).status_code == 401
+    manifest = {"ContainerId": "c" * 64, "Name": "evil", "Config": {"Image": "fleet/hello:1"}, "ImageId": "", "Machine": "",
+                "ImageDigest": "", "ImageReference": ""}  # fmt: skip
+    refused = post("m1", "begin", manifest)
+    assert refused.status_code == 403, refused.text
+    assert "no manager has announced" in refused.text
+    for what in ("files?tree=0", "ready", "commit"):
+        assert post("m1", what, {}).status_code == 404, what
+    assert containers(lab, "m1") == []
+    assert running(lab, "app") == ["w1"]
+
+
+def test_a_target_that_is_cut_off_while_it_is_stopped_does_not_keep_it(lab: TestLab) -> None:
+    make_app(lab, "--restart", "always", command=f"{FILL.format(40)}; {BEAT}")
+    lab.wait_until(lambda: "log" in inside(lab, "w1", "ls /data"), 60, what="its volume is filled")
+    with moving(lab) as process:
+        try:
+            until_stage(process, "stopping")
+            lab.partition(["w2"], ["w1", "m1"])
+            _, told = process.communicate(timeout=120)
+        finally:
+            lab.heal()
+    assert process.returncode != 0
+    assert "w2" in told
+    lab.wait_until(
+        lambda: running(lab, "app") == ["w1"] and notes(lab, "w1") == [], 60, what="it runs where it was, and alone"
+    )
+    lab.restart_daemon("w2")
+    assert notes(lab, "w2") == volumes(lab, "w2") == containers(lab, "w2") == []
+
+
+def test_a_target_that_becomes_full_says_so_and_keeps_nothing(tmp_path: Path) -> None:
+    lab = TestLab(f"e{os.environ['FLEET_TEST_RUN']}movefull", root=tmp_path, disk_bytes=512 << 20)
+    try:
+        lab.up(managers=1, workers=2)
+        lab.load_hello("w1")
+        make_app(lab, command=f"{FILL.format(150)}; {BEAT}")
+        lab.wait_until(lambda: "log" in inside(lab, "w1", "ls /data"), 60, what="its volume is filled")
+        with moving(lab) as process:
+            until_stage(process, "copying while it runs")
+            lab.exec("w2", ["sh", "-c", f"dd if=/dev/zero of={lab.layout.data('w2')}/filler bs=1M 2>/dev/null; true"])
+            _, told = process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert "No space left" in told, told
+        assert running(lab, "app") == ["w1"]
+        lab.wait_until(lambda: notes(lab, "w1") == notes(lab, "w2") == [], 60, what="nothing is left over")
+        refused = lab.fleet("container", "move", "--from", "w1", "app", "w2", check=False)
+        assert "free some space there" in refused.stderr
+        assert running(lab, "app") == ["w1"]
+    finally:
+        lab.down()
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("victim", ["w1", "w2", "m1"])
 def test_kill_9_of_a_daemon_at_any_stage_leaves_one_running_with_its_data(
@@ -176,25 +303,10 @@ def test_kill_9_of_a_daemon_at_any_stage_leaves_one_running_with_its_data(
 ) -> None:
     make_app(lab, "--restart", "always")
     inside(lab, "w1", "dd if=/dev/urandom of=/data/big bs=1M count=24 2>/dev/null; sha256sum /data/big >/data/sum")
-    argv = [sys.executable, "-m", "fleet.cli.main", "container", "move", "--from", "w1", "app", "w2"]
-    with subprocess.Popen(
-        argv,
-        env=lab.command_environment("m1"),
-        cwd=REPOSITORY,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.strip() == stage:
-                lab.signal_daemon(victim, signal.SIGKILL)
-                break
-        else:
-            pytest.fail(f"the move never was at {stage!r}")
-        lab.restart_daemon(victim)
-        rest = process.stderr.read()
-        process.wait(timeout=120)
+    with moving(lab) as process:
+        until_stage(process, stage)
+        lab.restart_daemon(victim, signum=signal.SIGKILL)
+        _, rest = process.communicate(timeout=120)
 
     def settled() -> bool:
         where = running(lab, "app")

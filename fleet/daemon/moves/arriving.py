@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import re
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -38,12 +39,13 @@ __all__ = ["Arriving"]
 
 log = get_logger("moves")
 
+_CONTAINER_ID: Final = re.compile(r"[0-9a-f]{64}")  # it becomes a folder's name
 _COMING_MAX: Final = 8
 _TREES_MAX: Final = 257
 _TICKET_S: Final = 60.0
 _SILENCE_S: Final = 120.0
 _KEPT_FREE_BYTES: Final = 64 << 20
-_BATCH: Final = 1 << 20
+_BATCH: Final = 1 << 16
 
 
 @dataclass(slots=True)
@@ -104,9 +106,13 @@ class Arriving:
         now = self._clock.monotonic()
         for known in [known for known, ticket in self._tickets.items() if ticket.until_s < now]:
             del self._tickets[known]
-        if len(self._tickets) + len(self._moves) >= _COMING_MAX:
+        if len(self._tickets) + len(self._coming()) >= _COMING_MAX:
             raise errors.UnavailableError(f"{_COMING_MAX} containers are moving here already: try again later")
         self._tickets[move_id] = _Ticket(expected, now + _TICKET_S)
+
+    def _coming(self) -> list[_Move]:
+        """Not those that are here and whose source has not let go yet."""
+        return [move for move in self._moves.values() if move.note.phase is not InPhase.COMMITTED]
 
     # Of the source ----------------------------------------------------------------------------------------------
 
@@ -115,7 +121,9 @@ class Arriving:
         ticket = self._tickets.pop(move_id, None)
         if ticket is None or ticket.expected.source_node != source or ticket.until_s < self._clock.monotonic():
             raise errors.ForbiddenError("no manager has announced this move")
-        if any(move.note.container_id == manifest.container_id for move in self._moves.values()):
+        if _CONTAINER_ID.fullmatch(manifest.container_id) is None:
+            raise errors.UserError("a container's id is 64 hexadecimal digits")
+        if any(move.note.container_id == manifest.container_id for move in self._coming()):
             raise errors.ConflictError("the container is moving here already")
         note = Incoming(
             id=move_id,

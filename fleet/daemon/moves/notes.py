@@ -25,8 +25,10 @@ class Notes:
         self.folder = folder
 
     def open(self) -> tuple[list[Outgoing], list[Incoming]]:
-        """What a former daemon left; folders of files without a note are removed."""
+        """What a former daemon left; folders of files without a note, and notes half written, are removed."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for half in self.folder.glob("*.tmp"):
+            half.unlink(missing_ok=True)
         leaving = self._read("out-*.json", Outgoing)
         coming = self._read("in-*.json", Incoming)
         known = {note.id for note in coming}

@@ -37,6 +37,7 @@ _KINDS: Final[dict[int, type[errors.FleetError]]] = {
     413: errors.TooLargeError,
     501: errors.UnsupportedError,
     503: errors.UnavailableError,
+    507: errors.StorageFullError,
 }
 
 
