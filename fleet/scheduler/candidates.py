@@ -59,7 +59,7 @@ class Candidates:
 
     def is_valid(self, entry: Entry) -> bool:
         """Whether an entry of a heap still says how its node is."""
-        return self._entries.get(entry[2]) is entry
+        return self._entries.get(entry[-1]) is entry
 
     def explain(self, *, full: int) -> str:
         """Why no node can take the task; ``full`` more nodes have reached the replicas they may have."""
@@ -78,7 +78,7 @@ class Candidates:
                 self._counts[failing.name] += 1
                 continue
             branch = self.branch(view)
-            entry = self._entries[node_id] = (-self._demand.score(view), self._demand.load(view), node_id)
+            entry = self._entries[node_id] = (-self._demand.score(view), *self._demand.load(view), node_id)
             if self._readers:
                 self._branch_of[node_id] = branch
             self._sizes[branch] += 1

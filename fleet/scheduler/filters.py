@@ -60,6 +60,7 @@ class Demand:
         "constraints",
         "filters",
         "generic",
+        "has_weights",
         "key",
         "kind_filters",
         "max_replicas",
@@ -112,6 +113,7 @@ class Demand:
             (self.service_id if each.service == task.service_name else service_id_of(each.service), each)
             for each in wishes.affinities
         )
+        self.has_weights = bool(self.prefer) or any(each.weight for each in wishes.affinities)
         self.preferences = spec.placement.preferences
         self.filters = tuple(each for each in FILTERS if each.applies(self))
         self.kind_filters = tuple(each for each in self.filters if each.of_kind)
@@ -135,11 +137,11 @@ class Demand:
                 score += affinity.weight
         return score
 
-    def load(self, view: NodeView) -> tuple[int, ...]:
+    def load(self, view: NodeView) -> tuple[int, int]:
         """How far behind others the node comes by the strategy, whatever it carries of the service itself."""
         match self.strategy:
             case Strategy.SPREAD:
-                return (view.tasks_total,)
+                return (view.tasks_total, 0)
             case Strategy.BINPACK:
                 return (-view.reserved_permille(), -view.tasks_total)
             case Strategy.BALANCED:

@@ -27,23 +27,21 @@ from fleet.scheduler.wishes import Strategy
 
 __all__ = ["Rank", "SpreadTree", "parse_preferences", "rank"]
 
-Rank = tuple[int, int, int, tuple[int, ...], NodeId]
+Rank = tuple[int, int, int, int, int, NodeId]
 """Least is best: recent failures, minus the score, tasks of the service if they are to spread, load by the strategy (to
 spread: tasks in all), and the id so that equals are decided alike."""
 
-Entry = tuple[int, tuple[int, ...], NodeId]
+Entry = tuple[int, int, int, NodeId]
 """(minus the score, the load, the node): what is left of a rank when there are neither failures nor tasks of the service."""
 
 
 def rank(view: NodeView, demand: Demand) -> Rank:
     """How good the node is for one more such task (SCH-10, SCH-11)."""
-    return (
-        view.recent_failures(demand.service_id, demand.spec_version),
-        -demand.score(view),
-        view.count(demand.service_id) if demand.strategy is Strategy.SPREAD else 0,
-        demand.load(view),
-        view.node.id,
-    )
+    failures = view.recent_failures(demand.service_id, demand.spec_version) if view.failures else 0
+    score = demand.score(view) if demand.has_weights else 0
+    if demand.strategy is Strategy.SPREAD:
+        return (failures, -score, view.tasks_by_service.get(demand.service_id, 0), view.tasks_total, 0, view.node.id)
+    return (failures, -score, 0, *demand.load(view), view.node.id)
 
 
 def parse_preferences(preferences: Sequence[PlacementPreference]) -> list[Callable[[Node], str]]:
@@ -127,6 +125,8 @@ class _Leaf:
         self._special = special
         self._passed_over: list[Entry] = []
         self._demand = demand
+        self._is_top = False
+        """Whether the node last taken is the first of the heap, where it stays until ``placed``."""
         self._heap = [(rank(view, demand), view) for view in able]
         heapq.heapify(self._heap)  # ids make ranks unique: views are never compared
 
@@ -135,15 +135,22 @@ class _Leaf:
 
     def take(self) -> NodeView | None:
         if self._has_other():
-            score, load, node_id = self._others[0]
-            if not self._heap or (0, score, 0, load, node_id) < self._heap[0][0]:
+            score, load, tasks, node_id = self._others[0]
+            if not self._heap or (0, score, 0, load, tasks, node_id) < self._heap[0][0]:
                 heapq.heappop(self._others)
+                self._is_top = False
                 return self._views[node_id]
-        return heapq.heappop(self._heap)[1] if self._heap else None
+        self._is_top = True
+        return self._heap[0][1] if self._heap else None
 
     def placed(self, view: NodeView | None) -> None:
-        if view is not None:
-            heapq.heappush(self._heap, (rank(view, self._demand), view))
+        if not self._is_top:
+            if view is not None:
+                heapq.heappush(self._heap, (rank(view, self._demand), view))
+        elif view is not None:
+            heapq.heapreplace(self._heap, (rank(view, self._demand), view))
+        else:
+            heapq.heappop(self._heap)
 
     def close(self) -> None:
         for entry in self._passed_over:
@@ -157,7 +164,7 @@ class _Leaf:
             entry = others[0]
             if not self._is_valid(entry):
                 heapq.heappop(others)
-            elif entry[2] in self._special:
+            elif entry[-1] in self._special:
                 self._passed_over.append(heapq.heappop(others))
             else:
                 return True
