@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
@@ -14,6 +15,14 @@ from fleet.daemon.moves.words import check_answer
 __all__ = ["Peers"]
 
 _CONNECT_S: Final = 5.0
+_NOTICE_SILENCE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 3),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 9000),
+)
+"""tcp(7): a host that is cut off is noticed in 9 s, however long the answer may take: it may flush gigabytes to its disk."""
 _STALL_S: Final = 20.0
 """A connection that takes no byte for so long is broken; while the container is stopped this is part of its standstill."""
 
@@ -33,7 +42,8 @@ class Peers:
     def client(self, *, answer_s: float | None = 60.0) -> httpx.AsyncClient:
         """To be closed by the caller. ``answer_s``: from the last byte sent to the first of the answer."""
         timeout = httpx.Timeout(_CONNECT_S, read=answer_s, write=_STALL_S, pool=None)
-        return httpx.AsyncClient(verify=self.context(), timeout=timeout, trust_env=False)
+        transport = httpx.AsyncHTTPTransport(verify=self.context(), trust_env=False, socket_options=_NOTICE_SILENCE)
+        return httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
 
     async def ask(
         self,
