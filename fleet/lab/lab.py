@@ -279,9 +279,12 @@ class Lab:
             self._start_daemons(record, hosts, timeout_s=timeout_s)
 
     def signal_daemon(self, host: str, signum: int = signal.SIGKILL) -> None:
-        """Signal only the host's ``fleetd``; containers live on. Does not wait."""
+        """Signal only the host's ``fleetd``; containers live on. Waits for the end of one that is killed, for nothing else."""
         record = self._read()
-        self._power(record).signal_daemon(self._on(record, host), signum)
+        found, power = self._on(record, host), self._power(record)
+        power.signal_daemon(found, signum)
+        if signum == signal.SIGKILL:  # else a start that follows at once would find it dying and take it for its own
+            power.await_daemon_end(found, timeout_s=_GRACE_S)
 
     def start_daemon(self, host: str, *, timeout_s: float = 60.0) -> None:
         """Start the host's ``fleetd`` if it does not run, and wait until it answers."""

@@ -288,10 +288,13 @@ class _StallingProxy:
                 pass
 
             def do_GET(self) -> None:
-                connection = http.client.HTTPConnection(target, timeout=30)
                 headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
-                connection.request("GET", self.path, headers=headers)
-                answer = connection.getresponse()
+                with contextlib.closing(http.client.HTTPConnection(target, timeout=30)) as connection:
+                    connection.request("GET", self.path, headers=headers)
+                    with connection.getresponse() as answer:
+                        self._pass_on(answer)
+
+            def _pass_on(self, answer: http.client.HTTPResponse) -> None:
                 self.send_response(answer.status)
                 for key, value in answer.getheaders():
                     if key.lower() not in {"connection", "transfer-encoding"}:
@@ -301,12 +304,12 @@ class _StallingProxy:
                 while data := answer.read(1 << 16):
                     if owner.is_stalling and "/blobs/" in self.path and sent >= after_bytes:
                         owner.stalled += 1
-                        self.connection.recv(1)  # until the client is gone
+                        with contextlib.suppress(OSError):
+                            self.connection.recv(1)  # until the client is gone, however it went
                         break
                     with contextlib.suppress(OSError):
                         self.wfile.write(data)
                     sent += len(data)
-                connection.close()
 
         self._server = ThreadingHTTPServer((address, 0), Handler)
         self._server.daemon_threads = True
