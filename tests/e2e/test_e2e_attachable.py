@@ -44,7 +44,16 @@ def run(lab: TestLab, host: str, name: str, *flags: str) -> str:
 
 
 def address(lab: TestLab, host: str, name: str) -> str:
-    return str(lab.get(f"/containers/{name}/json", host=host)["NetworkSettings"]["Networks"]["att-net"]["IPAddress"])
+    """A daemon that starts shows the network's id until it has taken its assignments up, some milliseconds later."""
+    shown: dict[str, dict[str, str]] = {}
+
+    def is_named() -> bool:
+        shown.clear()
+        shown.update(lab.get(f"/containers/{name}/json", host=host)["NetworkSettings"]["Networks"])
+        return "att-net" in shown
+
+    lab.wait_until(is_named, 20, what=f"{host} knows the name of its container's network")
+    return str(shown["att-net"]["IPAddress"])
 
 
 def reaches(lab: TestLab, host: str, name: str, other: str) -> bool:
