@@ -66,7 +66,7 @@ def show_unlock_key(app: App, *, quiet: bool = False) -> None:
 @click.option("-d", "--detach", is_flag=True, help="Do not wait until that is done.")
 @pass_app
 def sealing_key(app: App, *, rotate: bool, detach: bool) -> None:
-    """Tell of the key that secrets are encrypted with in the managers' state (never the key), or rotate it."""
+    """Tell of the key that the managers' state is encrypted with at rest (never the key), or rotate it."""
     if detach and not rotate:
         raise click.UsageError("--detach changes something only together with --rotate")
     if rotate:

@@ -17,8 +17,6 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from fleet import errors
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
@@ -36,10 +34,9 @@ from fleet.identity.keys import generate_request
 from fleet.identity.tokens import parse_unlock_key
 from fleet.logs import get_logger
 from fleet.manager.admission import release_other_managers
-from fleet.manager.managers import change_node
 from fleet.manager.role import ManagerRole
-from fleet.manager.sealing_rotation import next_sealing_key
-from fleet.model.cluster import SEALING_AUTHORITY, RaftConfig
+from fleet.manager.sealing_rotation import keep_sealing_keys
+from fleet.model.cluster import RaftConfig
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import Node
 from fleet.store import Kind, Store
@@ -284,37 +281,16 @@ class Control:
                         )
                     self._raft = raft
                 try:
-                    await self._follow_sealing(store, node_id)
+                    if self._sealer is not None:
+                        await keep_sealing_keys(store, self._sealer, self._clock, node_id, save=self._save_key)
                 except (errors.UnavailableError, errors.ConflictError) as cause:
                     log.warning("the managers are not told yet that this one keeps the new key", cause=str(cause))
                     await self._clock.sleep(_RETRY_S)
                     continue
                 await changes.wait()
 
-    async def _follow_sealing(self, store: Store, node_id: NodeId) -> None:
-        authority = store.authorities.get(SEALING_AUTHORITY)
-        if authority is None or authority.sealing is None or self._sealer is None:
-            return
-        sealing, sealer = authority.sealing, self._sealer
-        key = next_sealing_key(sealing)
-        keys = sealer.only(sealing.digest) if key is None else sealer.with_also(key)
-        if keys != sealer.keys:
-            path = self._folder / "store.key"
-            if key is not None:  # at once: one that was demoted just now is not waited for, and still follows the state
-                sealer.change(keys)
-            await asyncio.to_thread(save_key, path, keys, passphrase=self.locks.passphrase)
-            sealer.change(keys)
-            log.info("sealing keys kept", keys=list(sealer.digests))
-        newest = sealing.next_digest or sealing.digest
-
-        def told(node: Node) -> Node:
-            if node.manager_status is None or node.manager_status.sealing_key == newest:
-                return node
-            return msgspec.structs.replace(
-                node, manager_status=msgspec.structs.replace(node.manager_status, sealing_key=newest)
-            )
-
-        await change_node(store, self._clock, node_id, told)
+    async def _save_key(self, keys: bytes) -> None:
+        await asyncio.to_thread(save_key, self._folder / "store.key", keys, passphrase=self.locks.passphrase)
 
     # -- begun anew, kept elsewhere
 
@@ -410,7 +386,7 @@ def _peer(state: SwarmState) -> str:
 
 
 def _store_key(folder: Path, passphrase: bytes | None) -> bytes:
-    """The key that secrets and the root key are sealed with at rest; beside the state, not in it, so that a copy of the
+    """The key that the state is sealed with at rest; beside the state, not in it, so that a copy of the
     database alone tells nothing."""
     is_new = not any(entry.name not in ("lock", "in-own-etcd", "in-etcd") for entry in folder.iterdir())
     return load_or_create_key(folder.parent / "store.key", is_new=is_new, passphrase=passphrase)

@@ -90,8 +90,8 @@ class MemberKit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ManagerKit(msgspec.Struct, frozen=True, kw_only=True):
-    """What a manager has that others have not: the key that secrets, the root key and the cluster object are sealed with; and
-    where fleet keeps the etcd, its member of that."""
+    """What a manager has that others have not: the key that its state is sealed with; and where fleet keeps the etcd, its member
+    of that."""
 
     sealing_key: bytes
     member: MemberKit | None = None

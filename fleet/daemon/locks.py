@@ -1,6 +1,6 @@
 """Autolock: the keys of a manager on disk, encrypted with the cluster's unlock key, and that key's changes.
 
-    swarm/store.key                  what secrets are sealed with
+    swarm/store.key                  what the state is sealed with
     swarm/etcd/tls/member.key        this host's etcd member
     swarm/identity/current/node.key  the node; its form tells the next start whether there is anything to unlock
     swarm/relocking                  while one unlock key replaces another: each of them, sealed with the other

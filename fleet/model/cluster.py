@@ -113,7 +113,7 @@ class Cluster(Value, frozen=True, kw_only=True):
     subnet_size: int = 24
     join_tokens: JoinTokens = JoinTokens()
     sealing_key_digest: str = ""
-    """Names the key that secrets are sealed with at rest; empty while it is the first one."""
+    """Names the key that the state is sealed with at rest; empty while it is the first one."""
     sealing_key_rotated_at: datetime | None = None
     sealing_key_rotation_in_progress: bool = False
     unlock_key: str = ""

@@ -1,7 +1,8 @@
-"""A backup: the whole state of one revision as a file that can be read by eye, checked, and put into an empty engine.
+"""A backup: the whole state of one revision as a file whose keys can be read by eye, that can be checked, and put into an empty
+engine.
 
     {"format": "fleet-backup", "version": 1, "cluster_id": ..., "revision": ..., "created_at": ..., "sealing_key": base64}
-    {"key": "/fleet/service/...", "value": base64}          one line a key, as it is stored: secrets stay sealed
+    {"key": "/fleet/service/...", "value": base64}          one line a key, as it is stored: sealed
     {"sha256": hex of all the bytes before this line, "keys": how many}
 
 With the sealing key in it the file is as secret as everything the cluster knows; without it (``None``) it is of use only to

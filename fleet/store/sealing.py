@@ -1,8 +1,11 @@
-"""Encryption of secret values at rest: what a copy of the state file or a backup shows without the key.
+"""Encryption of the state at rest: what a copy of the state file or a backup shows without the key, which is the keys' names
+and how long each value is.
 
-AES-256-GCM (NIST SP 800-38D) with a random 96-bit nonce per value; the store's key path is authenticated with it, so a value
-moved to another key does not open. 2^32 values a key is the bound of random nonces; a cluster writes thousands.
-The key is 32 random bytes that live apart from the state: in a file only root reads, or derived by whoever unlocks it.
+A sealed value names its key and a salt; what encrypts it is derived from both (HKDF-SHA256, RFC 5869), with AES-256-GCM (NIST
+SP 800-38D) and a random 96-bit nonce. The salt is random and another one after a million values and in every process: so the
+bound of 2^32 random nonces a key, which a busy cluster reaches within weeks, is never near, without a counter that a restored
+disk would set back. The place in the store is authenticated with the value: moved to another one it does not open.
+A key is 32 random bytes that live apart from the state: in a file only root reads, or derived by whoever unlocks it.
 """
 
 from __future__ import annotations
@@ -10,28 +13,51 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fleet import errors
 
 __all__ = ["KEY_BYTES", "AesSealer", "is_key", "key_digest", "load_or_create_key", "save_key", "write_secret"]
 
 KEY_BYTES: Final = 32
+_NAME_BYTES: Final = 8
+_SALT_BYTES: Final = 16
 _NONCE_BYTES: Final = 12
+_VALUES_A_SALT: Final = 1 << 20
+_DERIVED_MAX: Final = 4096
+"""Derived keys kept; there is one for each million values, and for each process that ever wrote one that is still there."""
+
 _LOCKED: Final = b"fleet-locked-1\n"
 _LOCK_PLACE: Final = "store.key"
 _FILE_MAX: Final = 256
-_FORMAT: Final = b"\x01"
+_FORMAT: Final = b"\x02"
 """First byte of a sealed value; plain ones are JSON and begin with a brace."""
+
+_NAME_AT: Final = slice(1, 1 + _NAME_BYTES)
+_SALT_AT: Final = slice(_NAME_AT.stop, _NAME_AT.stop + _SALT_BYTES)
+_NONCE_AT: Final = slice(_SALT_AT.stop, _SALT_AT.stop + _NONCE_BYTES)
 
 
 def key_digest(key: bytes) -> str:
     """A name for the key that tells nothing of it."""
-    return hashlib.sha256(b"fleet sealing key\n" + key).hexdigest()[:16]
+    return hashlib.sha256(b"fleet sealing key\n" + key).hexdigest()[: 2 * _NAME_BYTES]
+
+
+@dataclass(slots=True)
+class _Writing:
+    """What one key seals with now."""
+
+    head: bytes
+    cipher: AESGCM
+    left: int
+    process: int
 
 
 class AesSealer:
@@ -50,57 +76,75 @@ class AesSealer:
         self.keys = keys
         """All there are, one after the other."""
         single = [keys[at : at + KEY_BYTES] for at in range(0, len(keys), KEY_BYTES)]
-        self._ciphers = {key_digest(key): AESGCM(key) for key in single}
+        self._keys = {bytes.fromhex(key_digest(key)): key for key in single}
+        self._writing: dict[bytes, _Writing] = {}
+        self._derived: dict[bytes, AESGCM] = {}
 
     @property
     def digests(self) -> tuple[str, ...]:
         """Of the keys, in their order."""
-        return tuple(self._ciphers)
-
-    def with_also(self, key: bytes) -> bytes:
-        """``keys`` as they are with one more at the end."""
-        return self.keys if key_digest(key) in self._ciphers else self.keys + key
+        return tuple(name.hex() for name in self._keys)
 
     def only(self, digest: str) -> bytes:
-        """That key alone. Raises ``InvariantError`` if it is not here."""
-        if digest not in self._ciphers:
-            raise errors.InvariantError(f"this manager lacks the key {digest} that secrets are sealed with")
-        at = self.digests.index(digest) * KEY_BYTES
-        return self.keys[at : at + KEY_BYTES]
+        """That key alone, or the first one if ``digest`` is empty. Raises ``InvariantError`` if it is not here."""
+        return self._key(bytes.fromhex(digest or self.digests[0]))
 
     def change(self, keys: bytes) -> None:
         """Open with these from now on."""
         self._set(keys)
 
     def seal(self, key: str, plain: bytes, digest: str = "") -> bytes:
-        """Format byte, nonce, ciphertext with tag: 29 bytes more than ``plain``. With the first key unless ``digest`` names
-        another. Raises ``InvariantError`` if that is not here."""
-        cipher = self._ciphers.get(digest or self.digests[0])
-        if cipher is None:
-            raise errors.InvariantError(f"this manager lacks the key {digest} that secrets are sealed with")
+        """Format byte, name of the key, salt, nonce, ciphertext with tag: 53 bytes more than ``plain``. With the first key unless
+        ``digest`` names another. Raises ``InvariantError`` if that is not here."""
+        name = bytes.fromhex(digest) if digest else next(iter(self._keys))
+        writing = self._writing.get(name)
+        if writing is None or not writing.left or writing.process != os.getpid():
+            writing = self._writing[name] = self._begin(name)
+        writing.left -= 1
         nonce = self._entropy(_NONCE_BYTES)
-        return _FORMAT + nonce + cipher.encrypt(nonce, plain, key.encode())
+        return writing.head + nonce + writing.cipher.encrypt(nonce, plain, key.encode())
 
-    def is_sealed_with(self, digest: str, key: str, sealed: bytes) -> bool:
-        """Whether the value at the place ``key`` opens with that key (the first one if ``digest`` is empty)."""
-        return self._open(self._ciphers[digest or self.digests[0]], key, sealed) is not None
+    def is_sealed_with(self, digest: str, sealed: bytes) -> bool:
+        """Whether the value names that key (the first one if ``digest`` is empty); it may still not open."""
+        name = bytes.fromhex(digest) if digest else next(iter(self._keys))
+        return sealed.startswith(_FORMAT) and sealed[_NAME_AT] == name
 
     def unseal(self, key: str, sealed: bytes) -> bytes:
         """Raises ``InvariantError`` if the value was not sealed with one of these keys for this place."""
         if not sealed.startswith(_FORMAT):
-            raise errors.InvariantError(f"{key} is stored without encryption or in a newer format")
-        for cipher in self._ciphers.values():
-            if (plain := self._open(cipher, key, sealed)) is not None:
-                return plain
-        raise errors.InvariantError(f"{key} does not open with this manager's key: wrong key, or changed on disk")
+            raise errors.InvariantError(f"{key} is stored without encryption or in another format than this fleet's")
+        head = sealed[: _SALT_AT.stop]
+        cipher = self._derived.get(head)
+        if cipher is None and sealed[_NAME_AT] not in self._keys:
+            raise errors.InvariantError(f"{key} does not open: this manager lacks the key {sealed[_NAME_AT].hex()}")
+        try:
+            if cipher is None:
+                cipher = self._derive(self._key(sealed[_NAME_AT]), sealed[_SALT_AT])
+            plain = cipher.decrypt(sealed[_NONCE_AT], sealed[_NONCE_AT.stop :], key.encode())
+        except (InvalidTag, ValueError):
+            raise errors.InvariantError(
+                f"{key} does not open with this manager's key: wrong key, or changed on disk"
+            ) from None
+        if head not in self._derived:
+            if len(self._derived) >= _DERIVED_MAX:
+                del self._derived[next(iter(self._derived))]
+            self._derived[head] = cipher
+        return plain
+
+    def _begin(self, name: bytes) -> _Writing:
+        salt = self._entropy(_SALT_BYTES)
+        cipher = self._derive(self._key(name), salt)
+        return _Writing(head=_FORMAT + name + salt, cipher=cipher, left=_VALUES_A_SALT, process=os.getpid())
+
+    def _key(self, name: bytes) -> bytes:
+        key = self._keys.get(name)
+        if key is None:
+            raise errors.InvariantError(f"this manager lacks the key {name.hex()} that the state is sealed with")
+        return key
 
     @staticmethod
-    def _open(cipher: AESGCM, key: str, sealed: bytes) -> bytes | None:
-        nonce, data = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
-        try:
-            return cipher.decrypt(nonce, data, key.encode())
-        except (InvalidTag, ValueError):
-            return None
+    def _derive(key: bytes, salt: bytes) -> AESGCM:
+        return AESGCM(HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=salt, info=b"fleet sealed value").derive(key))
 
 
 def _check_keys(keys: bytes) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -56,15 +56,18 @@ _ANY_TRIES: Final = 16
 
 _PACKS_IN_FLIGHT: Final = 8
 
+_RESEALED_AT_ONCE: Final = 1000
+"""Objects of ``sealed_otherwise`` decoded without a pause for others: some 10 ms."""
+
 
 class Sealer(Protocol):
-    """Encryption of secret values at rest; the key is bound to the value, so values cannot be swapped."""
+    """Encryption of the state at rest; the key is bound to the value, so values cannot be swapped."""
 
     def seal(self, key: str, plain: bytes, digest: str = "") -> bytes:
         """What is stored; ``digest`` names the key to seal with."""
         ...
 
-    def is_sealed_with(self, digest: str, key: str, sealed: bytes) -> bool:
+    def is_sealed_with(self, digest: str, sealed: bytes) -> bool:
         """Whether that key was used."""
         ...
 
@@ -73,7 +76,6 @@ class Sealer(Protocol):
         ...
 
 
-_SEALED: Final = frozenset({Kind.SECRET, Kind.AUTHORITY, Kind.CLUSTER, Kind.LOGIN})
 _SEALING_PLACE: Final = f"{Kind.AUTHORITY.prefix}{SEALING_AUTHORITY}"
 
 
@@ -212,16 +214,15 @@ class Store:
         heapq.heappush(self._reached, (revision, self._ticket, future))
         await future
 
-    def seal(self, kind: Kind, key: str, plain: bytes) -> bytes:
+    def seal(self, key: str, plain: bytes) -> bytes:
         """The stored form of an encoded object."""
-        return self._sealer.seal(key, plain, self._present_key()) if self.is_sealed(kind) and self._sealer else plain
+        return self._sealer.seal(key, plain, self._present_key()) if self._sealer else plain
 
-    def is_sealed(self, kind: Kind) -> bool:
-        """Whether objects of the kind are encrypted at rest."""
-        return self._sealer is not None and kind in _SEALED
-
-    def sealing_condition(self) -> Compare:
-        """Holds while values are to be sealed with the key that ``seal`` uses: a part of every commit of sealed ones."""
+    def sealing_condition(self) -> Compare | None:
+        """Holds while values are to be sealed with the key that ``seal`` uses: a part of every commit that writes any. None where
+        nothing is sealed."""
+        if self._sealer is None:
+            return None
         authority = self.authorities.get(SEALING_AUTHORITY)
         return Compare(_SEALING_PLACE, authority.version.index if authority is not None else 0)
 
@@ -229,22 +230,15 @@ class Store:
         authority = self.authorities.get(SEALING_AUTHORITY)
         return authority.sealing.present if authority is not None and authority.sealing is not None else ""
 
-    async def sealed_otherwise(self) -> tuple[Stored, ...]:
-        """Objects whose stored form is of another key than ``seal`` uses, as the engine has them now."""
+    async def sealed_otherwise(self) -> AsyncIterator[tuple[Stored, ...]]:
+        """Objects whose stored form is of another key than ``seal`` uses, some at a time, as the engine has them now."""
         assert self._sealer is not None
-        found: list[Stored] = []
         digest = self._present_key()
-        for kind in _SEALED:
+        for kind in Kind:
             listing = await self._engine.list(kind.prefix)
-            found += [
-                msgspec.structs.replace(
-                    wire.decode(self._sealer.unseal(entry.key, entry.value), TYPE_OF[kind]),
-                    version=Version(index=entry.mod_revision),
-                )
-                for entry in listing.entries
-                if not self._sealer.is_sealed_with(digest, entry.key, entry.value)
-            ]
-        return tuple(found)
+            entries = [entry for entry in listing.entries if not self._sealer.is_sealed_with(digest, entry.value)]
+            for at in range(0, len(entries), _RESEALED_AT_ONCE):
+                yield tuple(self._decode(kind, entry) for entry in entries[at : at + _RESEALED_AT_ONCE])
 
     # -- writing
 
@@ -289,7 +283,7 @@ class Store:
         """Indexes in order, packed within the engine's bounds; no two of a pack touch one object."""
         pack: list[int] = []
         keys: set[str] = set()
-        room = self._engine.ops_max - (1 if self.fence is not None else 0)
+        room = self._engine.ops_max - (self.fence is not None) - (self._sealer is not None)
         weight = 0
         for index, tx in enumerate(txs):
             mine = {key for key, _ in tx}
@@ -421,16 +415,15 @@ class Store:
         if mine is not None and mine[0] == entry.value:
             return msgspec.structs.replace(mine[1], version=version)
         data = entry.value
-        if self._sealer is not None and self.is_sealed(kind):
+        if self._sealer is not None:
             data = self._sealer.unseal(entry.key, data)
         obj = wire.decode(data, TYPE_OF[kind])
         return msgspec.structs.replace(obj, version=version)
 
 
 def _cost(op: Op) -> int:
-    """Engine operations of a step, at most: the object and, where names are unique, its old name and its new one;
-    where it is sealed, the condition that the key has not changed."""
-    return 1 if op.step is Step.REQUIRE or op.kind in (Kind.TASK, Kind.NODE) else 4 if op.kind in _SEALED else 3
+    """Engine operations of a step, at most: the object and, where names are unique, its old name and its new one."""
+    return 1 if op.step is Step.REQUIRE or op.kind in (Kind.TASK, Kind.NODE) else 3
 
 
 def _kind_of(key: str) -> Kind | None:

@@ -111,10 +111,7 @@ def compile_transaction(tx: Transaction, store: Store) -> Compiled:
     deletes: list[str] = []
     written: dict[str, tuple[bytes, Stored]] = {}
     sealing = store.sealing_condition()
-    writes_sealed = names_sealing = False
     for key, op in tx:
-        names_sealing |= key == sealing.key
-        writes_sealed |= store.is_sealed(op.kind) and op.step not in (Step.REQUIRE, Step.DELETE)
         obj = op.obj
         old = store.table(op.kind).get(obj.id)
         if op.step is Step.CREATE:
@@ -128,10 +125,10 @@ def compile_transaction(tx: Transaction, store: Store) -> Compiled:
             deletes.append(key)
             continue
         plain = msgspec.structs.replace(obj, version=Version())
-        value = store.seal(op.kind, key, wire.encode(plain))
+        value = store.seal(key, wire.encode(plain))
         puts.append(Put(key, value))
         written[key] = (value, plain)
-    if writes_sealed and not names_sealing:
+    if sealing is not None and written and all(key != sealing.key for key, _ in tx):
         compares.append(sealing)
     return Compiled(Txn(compares=tuple(compares), puts=tuple(puts), deletes=tuple(deletes)), written)
 

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fleet.manager.leadership import LEADER_KEY, Leader
+from fleet.manager.sealing_rotation import is_rotating, next_sealing_key
 from fleet.model import wire
+from fleet.model.cluster import SEALING_AUTHORITY, Authority
 from fleet.model.node import NodeState
 from fleet.model.service import Service
 from fleet.model.task import Task, TaskState, is_runnable
 from fleet.store.engine import Deleted, WatchBatch
-from fleet.store.kinds import TYPE_OF, Kind
+from fleet.store.kinds import TYPE_OF, Kind, key_of
+from fleet.store.sealing import AesSealer, key_digest
+from simulation.host import FIRST_KEY
 
 if TYPE_CHECKING:
     from simulation.host import Container, Host
@@ -41,6 +45,9 @@ class Checkers:
         self._swapped: dict[tuple[str, int], str] = {}
         self.labels: defaultdict[str, set[str]] = defaultdict(set)
         """Config id -> every value that was ever durable."""
+        self._openers = {key_digest(FIRST_KEY): AesSealer(FIRST_KEY)}
+        self._sealed_with: dict[str, str] = {}
+        """Key -> the name of what its value is sealed with."""
 
     # -- after each change of the state
 
@@ -59,7 +66,7 @@ class Checkers:
                 self.objects[kind].pop(id_, None)
                 new = None
             else:
-                new = self.objects[kind][id_] = wire.decode(event.value, TYPE_OF[kind])
+                new = self.objects[kind][id_] = wire.decode(self._opened(event.key, event.value), TYPE_OF[kind])
             if kind is Kind.TASK:
                 self._author(author, id_)
                 self._task(old, new)
@@ -68,6 +75,8 @@ class Checkers:
                 self._unready_at[id_] = self._world.loop.time()
             elif kind is Kind.SERVICE and new is not None and _starts_first(new):
                 self._ever_start_first.add(id_)
+            elif kind is Kind.AUTHORITY and new is not None:
+                self._learn_key(new)
             elif kind is Kind.CONFIG and new is not None:
                 self.labels[id_].add(new.spec.labels.get("value", ""))
         for service_id in sorted(touched):
@@ -111,6 +120,30 @@ class Checkers:
             self._world.fail(
                 f"slot {task.slot} of {task.service_name}: {len(failed)} tasks failed, {policy.max_attempts} restarts allowed"
             )
+
+    # -- what the state is sealed with
+
+    def _opened(self, key: str, value: bytes) -> bytes:
+        """Every manager can open it, now and after a restart."""
+        name = next((name for name, opener in self._openers.items() if opener.is_sealed_with(name, value)), "")
+        lacking = [host.name for host in self._world.hosts if host.is_manager and name not in host.sealing_names]
+        if lacking:
+            self._world.fail(f"{key} is sealed with {name or 'an unknown key'}, which {lacking} lack")
+        self._sealed_with[key] = name
+        return self._openers[name].unseal(key, value)
+
+    def _learn_key(self, authority: Authority) -> None:
+        if authority.sealing is not None and (key := next_sealing_key(authority.sealing)) is not None:
+            self._openers[key_digest(key)] = AesSealer(key)
+
+    def not_sealed_alike(self) -> str:
+        """Why not: each rotation has come to its end, and nobody keeps a key that opens nothing."""
+        authority = self.objects[Kind.AUTHORITY].get(SEALING_AUTHORITY)
+        if is_rotating(authority):
+            return "the sealing key is being rotated"
+        names = {self._sealed_with[key_of(obj)] for objects in self.objects.values() for obj in objects.values()}
+        kept = {host.sealing_names for host in self._world.hosts if host.is_manager}
+        return "" if len(names) == 1 and kept == {tuple(names)} else f"sealed with {sorted(names)}, kept are {kept}"
 
     def tasks_of(self, service_id: str) -> Iterator[Task]:
         return (task for task in self.objects[Kind.TASK].values() if task.service_id == service_id)

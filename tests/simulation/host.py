@@ -7,6 +7,7 @@ Simulated is what those stand on: the state engine, the wires, the container eng
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,11 +23,12 @@ from fleet.agent.worker import Worker
 from fleet.api import dispatch
 from fleet.manager.dispatcher import ChannelClosed
 from fleet.manager.role import ManagerRole, NotLeadingError
+from fleet.manager.sealing_rotation import keep_sealing_keys
 from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import NodeDescription, NodeResources
 from fleet.model.task import ContainerStatus, Task, TaskStatus
 from fleet.network.topology import NetworkSpec, NetworkState, PublishedPort
-from fleet.store import Store
+from fleet.store import AesSealer, Kind, Store
 from simulation.engine import SimEngine
 from simulation.loop import Process, SimLoop
 from simulation.network import Listener, ManagerEnd
@@ -34,7 +36,10 @@ from simulation.network import Listener, ManagerEnd
 if TYPE_CHECKING:
     from simulation.world import World
 
-__all__ = ["Container", "Host", "SimClock"]
+__all__ = ["FIRST_KEY", "Container", "Host", "SimClock"]
+
+FIRST_KEY = b"k" * 32
+"""What the managers' state is sealed with from the beginning."""
 
 _EPOCH = datetime(2026, 5, 1, 12, tzinfo=UTC)
 _RESTART_S = 1.0
@@ -55,6 +60,11 @@ class SimClock:
 
     async def sleep(self, duration_s: float) -> None:
         await asyncio.sleep(duration_s)
+
+
+@functools.cache
+def _names(keys: bytes) -> tuple[str, ...]:
+    return AesSealer(keys).digests
 
 
 @dataclass(eq=False)
@@ -217,6 +227,8 @@ class Host:
         self.is_manager = is_manager
         self.clock = SimClock(world.loop)
         self.disk = Disk(world.chance)
+        self.sealing_keys = FIRST_KEY if is_manager else b""
+        """As its disk has them, durably."""
         self.containers: dict[str, Container] = {}
         self.slowness = 1.0
         self.has_power = True
@@ -230,6 +242,10 @@ class Host:
     @property
     def address(self) -> str:
         return f"{self.name}:2377"
+
+    @property
+    def sealing_names(self) -> tuple[str, ...]:
+        return _names(self.sealing_keys)
 
     def start(self) -> None:
         if self.process is None and self.has_power:
@@ -269,11 +285,10 @@ class Host:
                 if self.is_manager:
                     group.create_task(self._manager(process))
         except* errors.InvariantError as group_of:
-            self.world.fail(f"{self.name}: {group_of.exceptions[0]}")
+            first = _first(group_of)
+            self.world.fail(f"{self.name}: {first}", cause=first)
         except* Exception as group_of:  # noqa: BLE001 - whatever ends fleetd is looked at
-            first: BaseException = group_of
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
+            first = _first(group_of)
             self.world.note(f"{self.name}: fleetd ends: {type(first).__name__}: {first}")
             if not isinstance(first, errors.FleetError):
                 self.world.fail(f"{self.name}: {type(first).__name__}: {first}", cause=first)
@@ -284,10 +299,11 @@ class Host:
     async def _manager(self, process: Process) -> None:
         world = self.world
         engine = SimEngine(world.truth, self.name, lambda: world.reaches_majority(self.name))
+        sealer = AesSealer(self.sealing_keys, entropy=world.nonces.randbytes)
         while True:
             try:
                 await engine.start()
-                store = await Store.open(engine)
+                store = await Store.open(engine, sealer=sealer)
                 break
             except errors.UnavailableError:
                 await self.clock.sleep(1.0)
@@ -322,7 +338,23 @@ class Host:
                 await channel.close(str(cause))
 
         world.network.listeners[self.name] = Listener(self.name, process, serve)
-        await role.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(role.run())
+            group.create_task(self._keep_keys(store, sealer))
+
+    async def _keep_keys(self, store: Store, sealer: AesSealer) -> None:
+        async def save(keys: bytes) -> None:
+            await asyncio.sleep(self.world.chance.uniform(0.001, 0.05))
+            self.sealing_keys = keys
+
+        with store.subscribe(Kind.AUTHORITY, Kind.NODE) as changes:
+            while True:
+                try:
+                    await keep_sealing_keys(store, sealer, self.clock, self.node_id, save=save)
+                except (errors.UnavailableError, errors.ConflictError):
+                    await self.clock.sleep(1.0)
+                    continue
+                await changes.wait()
 
     async def _agent(self, process: Process) -> None:
         world = self.world
@@ -362,6 +394,12 @@ class Host:
 
     def running(self) -> dict[str, Container]:
         return {name: c for name, c in self.containers.items() if c.state == "running"}
+
+
+def _first(cause: BaseException) -> BaseException:
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return cause
 
 
 Starter = Callable[[Host, Container], None]

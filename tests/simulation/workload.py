@@ -61,6 +61,7 @@ class Workload:
             )
             kinds += (self._create_service, self._change_service, self._change_service, self._change_service)
             kinds += (self._change_service, self._remove_service, self._change_node, self._create_network)
+            kinds += (self._rotate_sealing_key,)
             await self._chance.choice(kinds)()
 
     async def ask(self, call: Callable[[ControlApi], Awaitable[Any]], *, host: str = "") -> tuple[str, Any]:
@@ -238,3 +239,10 @@ class Workload:
         if len(self._world.network_names()) < 2:
             name = self._name("n")
             await self.ask(lambda api: api.networks.create(NetworkSpec(name=name, driver="overlay", scope="swarm")))
+
+    async def _rotate_sealing_key(self) -> None:
+        async def rotate(api: ControlApi) -> Any:
+            cluster = api.cluster.find()
+            return await api.cluster.update(cluster.spec, version=cluster.version.index, rotate_sealing_key=True)
+
+        await self.ask(rotate)

@@ -29,11 +29,11 @@ from fleet.model.node import (
 from fleet.model.service import Service, UpdateConfig
 from fleet.model.task import Task, TaskState, is_runnable
 from fleet.orchestrator.update import is_paused
-from fleet.store import Store, Transaction
+from fleet.store import AesSealer, Store, Transaction
 from fleet.store.kinds import Kind
 from simulation.checkers import Checkers
 from simulation.engine import SimEngine, Truth
-from simulation.host import Container, Host
+from simulation.host import FIRST_KEY, Container, Host
 from simulation.loop import SimLoop, Stuck
 from simulation.nemesis import Nemesis
 from simulation.network import Network
@@ -73,6 +73,7 @@ class World:
     def __init__(self, loop: SimLoop, seed: int) -> None:
         self.loop = loop
         self.chance = random.Random(seed)
+        self.nonces = random.Random(seed)
         random.seed(seed)  # what the agent spreads load with
         loop.thread_delay = lambda: self.chance.uniform(0.0, 0.02)
         self.network = Network(loop, self.chance)
@@ -142,7 +143,7 @@ class World:
     async def _found(self) -> None:
         engine = SimEngine(self.truth, "", lambda: True)
         await engine.start()
-        store = await Store.open(engine)
+        store = await Store.open(engine, sealer=AesSealer(FIRST_KEY, entropy=self.nonces.randbytes))
         now = self.hosts[0].clock.now()
         tx = Transaction().create(Cluster(id=ClusterId("c" * 25), created_at=now, updated_at=now))
         spec = NetworkSpec(name=INGRESS_NETWORK_NAME, driver="overlay", scope="swarm", ingress=True)
@@ -229,6 +230,8 @@ class World:
 
     def not_converged(self) -> str:
         objects = self.checkers.objects
+        if why := self.checkers.not_sealed_alike():
+            return why
         for node in objects[Kind.NODE].values():
             if node.status.state is not NodeState.READY:
                 return f"{node.id} is {node.status.state}"

@@ -29,9 +29,16 @@ class SealingLoop:
                 await changes_until(subscription, self._clock, None)
 
     async def _advance(self) -> None:
-        while steps := await next_sealing_steps(self._store, self._clock.now()):
+        while await self._round():
+            pass
+
+    async def _round(self) -> bool:
+        wrote = False
+        async for steps in next_sealing_steps(self._store, self._clock.now()):
+            wrote = True
             results = await self._store.commit_all(steps)
             log.info("sealing key: a step of its rotation", written=len(steps))
             for result in results:
                 if isinstance(result, errors.FleetError) and not isinstance(result, errors.ConflictError):
                     raise result
+        return wrote

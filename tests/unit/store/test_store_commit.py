@@ -272,8 +272,8 @@ class Rot13Sealer:
     def seal(self, key: str, plain: bytes, digest: str = "") -> bytes:
         return key.encode() + bytes(byte ^ 0x55 for byte in plain)
 
-    def is_sealed_with(self, digest: str, key: str, sealed: bytes) -> bool:
-        return sealed.startswith(key.encode())
+    def is_sealed_with(self, digest: str, sealed: bytes) -> bool:
+        return not sealed.startswith(b"{")
 
     def unseal(self, key: str, sealed: bytes) -> bytes:
         assert sealed.startswith(key.encode())

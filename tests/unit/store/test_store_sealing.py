@@ -11,7 +11,7 @@ from support.memory_engine import MemoryEngine
 from support.objects import make_secret, make_task
 
 from fleet import errors
-from fleet.store import AesSealer, EngineFailedError, Put, Store, Transaction, Txn, load_or_create_key
+from fleet.store import AesSealer, EngineFailedError, Put, Store, Transaction, Txn, load_or_create_key, sealing
 from fleet.store.sealing import KEY_BYTES, save_key
 
 KEY = b"k" * 32
@@ -21,7 +21,7 @@ def test_what_is_sealed_opens_again_and_shows_nothing() -> None:
     sealer = AesSealer(KEY)
     sealed = sealer.seal("/a", b"hunter2" * 10)
     assert b"hunter" not in sealed
-    assert len(sealed) == 70 + 29
+    assert len(sealed) == 70 + 53
     assert sealer.unseal("/a", sealed) == b"hunter2" * 10
     assert sealer.seal("/a", b"hunter2" * 10) != sealed
     assert "kkk" not in repr(sealer)
@@ -47,24 +47,45 @@ def test_plain_values_are_refused() -> None:
         AesSealer(KEY).unseal("/a", b'{"ID":"x"}')
 
 
-def test_a_store_keeps_secrets_sealed_and_opens_only_with_the_key() -> None:
+def test_the_salt_is_another_one_after_a_million_values_and_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealing, "_VALUES_A_SALT", 3)
+    sealer = AesSealer(KEY)
+    sealed = [sealer.seal("/a", b"x") for _ in range(7)]
+    heads = [value[:25] for value in sealed]
+    assert len(set(heads)) == 3 and heads[0] == heads[2] != heads[3]
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    child = sealer.seal("/a", b"x")
+    assert child[:25] not in heads
+    other = AesSealer(KEY)
+    assert {other.unseal("/a", value) for value in [*sealed, child]} == {b"x"}
+
+
+def test_of_the_keys_that_values_are_opened_with_a_bounded_number_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealing, "_VALUES_A_SALT", 1)
+    monkeypatch.setattr(sealing, "_DERIVED_MAX", 3)
+    sealer = AesSealer(KEY)
+    sealed = [sealer.seal("/a", str(number).encode()) for number in range(9)]
+    for _ in range(2):
+        assert [sealer.unseal("/a", value) for value in sealed] == [str(number).encode() for number in range(9)]
+        assert len(sealer._derived) == 3
+
+
+def test_a_store_keeps_everything_sealed_and_opens_only_with_the_key() -> None:
     async def main() -> None:
         engine = MemoryEngine()
         await engine.start()
         store = await Store.open(engine, sealer=AesSealer(KEY))
         await store.commit(Transaction().create(make_secret("s", data=b"hunter2")).create(make_task("t")))
-        secret, task = await engine.get("/fleet/secret/secret-s"), await engine.get("/fleet/task/t")
-        assert secret is not None
-        assert task is not None
-        assert b"Spec" not in secret.value
-        assert b"Spec" in task.value
+        entries = (await engine.list("/")).entries
+        assert {entry.key for entry in entries} == {"/fleet/secret/secret-s", "/fleet/name/secret/s", "/fleet/task/t"}
+        assert not [entry for entry in entries if b"Spec" in entry.value or b"hunter2" in entry.value]
         await store.close()
         again = await Store.open(engine, sealer=AesSealer(KEY))
         assert again.secrets.find("s").spec.data == b"hunter2"
         with pytest.raises(errors.InvariantError):
             await Store.open(engine, sealer=AesSealer(b"o" * 32))
         # A value planted behind the store's back ends the store rather than being believed.
-        await engine.commit(Txn(puts=(Put("/fleet/secret/planted", b"{}"),)))
+        await engine.commit(Txn(puts=(Put("/fleet/task/planted", b"{}"),)))
         assert "planted" in str(await again.failed())
         with pytest.raises(EngineFailedError):
             await again.commit(Transaction().create(make_task("u")))
