@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterable
@@ -134,23 +135,29 @@ _FILES = click.option(
     "--resolve-image",
     type=click.Choice(["always", "changed", "never"]),
     default="always",
-    help="Accepted for Docker's sake; stacks take image names as they are (write NAME@sha256:... to pin one).",
+    show_default=True,
+    help="Note what a tag means now, so that all nodes run the same bytes: for all images, those newly named, or none.",
 )
 @click.argument("name", metavar="STACK")
 @pass_app
 def deploy(app: App, *, name: str, paths: tuple[str, ...], prune: bool, dry_run: bool, **flags: Any) -> int:
     """Make the stack as the Compose files say; what is so already is left alone."""
+    from fleet.cli.pinning import pin_services
     from fleet.cli.stack_plan import plan_stack
 
     wanted = _convert(app, paths, _checked_name(name))
     existing = _existing(app.client, wanted)
     networks = {item["Name"]: str(item["Id"]) for item in existing.networks}
     networks |= _external_networks(app.client, wanted)
+    running = [item["Spec"]["TaskTemplate"].get("ContainerSpec", {}).get("Image", "") for item in existing.services]
+    with_auth, mode = flags["with_registry_auth"], flags["resolve_image"]
+    services = pin_services(app, wanted.services, running=running, mode=mode, with_auth=with_auth)
+    wanted = dataclasses.replace(wanted, services=services)
     changes = plan_stack(wanted, existing, prune=prune)
     if dry_run:
         _show_plan(changes)
         return 0
-    deployment = _Deployment(app, wanted, networks=networks, with_auth=flags["with_registry_auth"])
+    deployment = _Deployment(app, wanted, networks=networks, with_auth=with_auth)
     for change in changes:
         deployment.do(change)
     if not deployment.changed:

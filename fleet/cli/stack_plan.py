@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from fleet import errors
+from fleet.cli.pinning import is_pin_of
 from fleet.compose.convert import Stack
 from fleet.model import wire
 from fleet.model.network import NetworkSpec
@@ -156,8 +157,7 @@ def _carry_over(wanted: ServiceSpec, current: ServiceSpec) -> ServiceSpec:
     """Keep the restart counter, and the digest and platforms that were settled for an image the file still names the same."""
     template = msgspec.structs.replace(wanted.task_template, force_update=current.task_template.force_update)
     image, pinned = template.container_spec.image, current.task_template.container_spec.image
-    tagged = image if ":" in image.rpartition("/")[2] else f"{image}:latest"
-    if "@" not in image and pinned.partition("@")[0] in (image, tagged):
+    if image == pinned or is_pin_of(pinned, image):
         template = msgspec.structs.replace(
             template,
             container_spec=msgspec.structs.replace(template.container_spec, image=pinned),

@@ -51,6 +51,10 @@ _CATCH_UP_S: Final = 5.0
 
 _REMOVAL_S: Final = 0.25
 
+_FEED_S: Final = 5.0
+_FEED_TRIES: Final = 6
+"""A feed that shows for so many times so long not what the engine has confirmed, while the engine answers, is stuck."""
+
 _ANY_TRIES: Final = 16
 """Rounds of a ``replace_any`` against concurrent writers before giving up."""
 
@@ -276,8 +280,26 @@ class Store:
                     del self._written[key]
             raise
         if txn.puts or txn.deletes:  # else the revision may be one that the watch never shows
-            await self.wait_revision(revision)
+            await self._show(revision)
         return revision
+
+    async def _show(self, revision: int) -> None:
+        """Wait for the tables. Where the feed is stuck the store fails, so that another manager takes over (RFT-11); an engine
+        that does not answer is waited for: it may be cut off, and everything is read from the tables until it is back."""
+        answers = 0
+        while answers < _FEED_TRIES:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FEED_S):
+                    return await self.wait_revision(revision)
+            try:
+                await self._engine.list(_SEALING_PLACE)
+            except errors.UnavailableError:
+                answers = 0
+            else:
+                answers += 1
+        stuck = EngineFailedError(f"its feed is stuck at revision {self.revision}, {revision} was confirmed")
+        self._fail(stuck)
+        raise stuck
 
     def _packs(self, txs: Sequence[Transaction]) -> Iterable[list[int]]:
         """Indexes in order, packed within the engine's bounds; no two of a pack touch one object."""

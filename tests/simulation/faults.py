@@ -70,11 +70,6 @@ def _left_over() -> None:
     job._stop_others = lambda *_, **__: None  # type: ignore[assignment]
 
 
-def _late_seals() -> None:
-    """A value that was sealed with the key before the present one may still be written."""
-    store.Store.sealing_condition = lambda self: None  # type: ignore[method-assign,assignment]
-
-
 FAULTS: dict[str, Callable[[], None]] = {
     fault.__name__.removeprefix("_").replace("_", "-"): fault
     for fault in (
@@ -84,6 +79,5 @@ FAULTS: dict[str, Callable[[], None]] = {
         _forgetful,
         _hasty_addresses,
         _left_over,
-        _late_seals,
     )
 }

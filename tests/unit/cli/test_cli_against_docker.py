@@ -294,7 +294,7 @@ def test_stack_deploy(fleet: Any, docker: Any, engine: FakeEngine, tmp_path: Pat
     engine.on("POST", "/networks/create", lambda request: Reply(201, {"Id": request.body["Name"]}))
     docker("stack", "deploy", "--resolve-image", "never", "--detach", "-c", str(path), "s")
     their_networks, theirs = networks(engine), specs(engine)
-    ran = fleet("stack", "deploy", "-d", "-c", str(path), "s", environment={"OWN": "1"})
+    ran = fleet("stack", "deploy", "-d", "--resolve-image=never", "-c", str(path), "s", environment={"OWN": "1"})
     assert (ran.code, ran.err) == (0, "")
     our_networks, ours = networks(engine), specs(engine)
     for mine, other in zip(our_networks, their_networks, strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fleet.cli import stack as stack_module
-from tests.support.fake_engine import FakeEngine, Reply, Request
+from tests.support.fake_engine import DIGEST, FakeEngine, Reply, Request
 
 LABEL = "com.docker.stack.namespace"
 FILE = """
@@ -153,18 +153,45 @@ def test_digest_and_platforms_settled_for_the_image_are_no_change(
     fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
 ) -> None:
     deploy(fleet, folder)
-    cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] = "img:1@sha256:ab"
-    cluster.kept["services"][0]["Spec"]["TaskTemplate"]["Placement"] = {"Platforms": [{"OS": "linux"}]}
-    cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ForceUpdate"] = 4
+    template = cluster.kept["services"][0]["Spec"]["TaskTemplate"]
+    assert template["ContainerSpec"]["Image"] == f"img:1@{DIGEST}"
+    template["Placement"] = {"Platforms": [{"OS": "linux"}]}
+    template["ForceUpdate"] = 4
     assert "Keeping service s_web (unchanged)" in deploy(fleet, folder).out
+
+
+def test_when_images_are_looked_up_again(fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path) -> None:
+    deploy(fleet, folder, "--resolve-image=never")
+    container = cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ContainerSpec"]
+    assert container["Image"] == "img:1"
+    container["Image"] = "img:1@sha256:ab"  # the tag has moved since
+    for mode in ("never", "changed"):
+        assert "Keeping service s_web (unchanged)" in deploy(fleet, folder, f"--resolve-image={mode}").out
+    ran = deploy(fleet, folder, "--dry-run")
+    assert f'ContainerSpec.Image: "img:1@sha256:ab" -> "img:1@{DIGEST}'[:60] in ran.out
+    assert "Updating service s_web" in deploy(fleet, folder, "--resolve-image=always").out
+    (folder / "stack.yml").write_text(FILE.replace("img:1", "img:2"))
+    deploy(fleet, folder, "--resolve-image=changed")
+    assert cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == f"img:2@{DIGEST}"
+    assert len(engine.sent("GET", "/distribution/img:2/json")) == 1
+
+
+def test_an_image_that_nobody_knows_now_stays_as_it_was_settled(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
+) -> None:
+    deploy(fleet, folder)
+    engine.on("GET", "/distribution/.*", lambda _: Reply(500, {"message": "the registry is down"}))
+    ran = deploy(fleet, folder)
+    assert "Keeping service s_web (unchanged)" in ran.out
+    assert "could not be found on a node or a registry to record its digest (the registry is down)" in ran.err
 
 
 def test_latest_is_what_no_tag_means(fleet: Any, cluster: Cluster, folder: Path) -> None:
     (folder / "stack.yml").write_text(FILE.replace("img:1", "reg:5000/img"))
     deploy(fleet, folder)
     container = cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ContainerSpec"]
-    container["Image"] = "reg:5000/img:latest@sha256:ab"
-    assert "Keeping service s_web (unchanged)" in deploy(fleet, folder).out
+    assert container["Image"] == f"reg:5000/img:latest@{DIGEST}"
+    assert "Keeping service s_web (unchanged)" in deploy(fleet, folder, "--resolve-image=never").out
     container["Image"] = "reg:5000/img:2"
     assert "Updating service s_web" in deploy(fleet, folder).out
 
@@ -172,11 +199,11 @@ def test_latest_is_what_no_tag_means(fleet: Any, cluster: Cluster, folder: Path)
 def test_changed_service_is_updated_and_the_dry_run_says_how(
     fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
 ) -> None:
-    deploy(fleet, folder)
+    deploy(fleet, folder, "--resolve-image=never")
     cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ForceUpdate"] = 4
     (folder / "stack.yml").write_text(FILE.replace("replicas: 2", "replicas: 3").replace("img:1", "img:2"))
     engine.requests.clear()
-    ran = deploy(fleet, folder, "--dry-run")
+    ran = deploy(fleet, folder, "--dry-run", "--resolve-image=never")
     assert [line.strip() for line in ran.out.splitlines()] == [
         "keep    network s_front",
         "update  secret s_tok",
@@ -283,7 +310,9 @@ def test_warnings_and_variables(fleet: Any, engine: FakeEngine, cluster: Cluster
     (tmp_path / "f.yml").write_text("services:\n  web:\n    image: $REG/i:$TAG\n    privileged: true\n")
     ran = fleet("stack", "deploy", "-d", "-c", str(tmp_path / "f.yml"), "s", environment={"TAG": "own"})
     assert ran.err.startswith(f"Warning: {tmp_path}/f.yml:4: services.web.privileged is not honoured: ")
-    assert engine.sent("POST", "/services/create")[0].body["TaskTemplate"]["ContainerSpec"]["Image"] == "r/i:own"
+    assert (
+        engine.sent("POST", "/services/create")[0].body["TaskTemplate"]["ContainerSpec"]["Image"] == f"r/i:own@{DIGEST}"
+    )
 
 
 def test_config_prints_the_merged_file(fleet: Any, tmp_path: Path) -> None:

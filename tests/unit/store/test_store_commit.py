@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -10,7 +11,18 @@ from support.memory_engine import MemoryEngine
 from support.objects import make_network, make_node, make_secret, make_service, make_task
 
 from fleet import errors
-from fleet.store import Compare, EngineFailedError, Kind, Put, Store, Transaction, Txn
+from fleet.store import (
+    Compare,
+    EngineFailedError,
+    Kind,
+    Listing,
+    Put,
+    Store,
+    Transaction,
+    Txn,
+    WatchBatch,
+)
+from fleet.store import store as store_module
 
 replace = msgspec.structs.replace
 
@@ -264,6 +276,40 @@ def test_a_failed_engine_fails_the_store_and_says_why(run_store) -> None:
             await store.commit(Transaction().create(make_task("a")))
 
     run_store(body)
+
+
+class StuckEngine(MemoryEngine):
+    """Confirms writes and shows none of them; ``refuse_reads`` is how many reads find nobody first."""
+
+    refuse_reads = 0
+
+    async def list(self, prefix: str, *, at_revision: int | None = None) -> Listing:
+        if self.refuse_reads:
+            self.refuse_reads -= 1
+            raise errors.UnavailableError("no majority")
+        return await super().list(prefix, at_revision=at_revision)
+
+    async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[WatchBatch]:
+        await asyncio.Event().wait()
+        yield WatchBatch(0, ())
+
+
+def test_a_feed_that_stands_still_while_the_engine_answers_fails_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_FEED_S", 0.01)
+
+    async def main() -> None:
+        engine = StuckEngine()
+        await engine.start()
+        store = await Store.open(engine)
+        engine.refuse_reads = 30  # cut off: that is waited for
+        with pytest.raises(EngineFailedError, match="its feed is stuck at revision"):
+            await store.commit(Transaction().create(make_task("a")))
+        assert engine.refuse_reads == 0
+        assert "stuck" in str(await store.failed())
+        await store.close()
+        await engine.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
 
 
 class Rot13Sealer:
