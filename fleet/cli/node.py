@@ -8,6 +8,7 @@ import click
 
 from fleet.api.client import EngineClient
 from fleet.cli.app import App, filters_of, part, pass_app, retry_conflicts
+from fleet.cli.rebalance import rebalance
 from fleet.cli.render import each, echo, inspect_each, list_options, print_rows
 from fleet.cli.tasks import print_tasks, task_options
 
@@ -180,3 +181,6 @@ def ps(
     ids = [app.client.get(f"/nodes/{part(app.node_reference(name))}")["ID"] for name in names or ("self",)]
     tasks = app.client.get("/tasks", filters={**(filters_of(filters) or {}), "node": ids}) or []
     print_tasks(app.client, tasks, fmt=fmt, quiet=quiet, no_trunc=no_trunc, no_resolve=no_resolve)
+
+
+node.add_command(rebalance)

@@ -116,6 +116,8 @@ def _settings(spec: Json, flags: Json) -> Json:
     raft = {"SnapshotInterval": flags["snapshot_interval"], "KeepOldSnapshots": flags["max_snapshots"]}
     if given := {key: value for key, value in raft.items() if value is not None}:
         spec["Raft"] = {**(spec.get("Raft") or {}), **given}
+    if mode := flags.get("rebalance"):
+        spec["Labels"] = {**(spec.get("Labels") or {}), "fleet.rebalance": mode}
     if flags["autolock"] is not None:
         spec["EncryptionConfig"] = {"AutoLockManagers": flags["autolock"]}
     return spec
@@ -192,6 +194,11 @@ def leave(app: App, *, force: bool) -> None:
     "--dispatcher-heartbeat", type=DURATION, default=None, metavar="DURATION", help="Time between a node's heartbeats."
 )
 @click.option("--task-history-limit", type=int, default=None, metavar="N", help="Ended tasks kept per slot.")
+@click.option(
+    "--rebalance",
+    type=click.Choice(["off", "manual", "automatic"]),
+    help="Whether running tasks move to balance nodes, and who says when.",
+)
 @EXTERNAL_CA
 @snapshot_options
 @pass_app

@@ -25,7 +25,15 @@ from fleet.manager.dispatcher import Dispatcher, Tolerances
 from fleet.manager.external_ca import ExternalAuthority
 from fleet.manager.guests import Guests
 from fleet.manager.leadership import Leader, Leadership, is_refused
-from fleet.manager.loops import ManagersLoop, OrchestratorLoop, ReaperLoop, RotationLoop, SchedulerLoop, SealingLoop
+from fleet.manager.loops import (
+    ManagersLoop,
+    OrchestratorLoop,
+    ReaperLoop,
+    RebalanceLoop,
+    RotationLoop,
+    SchedulerLoop,
+    SealingLoop,
+)
 from fleet.manager.majority import Majority
 from fleet.manager.managers import MANAGERS_MAX, manager_addresses
 from fleet.manager.secret_drivers import SecretDrivers
@@ -160,6 +168,7 @@ class ManagerRole:
             "orchestrator": OrchestratorLoop(store, clock, self._entropy).run,
             "scheduler": SchedulerLoop(store, clock, is_connected=dispatcher.is_connected).run,
             "reaper": ReaperLoop(store, clock).run,
+            "rebalancer": RebalanceLoop(store, clock).run,
             "root rotation": RotationLoop(store, clock).run,
             "sealing key": SealingLoop(store, clock).run,
             "managers": ManagersLoop(

@@ -29,6 +29,7 @@ __all__ = [
     "JoinTokens",
     "OrchestrationConfig",
     "RaftConfig",
+    "Rebalance",
     "RootRotation",
     "SealingKey",
     "SwarmSpec",
@@ -100,6 +101,14 @@ class JoinTokens(Value, frozen=True, kw_only=True):
     manager: str = ""
 
 
+class Rebalance(Value, frozen=True, kw_only=True):
+    """What a person asked for last: tasks to move until there is nothing to gain. ``outcome`` is how it came to its end."""
+
+    requested_at: datetime
+    finished_at: datetime | None = None
+    outcome: str = ""
+
+
 class Cluster(Value, frozen=True, kw_only=True):
     id: ClusterId
     version: Version = Version()
@@ -118,6 +127,7 @@ class Cluster(Value, frozen=True, kw_only=True):
     sealing_key_rotation_in_progress: bool = False
     unlock_key: str = ""
     """What managers' keys on disk are locked with; empty while they are not."""
+    rebalance: Rebalance | None = None
 
 
 class RootRotation(Value, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ Ownership of a task's fields (one writer each):
 ``status`` up to *assigned*       the manager (allocator: pending, scheduler: assigned)
 ``status`` after that             the agent, except *orphaned* (manager, for a node that is gone for good)
 ``node_id``                       the scheduler, once (the orchestrator for global services)
+``move``                          the rebalancer begins it, the orchestrator goes on with it and ends it
 ``network_attachments``           the allocator, before *pending*
 """
 
@@ -25,6 +26,7 @@ __all__ = [
     "Attachment",
     "ContainerStatus",
     "Hold",
+    "Move",
     "PortStatus",
     "Task",
     "TaskState",
@@ -138,6 +140,18 @@ class Hold(Value, frozen=True, kw_only=True):
     """Release even if ``after_task`` has not stopped by then (RST-04)."""
 
 
+class Move(Value, frozen=True, kw_only=True):
+    """A running task is to leave its node though nothing is wrong there. Set by the rebalancer; the rest is the orchestrator's.
+
+    ``successor``: made to take its place, with start-first. ``ended``: why it stays where it is after all.
+    """
+
+    to: NodeId
+    since: datetime
+    successor: TaskId = TaskId("")
+    ended: str = ""
+
+
 class Task(Value, frozen=True, kw_only=True):
     """See the module. ``slot`` is 1.. for replicated services, 0 for global ones (keyed by node)."""
 
@@ -165,6 +179,14 @@ class Task(Value, frozen=True, kw_only=True):
     """The service's published ports as allocated when the task was made."""
     hold: Hold | None = None
     """Set by the orchestrator with desired state *ready*; cleared on release."""
+    move: Move | None = None
+    toward: NodeId = NodeId("")
+    """The node that the orchestrator would have it on; the scheduler takes another when that can not take it."""
+
+    @property
+    def is_moving(self) -> bool:
+        """To leave its node, which has not come about yet."""
+        return self.move is not None and not self.move.ended and is_runnable(self)
 
     @property
     def desired_outcome(self) -> TaskState:

@@ -23,6 +23,8 @@ class Place(enum.Enum):
     GOOD = "good"
     UNSUITABLE = "unsuitable"
     """Drained, or against its constraints: it must leave, and can be told so."""
+    MOVING = "moving"
+    """To leave it for a better one (``moves``)."""
     LOST = "lost"
     """Down or removed: it can not be told."""
 
@@ -38,7 +40,7 @@ def place_of(task: Task, view: ServiceView) -> Place:
         return Place.UNSUITABLE
     if task.spec.placement.constraints and not view.fits(task.spec, node):
         return Place.UNSUITABLE
-    return Place.GOOD
+    return Place.MOVING if task.is_moving else Place.GOOD
 
 
 def is_lost(node: Node | None) -> bool:

@@ -34,6 +34,7 @@ class WaitingFor(enum.StrEnum):
     UPDATE_DELAY = "update delay"
     UPDATE_MONITOR = "update monitor"
     UPDATE_PAUSED = "paused update"
+    MOVED_TASK = "moved task to run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,8 @@ class Plan:
 
     create: list[Task] = field(default_factory=list)
     release: list[Task] = field(default_factory=list)
+    move: list[Task] = field(default_factory=list)
+    """Their ``move`` goes on, or is given up."""
     shut_down: list[Task] = field(default_factory=list)
     remove: list[Task] = field(default_factory=list)
     orphan: list[Task] = field(default_factory=list)
@@ -74,7 +77,15 @@ class Plan:
 
     def tasks(self) -> Iterator[Task]:
         """All tasks of all buckets."""
-        for bucket in (self.create, self.release, self.shut_down, self.remove, self.orphan, self.delete_tasks):
+        for bucket in (
+            self.create,
+            self.release,
+            self.move,
+            self.shut_down,
+            self.remove,
+            self.orphan,
+            self.delete_tasks,
+        ):
             yield from bucket
 
     def explain(self) -> str:
@@ -84,6 +95,7 @@ class Plan:
         counts = {
             "created": self.create,
             "released": self.release,
+            "moving or staying": self.move,
             "shut down": self.shut_down,
             "marked for removal": self.remove,
             "orphaned": self.orphan,
@@ -120,6 +132,7 @@ def new_task(
     hold: Hold | None = None,
     follows: Task | None = None,
     like: Task | None = None,
+    toward: NodeId | None = None,
 ) -> Task:
     """A task for the slot, from the service's current spec, or made ``like`` another while an update is paused.
 
@@ -143,4 +156,5 @@ def new_task(
         status=TaskStatus(timestamp=now, state=TaskState.NEW, message="created"),
         desired_state=TaskState.READY if hold is not None else TaskState.RUNNING,
         hold=hold,
+        toward=toward or NodeId(""),
     )

@@ -34,6 +34,8 @@ def plan_replicated(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:
     paused = is_paused(service)
     for slot in kept.values():
         settle_slot(view, slot, plan, now=now, new_id=new_id, start_first=start_first, is_paused=paused)
+    if plan.move:
+        return plan  # written first: an update must not take a slot whose move is just begun, or given up for it
     free = (number for number in itertools.count(1) if number not in kept)
     for number in itertools.islice(free, min(service.spec.replicas - len(kept), CREATES_MAX)):
         plan.create.append(new_task(service, slot=number, now=now, new_id=new_id))
@@ -67,7 +69,7 @@ def _by_key(item: tuple[SlotKey, Slot]) -> str:
 
 
 def _best_task(view: ServiceView, slot: Slot) -> Task | None:
-    good = [task for task in slot.runnable if place_of(task, view) is Place.GOOD]
+    good = [task for task in slot.runnable if place_of(task, view) in (Place.GOOD, Place.MOVING)]
     return max(good, key=lambda task: task.status.state.rank, default=None)
 
 

@@ -54,7 +54,7 @@ def decide_replacement(
     if not _has_attempts_left(slot):
         return None
     delay = restart_delay(newest.spec)
-    if is_new_spec or delay <= timedelta(0) or place_of(newest, view) is not Place.GOOD:
+    if is_new_spec or delay <= timedelta(0) or place_of(newest, view) in (Place.UNSUITABLE, Place.LOST):
         return Replacement(None)
     # A task that failed while still held back does not shorten the wait: no tight loop on a bad image (RST-07).
     before = newest.hold.not_before if newest.hold is not None else None

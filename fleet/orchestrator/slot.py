@@ -9,6 +9,7 @@ from datetime import datetime
 
 from fleet.model.task import Task, TaskState
 from fleet.orchestrator.eviction import Place, place_of
+from fleet.orchestrator.moves import plan_move
 from fleet.orchestrator.plan import NewId, Plan, new_task
 from fleet.orchestrator.restart import OLD_TASK_PATIENCE, decide_replacement, plan_release
 from fleet.orchestrator.view import ServiceView, Slot
@@ -33,16 +34,23 @@ def settle_slot(
     """
     keepers: list[Task] = []
     leaving: list[Task] = []
+    moving: list[Task] = []
     for task in slot.tasks:
         if task.desired_state.rank > TaskState.RUNNING.rank:
             continue
         place = Place.LOST if task.status.state.is_terminal else place_of(task, view)
         if place is Place.GOOD:
             keepers.append(task)
+        elif place is Place.MOVING:
+            moving.append(task)
         elif place is Place.UNSUITABLE and start_first and task.status.state is TaskState.RUNNING:
             leaving.append(task)
         else:
             plan.want_shutdown(task, now=now)
+    if moving and not leaving:
+        plan_move(view, slot, moving[-1], [*moving[:-1], *keepers], plan, now=now, new_id=new_id, is_paused=is_paused)
+        return
+    keepers += moving
     if leaving:
         keepers = _see_off(view, slot, leaving, keepers, plan, now=now, is_paused=is_paused)
         leaving = [task for task in leaving if task.id not in {gone.id for gone in plan.shut_down[-len(slot.tasks) :]}]

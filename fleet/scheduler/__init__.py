@@ -10,6 +10,7 @@
 ``pool``         all nodes, kept through events
 ``place``        the decision
 ``explain``      every node's reasons, for a person
+``rebalance``    which running tasks would lie better elsewhere
 
-Not here: which tasks should exist (orchestrator), addresses (allocator), preemption, moving what runs.
+Not here: which tasks should exist (orchestrator), addresses (allocator), preemption, doing a move (orchestrator).
 """

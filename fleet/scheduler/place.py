@@ -2,7 +2,8 @@
 
 Like tasks (one version of one service) are placed as a group from indexes that outlive the pass: no node is looked at but
 those that changed since and those that are chosen (SCH-13). Tasks that come with a node (global services) are validated
-first, because nothing else can take their place (SCH-16). Nothing is ever moved or preempted.
+first, because nothing else can take their place (SCH-16). Tasks that are moved to a node (``rebalance``) get that, or else are
+placed like others.
 """
 
 from __future__ import annotations
@@ -46,14 +47,19 @@ def place(
     drivers = network_drivers or {}
     result = Placements()
     preassigned: list[Task] = []
+    directed: list[Task] = []
     groups: dict[tuple[ServiceId, int, tuple[PortConfig, ...]], list[Task]] = {}
     for task in sorted(tasks, key=lambda task: (task.created_at, task.slot, task.id)):
         if task.node_id:
             preassigned.append(task)
+        elif task.toward:
+            directed.append(task)
         else:
             groups.setdefault((task.service_id, task.spec_version, task.ports), []).append(task)
     for task in preassigned:
         _guarded(_validate, [task], pool, drivers, result)
+    for task in directed:
+        _guarded(_place_toward, [task], pool, drivers, result)
     for group in groups.values():
         _guarded(_place_group, group, pool, drivers, result)
     return result
@@ -91,6 +97,16 @@ def _validate(tasks: list[Task], pool: NodePool, demand: Demand, result: Placeme
         else:
             _assume(task, view, pool, result)
             pool.touch_all(task.service_id, {view.node.id})
+
+
+def _place_toward(tasks: list[Task], pool: NodePool, demand: Demand, result: Placements) -> None:
+    (task,) = tasks
+    view = pool.get(task.toward)
+    if view is None or failing_filter(demand, view) is not None:
+        _place_group(tasks, pool, demand, result)
+        return
+    _assume(task, view, pool, result)
+    pool.touch_all(task.service_id, {view.node.id})
 
 
 def _place_group(tasks: list[Task], pool: NodePool, demand: Demand, result: Placements) -> None:

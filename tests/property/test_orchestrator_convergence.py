@@ -17,9 +17,10 @@ from support.orchestrated import Cluster, S
 
 from fleet.manager.loops.writing import transactions_of
 from fleet.model.common import SECOND_NS
+from fleet.model.ids import NodeId
 from fleet.model.node import Availability, Node, NodeState
 from fleet.model.service import ReplicatedMode, RestartPolicy, Service, ServiceMode, TaskSpec, UpdateConfig
-from fleet.model.task import Task, TaskState, is_runnable
+from fleet.model.task import Move, Task, TaskState, is_runnable
 from fleet.orchestrator.check_plan import check_plan
 from fleet.orchestrator.eviction import Place, place_of
 from fleet.orchestrator.service import plan_service
@@ -96,6 +97,14 @@ class Orchestration(RuleBasedStateMachine):
         view = self.cluster.view
         tasks = (t for t in self.cluster.tasks.values() if is_runnable(t) and not view.is_stale(t))
         return Counter(slot_key(task) for task in tasks if place_of(task, view) is Place.GOOD)
+
+    @rule(data=st.data(), to=node_names)
+    def rebalancer_marks_a_task(self, data: st.DataObject, to: str) -> None:
+        alone = [t for t in self.cluster.running() if t.slot and not t.is_moving]
+        if alone:
+            task = data.draw(st.sampled_from(alone))
+            mark = Move(to=NodeId(to), since=self.cluster.now)
+            self.cluster.tasks[task.id] = msgspec.structs.replace(task, move=mark)
 
     @rule()
     def reap(self) -> None:

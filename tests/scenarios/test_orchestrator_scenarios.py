@@ -10,6 +10,7 @@ instead; the difference is then reviewed as prose. Time goes on only while somet
     fail SLOT | complete SLOT    the slot's running task ends
     drain|activate|down|up|remove NODE
     scale N | image NAME    as a user would
+    move SLOT NODE          the slot's task is to go there for balance; ``stuck NODE``: what is placed there never runs
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from support.decision_builders import a_node, a_service, a_task_spec
 from support.orchestrated import Cluster, S
 
 from fleet.model.common import SECOND_NS
+from fleet.model.ids import NodeId
 from fleet.model.node import Availability, Node, NodeState
 from fleet.model.service import ReplicatedMode, RestartPolicy, ServiceMode, UpdateConfig
-from fleet.model.task import Task, TaskState
+from fleet.model.task import Move, Task, TaskState
 from fleet.orchestrator.plan import Plan
 
 FOLDER = Path(__file__).parent / "orchestrator"
@@ -73,6 +75,13 @@ class Scenario:
                 yield from self.change(words[0], lambda n: _replace_status(n, state=state))
             case "remove":
                 yield from self.change(words[0], lambda n: msgspec.structs.replace(n, removed=True))
+            case "move":
+                task = next(t for t in self.cluster.running() if str(t.slot) == words[0])
+                mark = Move(to=NodeId(words[1]), since=self.cluster.now)
+                self.cluster.tasks[task.id] = msgspec.structs.replace(task, move=mark)
+                yield from self.rest()
+            case "stuck":
+                self.cluster.stuck.update(map(NodeId, words))
             case "scale":
                 self.cluster.update(mode=ServiceMode(replicated=ReplicatedMode(replicas=int(words[0]))))
                 yield from self.rest()
@@ -138,11 +147,13 @@ class Scenario:
             yield self.line(task, f"made from {task.spec.container_spec.image}{self.hold(task)}")
         for word, tasks in (
             ("may run", plan.release),
+            ("stays", [task for task in plan.move if task.move and task.move.ended]),
             ("is to stop", plan.shut_down),
             ("is to be removed", plan.remove),
         ):
             for task in tasks:
-                yield self.line(task, word)
+                why = f" ({self.short(task.move.ended)})" if word == "stays" and task.move else ""
+                yield self.line(task, word + why)
         for service in plan.changed_services:
             status = service.update_status
             assert status is not None

@@ -35,6 +35,8 @@ class Cluster:
         self.nodes = {node.id: node for node in nodes}
         self.tasks: dict[TaskId, Task] = {task.id: task for task in tasks}
         self.now = NOW + timedelta(hours=1)
+        self.stuck: set[NodeId] = set()
+        """Nodes on which nothing comes to run."""
         self._ids = 0
 
     # -- what planning does
@@ -122,7 +124,7 @@ class Cluster:
             if state.is_terminal or (unwanted and state.rank < S.ASSIGNED.rank):
                 continue
             if state.rank < S.ASSIGNED.rank:
-                node_id = task.node_id or (node_for(task) if node_for else self._emptiest(task))
+                node_id = task.node_id or (node_for(task) if node_for else self._chosen(task))
                 if node_id:
                     self.assign(task, node_id)
                     moved = True
@@ -133,7 +135,7 @@ class Cluster:
             if unwanted:
                 self.observe(task, S.SHUTDOWN)
                 moved = True
-            elif state.rank < task.desired_state.rank:
+            elif state.rank < task.desired_state.rank and task.node_id not in self.stuck:
                 self.observe(task, task.desired_state)
                 moved = True
         return moved
@@ -148,6 +150,12 @@ class Cluster:
                     return
                 self.now = max(self.now, plan.wake_at)
         raise AssertionError(f"no rest within {rounds} rounds")
+
+    def _chosen(self, task: Task) -> str:
+        toward = self.nodes.get(task.toward)
+        if toward is not None and toward.status.state.value == "ready" and not toward.removed:
+            return toward.id
+        return self._emptiest(task)
 
     def _emptiest(self, task: Task) -> str:
         ready = [

@@ -11,6 +11,7 @@ from fleet.manager.control.data import ConfigControl, SecretControl
 from fleet.manager.control.networks import NetworkControl
 from fleet.manager.control.nodes import NodeControl
 from fleet.manager.control.placement import PlacementControl
+from fleet.manager.control.rebalance import RebalanceControl
 from fleet.manager.control.services import ServiceControl
 from fleet.manager.control.tasks import TaskControl
 from fleet.manager.signing import Signing
@@ -43,6 +44,7 @@ class ControlApi:
         self.services = ServiceControl(context)
         self.tasks = TaskControl(context)
         self.placement = PlacementControl(context)
+        self.rebalance = RebalanceControl(context)
         self.nodes = NodeControl(context, managers_max=managers_max)
         self.networks = NetworkControl(context)
         self.secrets = SecretControl(context)

@@ -31,6 +31,7 @@ from fleet.model.service import (
     TaskSpec,
     UpdateConfig,
 )
+from fleet.orchestrator.moves import parse_mode
 from fleet.scheduler.constraints import parse_constraints
 from fleet.scheduler.wishes import parse_wishes
 
@@ -78,6 +79,7 @@ def check_service_spec(spec: ServiceSpec) -> None:
     _check_name(spec.name)
     check_labels(spec.labels, what="service")
     parse_wishes(spec.labels, service_name=spec.name)
+    parse_mode(spec.labels)
     _check_mode(spec)
     _check_task(spec.task_template)
     _check_update(spec.update_config, what="UpdateConfig", actions=_UPDATE_ACTIONS)

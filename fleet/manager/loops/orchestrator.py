@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Final
@@ -13,18 +12,17 @@ from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import transactions_of, write_all
+from fleet.manager.matching import satisfies_constraints
 from fleet.model.ids import ID_ENTROPY_BYTES, NodeId, ServiceId, TaskId, encode_id
 from fleet.model.node import Node
-from fleet.model.service import TaskSpec
 from fleet.model.task import Task
 from fleet.orchestrator.check_plan import check_plan
 from fleet.orchestrator.plan import Plan
 from fleet.orchestrator.service import plan_service
 from fleet.orchestrator.view import ServiceView
-from fleet.scheduler.constraints import matcher, parse_constraints
 from fleet.store import Change, Changes, Kind, Store, Transaction
 
-__all__ = ["OrchestratorLoop", "satisfies_constraints"]
+__all__ = ["OrchestratorLoop"]
 
 log = get_logger("orchestrator")
 
@@ -140,17 +138,3 @@ def _means_something(old: object, new: object) -> bool:
         new.status.addr,
         new.removed,
     )
-
-
-def satisfies_constraints(spec: TaskSpec, node: Node) -> bool:
-    """Whether the node satisfies the spec's constraints. Ones that do not parse are satisfied nowhere."""
-    matchers = _matchers(spec.placement.constraints)
-    return matchers is not None and all(satisfied(node) for satisfied in matchers)
-
-
-@functools.lru_cache(maxsize=1024)
-def _matchers(constraints: tuple[str, ...]) -> tuple[Callable[[Node], bool], ...] | None:
-    try:
-        return tuple(matcher(constraint) for constraint in parse_constraints(constraints))
-    except errors.UserError:
-        return None

@@ -3,7 +3,7 @@
 - A change of the service comes alone and first, since everything else follows from it: the service is then planned again.
 - New tasks in slots where nothing else happens go many to a transaction, which stands only if the service is still as
   it was planned for: so a service that was scaled down or removed meanwhile gets no tasks any more.
-- Where a task is followed by another, both are in one transaction.
+- Where a task is followed by another, both are in one transaction; so is a move given up with what was made for it.
 - All else are single steps: a task that changed since it was read is refused alone and planned again.
 """
 
@@ -33,7 +33,7 @@ def transactions_of(plan: Plan, service: Service | None, *, logins: Iterable[Log
     if plan.changed_services:
         return [Transaction().replace(changed) for changed in plan.changed_services]
     changed: dict[SlotKey, list[Task]] = {}
-    for bucket in (plan.release, plan.shut_down, plan.remove, plan.orphan):
+    for bucket in (plan.release, plan.move, plan.shut_down, plan.remove, plan.orphan):
         for task in bucket:
             changed.setdefault(slot_key(task), []).append(task)
     alone: list[Task] = []
@@ -47,7 +47,15 @@ def transactions_of(plan: Plan, service: Service | None, *, logins: Iterable[Log
         for other in others:
             transaction.replace(other)
         result.append(transaction)
-    result += [Transaction().replace(task) for tasks in changed.values() for task in tasks]
+    moving = {slot_key(task) for task in plan.move}
+    for key, tasks in changed.items():
+        if key in moving:  # a move that is given up, and what was to take its place
+            together = Transaction()
+            for task in tasks:
+                together.replace(task)
+            result.append(together)
+        else:
+            result += [Transaction().replace(task) for task in tasks]
     result += [Transaction().delete(task) for task in plan.delete_tasks]
     result += [_deletion(gone, logins) for gone in plan.delete_services]
     for start in range(0, len(alone), _CREATES_MAX):
