@@ -21,6 +21,7 @@ from fleet.agent.worker import OutOfStepError, Worker
 from fleet.api import dispatch
 from fleet.clock import Clock
 from fleet.logs import get_logger
+from fleet.metrics import Counter
 from fleet.model.node import NodeDescription
 
 __all__ = ["Session"]
@@ -70,6 +71,7 @@ class Session:
         self._heard = 0.0
         self._period_s = 1.0
         self.connected = asyncio.Event()
+        self.beats = Counter("fleet_agent_heartbeats_sent_total", "Heartbeats sent to a manager")
         self.last_error = ""
 
     async def run(self) -> None:
@@ -175,6 +177,7 @@ class Session:
             if silence_s > beats * self._period_s:
                 raise errors.UnavailableError(f"the manager has been silent for {silence_s:.1f} s")
             await connection.send(beat)
+            self.beats.inc()
 
 
 async def _frame(connection: Connection) -> bytes:

@@ -22,6 +22,8 @@ from fleet.daemon.http.networks import network_routes
 from fleet.daemon.http.swarm import swarm_routes
 from fleet.daemon.http.system import system_routes
 from fleet.daemon.membership import Membership
+from fleet.daemon.metrics import Exposition, RequestFigures
+from fleet.daemon.metrics.http import metrics_routes
 from fleet.daemon.moves import Moves
 from fleet.daemon.staleness import StaleState
 from fleet.daemon.versions import VersionPrefix
@@ -42,6 +44,8 @@ def engine_app(
     locator: ImageLocator,
     events: EventLog,
     moves: Moves,
+    exposition: Exposition,
+    requests: RequestFigures,
     clock: Clock,
 ) -> Any:
     """The application behind the unix socket and the TCP listener."""
@@ -52,6 +56,7 @@ def engine_app(
         swarm_routes(membership),
         log_routes(membership),
         move_routes(membership, moves),
+        metrics_routes(exposition),
         distribution_routes(images, locator.sources_for),
         network_routes(membership, engine, bridge),
         swarm_object_routes(lambda: membership.manager().control),
@@ -62,4 +67,4 @@ def engine_app(
     ]
     for router in routers:
         app.include_router(router)
-    return VersionPrefix(StaleState(app, membership.majority))
+    return VersionPrefix(requests.around(StaleState(app, membership.majority)))

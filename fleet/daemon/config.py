@@ -16,11 +16,14 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fleet import __version__, errors
+from fleet.daemon.addresses import split_address
 from fleet.images.registry import RegistryOptions, parse_mirrors
 
 __all__ = ["DEFAULT_CONFIG", "DEFAULT_SOCKET", "DaemonConfig", "load_config"]
 
 DEFAULT_CONFIG: Final = Path("/etc/fleet/fleetd.toml")
+METRICS_PORT: Final = 9323
+"""dockerd's."""
 DEFAULT_SOCKET: Final = "unix:///run/fleet/fleet.sock"
 
 
@@ -32,6 +35,7 @@ class DaemonConfig(BaseModel):
     data_root: Path = Path("/var/lib/fleet")
     exec_root: Path = Path("/run/fleet")
     hosts: tuple[str, ...] = (DEFAULT_SOCKET,)
+    metrics_addr: str = ""
     group: str = ""
     tlsverify: bool = False
     tlscacert: Path | None = None
@@ -56,6 +60,16 @@ class DaemonConfig(BaseModel):
     def _known_store(cls, text: str) -> str:
         if text and not (text.startswith("etcd://") and all(text.removeprefix("etcd://").split(","))):
             raise ValueError(f"{text}: expected etcd://HOST:PORT[,HOST:PORT...]")
+        return text
+
+    @field_validator("metrics_addr")
+    @classmethod
+    def _known_metrics_addr(cls, text: str) -> str:
+        if text:
+            try:
+                split_address(text, default_port=METRICS_PORT, what="expected IP[:PORT]")
+            except errors.UserError as cause:
+                raise ValueError(str(cause)) from cause
         return text
 
     @field_validator("registry_mirrors")
@@ -112,6 +126,13 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
         {"metavar": "DIR", "help": "state of the running host: sockets, namespaces (default /run/fleet)"},
     ),
     (("-H", "--host"), {"dest": "hosts", "action": "append", "metavar": "URL", "help": "listen here (repeatable)"}),
+    (
+        ("--metrics-addr",),
+        {
+            "metavar": "IP[:PORT]",
+            "help": "also serve /metrics here, in the clear: names of services can be read there (default: only at --host)",
+        },
+    ),
     (("-G", "--group"), {"help": "group that may use the unix socket"}),
     (
         ("--tlsverify",),

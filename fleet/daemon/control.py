@@ -97,6 +97,12 @@ class Control:
         """Why there is no role; empty when there is one, or none is wanted."""
 
     @property
+    def raft_term(self) -> int | None:
+        """Of the etcd that keeps the state, as last heard; None where a file keeps it."""
+        term: int | None = getattr(self._engine, "raft_term", None)
+        return term
+
+    @property
     def _keeps_own(self) -> bool:
         """Whether the state is in an etcd that fleet keeps on this host."""
         return self._own.is_used and not self._config.store

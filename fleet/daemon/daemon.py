@@ -31,12 +31,14 @@ from fleet.agent.image_sources import ImageLocator
 from fleet.builder.build import remove_leftovers
 from fleet.clock import SystemClock
 from fleet.containers.engine import ContainerEngine
+from fleet.daemon.addresses import split_address
 from fleet.daemon.app import engine_app
-from fleet.daemon.config import DaemonConfig
+from fleet.daemon.config import METRICS_PORT, DaemonConfig
 from fleet.daemon.events import EventLog
 from fleet.daemon.listeners import Listener, tcp_socket, unix_socket
 from fleet.daemon.membership import Membership
 from fleet.daemon.memory import give_back_unused
+from fleet.daemon.metrics import Exposition, RequestFigures, metrics_app
 from fleet.daemon.moves import Moves
 from fleet.daemon.notify import notify
 from fleet.images import ImageStore
@@ -129,6 +131,8 @@ class Daemon:
                 fatal=self._fatal,
             )
             underlay.ask = membership.underlay_address
+            requests = RequestFigures()
+            exposition = Exposition(membership=membership, engine=engine, images=images, requests=requests, clock=clock)
             app = engine_app(
                 config=config,
                 membership=membership,
@@ -138,9 +142,11 @@ class Daemon:
                 locator=locator,
                 events=events,
                 moves=moves,
+                exposition=exposition,
+                requests=requests,
                 clock=clock,
             )
-            listeners = self._listeners(app)
+            listeners = self._listeners(app, metrics_app(exposition))
             await membership.open()
             stack.push_async_callback(membership.close)
             tasks = [asyncio.create_task(listener.run(), name=listener.name) for listener in listeners]
@@ -180,7 +186,7 @@ class Daemon:
         finally:
             stop.cancel()
 
-    def _listeners(self, app: Any) -> list[Listener]:
+    def _listeners(self, app: Any, metrics: Any) -> list[Listener]:
         config = self._config
         result = []
         for host in config.hosts:
@@ -196,6 +202,9 @@ class Daemon:
                     "give --tlscacert, --tlscert, --tlskey and --tlsverify, or listen on 127.0.0.1"
                 )
             result.append(Listener(app, [tcp_socket(address, port)], name=host, tls=tls))
+        if config.metrics_addr:
+            address, port = split_address(config.metrics_addr, default_port=METRICS_PORT, what="--metrics-addr")
+            result.append(Listener(metrics, [tcp_socket(address, port)], name=f"metrics at {address}:{port}"))
         return result
 
 

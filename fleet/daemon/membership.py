@@ -181,6 +181,11 @@ class Membership:
         """Whether ``manager`` has an answer: not at a worker, nor while the cluster's state cannot be reached."""
         return self._active is not None and self._control.role is not None
 
+    @property
+    def raft_term(self) -> int | None:
+        """Of the etcd that keeps the cluster's state; None where it is kept in a file, or not here."""
+        return self._control.raft_term
+
     def majority(self) -> Majority | None:
         """Whether the state is sure to be the newest; None where this host has none."""
         return self._control.role.majority if self._control.role is not None else None

@@ -85,6 +85,8 @@ class EtcdEngine:
         self._nonce = secrets.token_hex(8)
         self._changed = 0
         self._base = 0
+        self.raft_term = 0
+        """etcd's, as last heard: it grows with each election."""
         self._cluster_id = cluster_id
         self._known_at = known_at
         self._claimed = claimed
@@ -271,7 +273,9 @@ class EtcdEngine:
             raise errors.UnavailableError("the state engine is not running")
 
     async def _call(self, path: str, body: dict[str, Any], *, repeatable: bool) -> dict[str, Any]:
-        return await self._gateway.call(path, body, repeatable=repeatable)
+        answer = await self._gateway.call(path, body, repeatable=repeatable)
+        self.raft_term = int(answer.get("header", {}).get("raft_term", self.raft_term))
+        return answer
 
     async def _read(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         self._check()

@@ -62,6 +62,7 @@ from fleet.images.sources import Source
 from fleet.images.threads import in_thread, in_thread_until_cancelled
 from fleet.images.unpack import UnpackLimits
 from fleet.logs import get_logger
+from fleet.metrics import Histogram
 
 __all__ = ["ImageStore", "Image"]
 
@@ -116,6 +117,14 @@ class ImageStore:
         self._held: Counter[str] = Counter()
         """Image ids somebody works with, see ``holding``."""
         self._sweep_owed = False
+        self.fetches_s = Histogram(
+            "fleet_image_fetch_seconds",
+            "Getting an image from peers or a registry, by how it ended",
+            ("outcome",),
+            buckets=(0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0),
+        )
+        for outcome in ("done", "present", "failed"):
+            self.fetches_s.begin(outcome)
         self._unpacking = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._release = weakref.finalize(self, os.close, lock_fd)
@@ -280,6 +289,19 @@ class ImageStore:
         """
         name = parse_reference(reference)
         report = progress or (lambda _step: None)
+        began = asyncio.get_running_loop().time()
+        is_here = bool(name.digest and self._by_digest(name.digest))
+        outcome = "failed"
+        try:
+            image = await self._fetch(name, sources, platform=platform, report=report)
+            outcome = "present" if is_here else "done"
+        finally:
+            self.fetches_s.observe(asyncio.get_running_loop().time() - began, outcome)
+        return image
+
+    async def _fetch(
+        self, name: Reference, sources: Sequence[Source], *, platform: Platform | None, report: ProgressCallback
+    ) -> Image:
         async with self._addition(keep_on_failure=True):  # trying again continues with what is here
             known = self._by_digest(name.digest) if name.digest else None
             if known is not None and (platform is None or runs_on(known.config.platform, platform)):

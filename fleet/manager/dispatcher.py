@@ -29,6 +29,7 @@ from fleet.api import dispatch
 from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.manager.assignments import Assembler, difference
+from fleet.manager.figures import ManagerFigures
 from fleet.manager.managers import certified_role, change_node
 from fleet.manager.root_rotation import trust_of
 from fleet.model.common import SECOND_NS
@@ -109,8 +110,10 @@ class Dispatcher:
         new_session_id: Callable[[], str],
         manager_addresses: Callable[[], tuple[str, ...]],
         tolerances: Tolerances | None = None,
+        figures: ManagerFigures | None = None,
     ) -> None:
         self._store = store
+        self._figures = figures or ManagerFigures()
         self._clock = clock
         self._new_session_id = new_session_id
         self._manager_addresses = manager_addresses
@@ -134,6 +137,11 @@ class Dispatcher:
             if cluster.spec.dispatcher.heartbeat_period_ns > 0:
                 return cluster.spec.dispatcher.heartbeat_period_ns / SECOND_NS
         return 1.0
+
+    @property
+    def sessions(self) -> int:
+        """How many nodes have one open here."""
+        return len(self._sessions)
 
     def is_connected(self, node_id: NodeId) -> bool:
         """Whether the node has an open session here."""
@@ -286,6 +294,7 @@ class Dispatcher:
             return
         after = change(before)
         if after.status.state is not before.status.state:
+            self._figures.node_states.inc(after.status.state.value)
             log.info(
                 "node changed",
                 node=node_id,
@@ -303,8 +312,10 @@ class Dispatcher:
             message = dispatch.decode_agent(frame)
             match message:
                 case dispatch.Beat():
+                    self._figures.beats.inc()
                     await session.channel.send(dispatch.encode(dispatch.BeatReply(beat_period_s=self.beat_period_s)))
                 case dispatch.Report():
+                    self._figures.reports.inc(by=len(message.tasks))
                     await self._reports_room.wait()
                     self._reports.append((session, message))
                     self._reports_ready.set()

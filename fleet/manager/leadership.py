@@ -91,6 +91,8 @@ class Leadership:
         self.leader: Leader | None = None
         """Who leads, as far as is known here."""
         self.is_leading = False
+        self.terms = 0
+        """How often this manager has begun to lead."""
 
     def step_down(self) -> None:
         """End this term, if there is one."""
@@ -150,6 +152,7 @@ class Leadership:
         try:
             await self._store.wait_revision(revision)  # everything that former leaders wrote is seen
             self.leader, self.is_leading = self._own, True
+            self.terms += 1
             log.info("leading", revision=revision)
             work = asyncio.ensure_future(term())
             keeper = asyncio.create_task(self._keep(lease), name="leader lease")

@@ -23,6 +23,7 @@ from fleet.manager.allocator import Allocator
 from fleet.manager.control import ControlApi
 from fleet.manager.dispatcher import Dispatcher, Tolerances
 from fleet.manager.external_ca import ExternalAuthority
+from fleet.manager.figures import ManagerFigures
 from fleet.manager.guests import Guests
 from fleet.manager.leadership import Leader, Leadership, is_refused
 from fleet.manager.loops import (
@@ -105,6 +106,7 @@ class ManagerRole:
             probe=probe,
         )
         self.majority = Majority(engine, clock)
+        self.figures = ManagerFigures()
         signing = Signing(clock, ExternalAuthority(clock, identity=identity))
         self.admission = Admission(
             store,
@@ -160,13 +162,18 @@ class ManagerRole:
         """One term: everything that only one manager may do."""
         store, clock = self.store, self._clock
         dispatcher = Dispatcher(
-            store, clock, new_session_id=self._new_id, manager_addresses=self.addresses, tolerances=self._tolerances
+            store,
+            clock,
+            new_session_id=self._new_id,
+            manager_addresses=self.addresses,
+            tolerances=self._tolerances,
+            figures=self.figures,
         )
         loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "dispatcher": dispatcher.run,
             "allocator": Allocator(store, clock).run,
             "orchestrator": OrchestratorLoop(store, clock, self._entropy).run,
-            "scheduler": SchedulerLoop(store, clock, is_connected=dispatcher.is_connected).run,
+            "scheduler": SchedulerLoop(store, clock, is_connected=dispatcher.is_connected, figures=self.figures).run,
             "reaper": ReaperLoop(store, clock).run,
             "rebalancer": RebalanceLoop(store, clock).run,
             "root rotation": RotationLoop(store, clock).run,

@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from fleet import errors
+from fleet.metrics import Counter, Histogram
 from fleet.model import wire
 from fleet.model.cluster import SEALING_AUTHORITY, Authority, Cluster, Guard
 from fleet.model.common import Version
@@ -123,6 +125,10 @@ class Store:
         self._written: dict[str, tuple[bytes, Stored]] = {}
         self._subscriptions: dict[Subscription, None] = {}
         self._follower: asyncio.Task[None] | None = None
+        self.commit_s = Histogram(
+            "fleet_store_commit_seconds", "From sending a transaction to the state engine until it is durable"
+        )
+        self.refusals = Counter("fleet_store_commit_failures_total", "Transactions that were not made", ("cause",))
         self._failure: BaseException | None = None
         self._failed = asyncio.Event()
         self._closed = False
@@ -273,8 +279,11 @@ class Store:
         txn.check(ops_max=self._engine.ops_max)
         self._written.update(compiled.written)
         try:
+            began = time.perf_counter()
             revision = await self._engine.commit(txn)
-        except BaseException:
+            self.commit_s.observe(time.perf_counter() - began)
+        except BaseException as cause:
+            self.refusals.inc("conflict" if isinstance(cause, CompareFailed) else type(cause).__name__)
             for key, (value, _) in compiled.written.items():
                 if self._written.get(key, (b"", None))[0] is value:
                     del self._written[key]

@@ -28,6 +28,7 @@ def test_no_acknowledged_write_is_lost_when_members_and_then_all_are_killed(thre
     async def main() -> None:
         engine = EtcdEngine(three.endpoints, cluster_id="c1")
         await engine.start()
+        first_term = engine.raft_term
         acknowledged: dict[str, int] = {}
         refused: set[str] = set()
         seen: list[int] = []
@@ -73,6 +74,7 @@ def test_no_acknowledged_write_is_lost_when_members_and_then_all_are_killed(thre
             await asyncio.sleep(0.01)
         stop.set()
         await asyncio.gather(*writers)
+        assert engine.raft_term > first_term > 0, "all were killed, so they have elected a leader since"
         found = {entry.key: entry.mod_revision for entry in (await engine.list("/")).entries}
         assert acknowledged.items() <= found.items()
         assert not refused & found.keys(), "refused as not made, and there"

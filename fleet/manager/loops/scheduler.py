@@ -13,6 +13,7 @@ import msgspec
 
 from fleet.clock import Clock
 from fleet.logs import get_logger
+from fleet.manager.figures import ManagerFigures
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import write_all
 from fleet.model.ids import NodeId, TaskId
@@ -38,8 +39,14 @@ class SchedulerLoop:
     at the beginning of a term waited for: its state was written by the leader before."""
 
     def __init__(
-        self, store: Store, clock: Clock, *, is_connected: Callable[[NodeId], bool] = lambda _node_id: True
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        is_connected: Callable[[NodeId], bool] = lambda _node_id: True,
+        figures: ManagerFigures | None = None,
     ) -> None:
+        self._figures = figures or ManagerFigures()
         self._store = store
         self._clock = clock
         self._is_connected = is_connected
@@ -70,7 +77,7 @@ class SchedulerLoop:
         self._again_at = None
         if not self._waiting:
             return
-        now = self._clock.now()
+        now, started = self._clock.now(), self._clock.monotonic()
         if self._tell_apart():
             self._again_at = now + timedelta(seconds=_LOOK_S)
             if self._clock.monotonic() - began < _ARRIVAL_S:
@@ -89,6 +96,7 @@ class SchedulerLoop:
         finally:
             for task in changed:  # what was assumed and not written is given back
                 self._set_task(task.id, self._store.tasks.get(task.id))
+        self._measure(changed, started)
         if refused < len(changed):
             log.info(
                 "scheduled",
@@ -97,6 +105,15 @@ class SchedulerLoop:
                 refused=refused,
                 reason=next(iter(placements.pending.values()), ""),
             )
+
+    def _measure(self, written: Iterable[Task], started: float) -> None:
+        """``written``: as this pass wanted them; one that somebody else changed meanwhile is not counted."""
+        self._figures.scheduler_pass_s.observe(self._clock.monotonic() - started)
+        now = self._clock.now()
+        for task in written:
+            present = self._store.tasks.get(task.id)
+            if task.node_id and task.created_at and present is not None and present.node_id == task.node_id:
+                self._figures.scheduler_wait_s.observe(max((now - task.created_at).total_seconds(), 0.0))
 
     def _look_at_everything(self) -> None:
         tasks = self._store.tasks.all()
