@@ -17,9 +17,11 @@ from fleet import errors
 from fleet.compose import values
 
 __all__ = [
+    "LABEL_FLAGS",
     "LIST_FLAGS",
     "MAP_FLAGS",
     "VALUE_FLAGS",
+    "LabelFlag",
     "ListFlag",
     "MapFlag",
     "ValueFlag",
@@ -295,6 +297,34 @@ MAP_FLAGS: Final[tuple[MapFlag, ...]] = (
 )
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LabelFlag:
+    """One label of the service, which fleet's scheduler reads (``fleet/scheduler/README.md``); an empty value takes it away."""
+
+    name: str
+    label: str
+    metavar: str
+    help: str
+
+    @property
+    def parameter(self) -> str:
+        return self.name.replace("-", "_")
+
+
+LABEL_FLAGS: Final[tuple[LabelFlag, ...]] = (
+    LabelFlag(name="placement-strategy", label="fleet.placement.strategy", metavar="spread|binpack|balanced",
+              help="How its tasks are placed."),
+    LabelFlag(name="placement-prefer", label="fleet.placement.prefer", metavar="EXPR:WEIGHT[;...]",
+              help="Nodes to take first, such as 'node.labels.disk==ssd:10'."),
+    LabelFlag(name="affinity", label="fleet.placement.affinity", metavar="SERVICE[:WEIGHT][,...]",
+              help="Only (with a weight: rather) on nodes with tasks of these services."),
+    LabelFlag(name="anti-affinity", label="fleet.placement.anti-affinity", metavar="SERVICE[:WEIGHT][,...]",
+              help="Only (with a weight: rather) on nodes without tasks of these services."),
+    LabelFlag(name="rebalance", label="fleet.rebalance", metavar="off|manual|automatic",
+              help="Whether its tasks move to balance nodes (default: as the swarm says)."),
+)  # fmt: skip
+
+
 def _pair(text: str) -> tuple[str, str]:
     return values.parse_pair(text, what="NAME=VALUE")
 
@@ -311,6 +341,7 @@ def _value_option(flag: ValueFlag, *, update: bool) -> Callable[[Command], Comma
 
 def _shared(command: Command, *, update: bool) -> Command:
     options = [_value_option(flag, update=update) for flag in VALUE_FLAGS]
+    options += [click.option(f"--{flag.name}", metavar=flag.metavar, help=flag.help) for flag in LABEL_FLAGS]
     capability = Parsed(values.parse_capability, name="CAPABILITY")
     options += [
         click.option("--replicas", type=Parsed(_count, name="N"), metavar="N", help="Number of tasks."),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fleet import errors
-from fleet.cli.service_flags import LIST_FLAGS, MAP_FLAGS, VALUE_FLAGS, ListFlag
+from fleet.cli.service_flags import LABEL_FLAGS, LIST_FLAGS, MAP_FLAGS, VALUE_FLAGS, ListFlag
 
 __all__ = ["create_spec", "scale_spec", "update_spec"]
 
@@ -211,6 +211,9 @@ def _apply_values(spec: Spec, flags: Mapping[str, Any]) -> None:
         if section in ("UpdateConfig", "RollbackConfig") and not spec.get(section):
             spec[section] = dict(_UPDATE_DEFAULTS)
         _put(spec, flag.path, value)
+    for label in LABEL_FLAGS:
+        if (text := flags[label.parameter]) is not None:
+            _update_map(spec, "Labels", add=[(label.label, text)] if text else [], remove=[label.label])
     if flags["init"] is not None:
         _put(spec, f"{_CONTAINER}.Init", flags["init"])
     if flags["log_opt"]:

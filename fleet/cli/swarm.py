@@ -116,8 +116,9 @@ def _settings(spec: Json, flags: Json) -> Json:
     raft = {"SnapshotInterval": flags["snapshot_interval"], "KeepOldSnapshots": flags["max_snapshots"]}
     if given := {key: value for key, value in raft.items() if value is not None}:
         spec["Raft"] = {**(spec.get("Raft") or {}), **given}
-    if mode := flags.get("rebalance"):
-        spec["Labels"] = {**(spec.get("Labels") or {}), "fleet.rebalance": mode}
+    labels = {"fleet.rebalance": flags.get("rebalance"), "fleet.placement.strategy": flags.get("placement_strategy")}
+    if named := {label: word for label, word in labels.items() if word}:
+        spec["Labels"] = {**(spec.get("Labels") or {}), **named}
     if flags["autolock"] is not None:
         spec["EncryptionConfig"] = {"AutoLockManagers": flags["autolock"]}
     return spec
@@ -194,6 +195,11 @@ def leave(app: App, *, force: bool) -> None:
     "--dispatcher-heartbeat", type=DURATION, default=None, metavar="DURATION", help="Time between a node's heartbeats."
 )
 @click.option("--task-history-limit", type=int, default=None, metavar="N", help="Ended tasks kept per slot.")
+@click.option(
+    "--placement-strategy",
+    type=click.Choice(["spread", "binpack", "balanced"]),
+    help="How tasks of services that do not say so are placed.",
+)
 @click.option(
     "--rebalance",
     type=click.Choice(["off", "manual", "automatic"]),

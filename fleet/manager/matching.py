@@ -1,4 +1,4 @@
-"""What the orchestrator is lent from the scheduler, which it does not know."""
+"""What the scheduler is told of the cluster, and what the orchestrator, which does not know it, is lent from it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from fleet import errors
 from fleet.model.node import Node
 from fleet.model.service import TaskSpec
 from fleet.scheduler.constraints import matcher, parse_constraints
+from fleet.scheduler.wishes import Strategy, default_strategy
+from fleet.store import Store
 
-__all__ = ["satisfies_constraints"]
+__all__ = ["cluster_strategy", "satisfies_constraints"]
+
+
+def cluster_strategy(store: Store) -> Strategy:
+    """Of services that say none. What can not be read is *spread*; the API refuses it."""
+    try:
+        return next((default_strategy(cluster.spec.labels) for cluster in store.clusters.all()), Strategy.SPREAD)
+    except errors.UserError:
+        return Strategy.SPREAD
 
 
 def satisfies_constraints(spec: TaskSpec, node: Node) -> bool:

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from fleet import errors
-from fleet.manager.matching import satisfies_constraints
+from fleet.manager.matching import cluster_strategy, satisfies_constraints
 from fleet.model.cluster import Cluster
 from fleet.model.ids import ServiceId
 from fleet.model.node import NodeState
@@ -118,6 +118,7 @@ def plan_rebalancing(
             build_views(nodes.values(), tasks, failures=failures.recent(now)),
             labels={service.id: (service.spec.name, service.spec.labels) for service in store.services.all()},
             network_drivers={network.id: network.spec.driver for network in store.networks.all()},
+            strategy=cluster_strategy(store),
             limit=limit,
         )
     )

@@ -84,9 +84,12 @@ class Demand:
         *,
         network_drivers: Iterable[str] = (),
         service_id_of: Callable[[str], ServiceId | None] = lambda _name: None,
+        strategy: Strategy = Strategy.SPREAD,
     ) -> None:
-        """``service_id_of`` knows the services that have tasks by name. Raises ``UserError`` when the task's constraints or
-        wishes do not parse; the API refuses those on the way in."""
+        """``service_id_of`` knows the services that have tasks by name; ``strategy``: the cluster's.
+
+        Raises ``UserError`` when the task's constraints or wishes do not parse; the API refuses those on the way in.
+        """
         spec, reserved = task.spec, task.spec.resources.reservations
         self.service_id = task.service_id
         self.spec_version = task.spec_version
@@ -106,7 +109,7 @@ class Demand:
                 self.named.append((resource.named.kind, resource.named.value))
         self.ports: tuple[HostPort, ...] = tuple(host_ports(task.ports))
         self.plugins = tuple(_plugins(spec, network_drivers))
-        wishes = parse_wishes(task.service_labels, service_name=task.service_name)
+        wishes = parse_wishes(task.service_labels, service_name=task.service_name, strategy=strategy)
         self.strategy = wishes.strategy
         self.prefer = tuple((matcher(constraint), weight) for constraint, weight in wishes.prefer)
         self.affinities = tuple(

@@ -8,6 +8,7 @@ placed like others.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from fleet.scheduler.filters import Demand, explain_pending, failing_filter, fai
 from fleet.scheduler.node_view import NodeView
 from fleet.scheduler.pool import NodePool
 from fleet.scheduler.spread import SpreadTree
+from fleet.scheduler.wishes import Strategy
 
 __all__ = ["Placements", "place"]
 
@@ -41,10 +43,14 @@ def place(
     pool: NodePool,
     *,
     network_drivers: Mapping[NetworkId, str] | None = None,
+    strategy: Strategy = Strategy.SPREAD,
 ) -> Placements:
-    """Place as many of ``tasks`` as fit, oldest first within a service. Those placed count in ``pool`` at once."""
+    """Place as many of ``tasks`` as fit, oldest first within a service. Those placed count in ``pool`` at once.
+
+    ``strategy``: of services that say none.
+    """
     pool.refresh()
-    drivers = network_drivers or {}
+    make_demand = functools.partial(_demand_of, pool=pool, drivers=network_drivers or {}, strategy=strategy)
     result = Placements()
     preassigned: list[Task] = []
     directed: list[Task] = []
@@ -57,11 +63,11 @@ def place(
         else:
             groups.setdefault((task.service_id, task.spec_version, task.ports), []).append(task)
     for task in preassigned:
-        _guarded(_validate, [task], pool, drivers, result)
+        _guarded(_validate, [task], pool, make_demand, result)
     for task in directed:
-        _guarded(_place_toward, [task], pool, drivers, result)
+        _guarded(_place_toward, [task], pool, make_demand, result)
     for group in groups.values():
-        _guarded(_place_group, group, pool, drivers, result)
+        _guarded(_place_group, group, pool, make_demand, result)
     return result
 
 
@@ -72,19 +78,22 @@ def _guarded(
     step: _Step,
     group: list[Task],
     pool: NodePool,
-    drivers: Mapping[NetworkId, str],
+    make_demand: Callable[[Task], Demand],
     result: Placements,
 ) -> None:
     """One service that is wrong (its constraints do not parse) must not keep the others from being placed."""
-    networks = (attachment.network_id for attachment in group[0].network_attachments)
     try:
-        known = [drivers[n] for n in networks if n in drivers]
-        demand = Demand(group[0], network_drivers=known, service_id_of=pool.service_id_of)
-        step(group, pool, demand, result)
+        step(group, pool, make_demand(group[0]), result)
     except errors.UserError as error:
         result.pending.update(
             {task.id: f"no suitable node ({error})" for task in group if task.id not in result.assignments}
         )
+
+
+def _demand_of(task: Task, *, pool: NodePool, drivers: Mapping[NetworkId, str], strategy: Strategy) -> Demand:
+    networks = (attachment.network_id for attachment in task.network_attachments)
+    known = [drivers[network] for network in networks if network in drivers]
+    return Demand(task, network_drivers=known, service_id_of=pool.service_id_of, strategy=strategy)
 
 
 def _validate(tasks: list[Task], pool: NodePool, demand: Demand, result: Placements) -> None:

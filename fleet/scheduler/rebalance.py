@@ -55,20 +55,21 @@ def plan_moves(
     *,
     labels: Mapping[ServiceId, tuple[str, Mapping[str, str]]],
     network_drivers: Mapping[NetworkId, str] | None = None,
+    strategy: Strategy = Strategy.SPREAD,
     limit: int = MOVES_MAX,
 ) -> list[Relocation]:
     """At most ``limit`` moves in an order in which each is an improvement.
 
     ``movable``: running tasks by service. ``labels``: name and labels of every service, whose affinities are kept. ``pool``
-    is changed to what will be.
+    is changed to what will be. ``strategy``: of services that say none.
     """
     pool.refresh()
     watchers = _watchers(labels, pool)
     services = []
     for service_id, tasks in movable.items():
-        service = _Service.of(service_id, tasks, pool, network_drivers or {}, watchers.get(service_id, ()))
-        if service is not None:
-            services.append(service)
+        demand = _demand_of(tasks, pool, network_drivers or {}, strategy)
+        if demand is not None and demand.strategy is not Strategy.BINPACK:
+            services.append(_Service(demand, tasks, watchers.get(service_id, ())))
     services.sort(key=lambda service: (service.tasks[0].service_name, service.demand.service_id))
     found: list[Relocation] = []
     is_over = False
@@ -82,6 +83,22 @@ def plan_moves(
                 found.append(relocation)
                 is_over = False
     return found
+
+
+def _demand_of(
+    tasks: Sequence[Task], pool: NodePool, drivers: Mapping[NetworkId, str], strategy: Strategy
+) -> Demand | None:
+    """None for a service that has nothing to move, or whose constraints do not parse."""
+    if not tasks:
+        return None
+    networks = (attachment.network_id for attachment in tasks[0].network_attachments)
+    try:
+        known = [drivers[network] for network in networks if network in drivers]
+        demand = Demand(tasks[0], network_drivers=known, service_id_of=pool.service_id_of, strategy=strategy)
+        parse_preferences(demand.preferences)
+    except errors.UserError:
+        return None
+    return demand
 
 
 _Watcher = tuple[ServiceId, bool]
@@ -115,26 +132,6 @@ class _Service:
         self._left: dict[NodeId, list[Task]] = {}
         for task in sorted(tasks, key=lambda task: (task.created_at, task.id)):
             self._left.setdefault(task.node_id, []).append(task)  # the youngest goes first
-
-    @classmethod
-    def of(
-        cls,
-        service_id: ServiceId,
-        tasks: Sequence[Task],
-        pool: NodePool,
-        drivers: Mapping[NetworkId, str],
-        watchers: Sequence[_Watcher],
-    ) -> _Service | None:
-        """None for one that has nothing to move, packs, or whose constraints do not parse."""
-        if not tasks:
-            return None
-        networks = (attachment.network_id for attachment in tasks[0].network_attachments)
-        try:
-            known = [drivers[network] for network in networks if network in drivers]
-            demand = Demand(tasks[0], network_drivers=known, service_id_of=pool.service_id_of)
-            return None if demand.strategy is Strategy.BINPACK else cls(demand, tasks, watchers)
-        except errors.UserError:
-            return None
 
     def next_move(self, pool: NodePool) -> Relocation | None:
         """The best there is, counted in the pool at once; None when nothing is to be gained."""

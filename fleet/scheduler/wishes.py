@@ -22,9 +22,11 @@ from typing import Final
 from fleet import errors
 from fleet.scheduler.constraints import Constraint, parse_constraint
 
-__all__ = ["PREFIX", "Affinity", "Strategy", "Wishes", "parse_wishes"]
+__all__ = ["PREFIX", "STRATEGY_LABEL", "Affinity", "Strategy", "Wishes", "default_strategy", "parse_wishes"]
 
 PREFIX: Final = "fleet.placement."
+STRATEGY_LABEL: Final = f"{PREFIX}strategy"
+"""Of a service; of the cluster, for services that do not say."""
 WEIGHT_MAX: Final = 1000
 ITEMS_MAX: Final = 32
 
@@ -51,9 +53,19 @@ class Wishes:
     affinities: tuple[Affinity, ...] = ()
 
 
-def parse_wishes(labels: Mapping[str, str], *, service_name: str) -> Wishes:
-    """Raises ``UserError`` that names the label, for one that is not known too."""
-    strategy = Strategy.SPREAD
+def default_strategy(labels: Mapping[str, str]) -> Strategy:
+    """The cluster's, from its labels. Raises ``UserError`` for a word that is none."""
+    text = labels.get(STRATEGY_LABEL)
+    if text is None:
+        return Strategy.SPREAD
+    try:
+        return _strategy(text)
+    except errors.UserError as cause:
+        raise errors.UserError(f"label {STRATEGY_LABEL}: {cause}") from cause
+
+
+def parse_wishes(labels: Mapping[str, str], *, service_name: str, strategy: Strategy = Strategy.SPREAD) -> Wishes:
+    """``strategy``: where no label says one. Raises ``UserError`` that names the label, for one that is not known too."""
     prefer: tuple[tuple[Constraint, int], ...] = ()
     affinities: list[Affinity] = []
     for label, text in sorted(labels.items()):
@@ -62,9 +74,7 @@ def parse_wishes(labels: Mapping[str, str], *, service_name: str) -> Wishes:
         try:
             match label.removeprefix(PREFIX):
                 case "strategy":
-                    if text not in list(Strategy):
-                        raise errors.UserError(f"{text!r} is none of {', '.join(Strategy)}")
-                    strategy = Strategy(text)
+                    strategy = _strategy(text)
                 case "prefer":
                     prefer = tuple(_preference(item) for item in _items(text, ";"))
                 case "affinity" | "anti-affinity" as kind:
@@ -75,6 +85,12 @@ def parse_wishes(labels: Mapping[str, str], *, service_name: str) -> Wishes:
         except errors.UserError as cause:
             raise errors.UserError(f"label {label}: {cause}") from cause
     return Wishes(strategy=strategy, prefer=prefer, affinities=tuple(affinities))
+
+
+def _strategy(text: str) -> Strategy:
+    if text not in list(Strategy):
+        raise errors.UserError(f"{text!r} is none of {', '.join(Strategy)}")
+    return Strategy(text)
 
 
 def _items(text: str, separator: str) -> list[str]:

@@ -61,7 +61,7 @@ class Workload:
             )
             kinds += (self._create_service, self._change_service, self._change_service, self._change_service)
             kinds += (self._change_service, self._remove_service, self._change_node, self._create_network)
-            kinds += (self._rotate_sealing_key,)
+            kinds += (self._rotate_sealing_key, self._rebalance, self._change_rebalancing)
             await self._chance.choice(kinds)()
 
     async def ask(self, call: Callable[[ControlApi], Awaitable[Any]], *, host: str = "") -> tuple[str, Any]:
@@ -246,3 +246,16 @@ class Workload:
             return await api.cluster.update(cluster.spec, version=cluster.version.index, rotate_sealing_key=True)
 
         await self.ask(rotate)
+
+    async def _rebalance(self) -> None:
+        await self.ask(lambda api: api.rebalance.request())
+
+    async def _change_rebalancing(self) -> None:
+        mode = self._chance.choice(("off", "manual", "automatic", "automatic"))
+
+        async def change(api: ControlApi) -> Any:
+            cluster = api.cluster.find()
+            spec = msgspec.structs.replace(cluster.spec, labels={**cluster.spec.labels, "fleet.rebalance": mode})
+            return await api.cluster.update(spec, version=cluster.version.index)
+
+        await self.ask(change)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import traceback
 from collections import Counter, deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +140,7 @@ class World:
         await self._until(self.not_converged, "converged")
         self._check_kept()
         await self._stays()
-        await self._calm_update()
+        await self._calm()
 
     async def _found(self) -> None:
         engine = SimEngine(self.truth, "", lambda: True)
@@ -195,6 +197,9 @@ class World:
 
         return (await self.workload.ask(change))[0]
 
+    async def _told(self, call: Callable[[ControlApi], Awaitable[Any]]) -> str:
+        return (await self.workload.ask(call))[0]
+
     async def _remove(self, service_id: str) -> str:
         return (await self.workload.ask(lambda api: api.services.remove(service_id)))[0]
 
@@ -247,6 +252,10 @@ class World:
             return (
                 f"containers: {sorted(running - Counter(wanted))} too many, {sorted(Counter(wanted) - running)} missing"
             )
+        if moving := sorted(t.id for t in objects[Kind.TASK].values() if t.is_moving):
+            return f"tasks {moving} are still to move"
+        if any(cluster.rebalance and not cluster.rebalance.finished_at for cluster in objects[Kind.CLUSTER].values()):
+            return "rebalancing has not come to its end"
         if orphans := sorted(t.id for t in objects[Kind.TASK].values() if t.service_id not in objects[Kind.SERVICE]):
             return f"tasks {orphans} of no service"
         return ""
@@ -298,8 +307,9 @@ class World:
                 if shown != truth:
                     self.fail(f"{host.name} shows other tasks than there are")
 
-    async def _calm_update(self) -> None:
-        """A rolling update of a healthy service while a leader dies: each slot once, and never fewer than promised."""
+    async def _calm(self) -> None:
+        """A healthy service is moved and updated, while leaders die."""
+        await self._insist(lambda: self._told(_moves_by_hand))
         services = [s for s in self.services() if s.spec.mode.replicated and s.spec.replicas >= 2]
         if not services:
             return
@@ -309,8 +319,42 @@ class World:
         # A change of the configuration alone, so that both specs say the same order.
         await self._insist(lambda: self._set_image(service.id, "good:10", config))
         await asyncio.sleep(30.0)
-        replicas, before = service.spec.replicas, self.checkers.created[service.id]
-        floor = replicas - (parallelism if order == "stop-first" else 0)
+        await self._until(self.not_converged, "healthy")
+        floor = service.spec.replicas - (parallelism if order == "stop-first" else 0)
+        await self._calm_rebalancing(service, floor=max(floor, 1))
+        await self._calm_update(service, config, floor=floor)
+
+    async def _calm_rebalancing(self, service: Service, *, floor: int) -> None:
+        """Nodes come back and take their share, and meanwhile never fewer tasks serve than promised."""
+        away = self.hosts[: len(self.hosts) // 2]
+        for availability in (Availability.DRAIN, Availability.ACTIVE):
+            for host in away:
+                await self._insist(functools.partial(self.workload.set_availability, host.node_id, availability))
+            await asyncio.sleep(15.0)
+        await self._until(self.not_converged, "half the nodes are back")
+        look = self._watch(service, floor, "while tasks are moved")
+        await self._insist(lambda: self._told(lambda api: api.rebalance.request()))
+        await self._kill_leader()
+        await self._until(self.not_converged, "rebalanced")
+        await asyncio.sleep(5.0)  # the node of the leader that died takes its share too
+        await self._insist(lambda: self._told(lambda api: api.rebalance.request()))
+        await self._until(self.not_converged, "rebalanced again")
+        self.truth.applied.remove(look)
+        counts = Counter(task.node_id for task in self.tasks(service) if is_runnable(task))
+        each = [counts[host.node_id] for host in self.hosts]
+        if max(each) - min(each) > 1:
+            self.fail(f"{service.spec.name} is not balanced: {dict(counts)}")
+
+    async def _kill_leader(self) -> None:
+        leader = next((h for h in self.hosts if h.role is not None and h.role.leadership.is_leading), None)
+        if leader is not None:
+            await asyncio.sleep(self.chance.uniform(0.0, 3.0))
+            self.note(f"kill the leader, {leader.name}")
+            leader.kill()
+            self.loop.later(1.0, leader.start)
+
+    def _watch(self, service: Service, floor: int, when: str) -> Callable[..., None]:
+        replicas = service.spec.replicas
 
         def look(*_: object) -> None:
             if self.loop.time() >= 0:
@@ -321,21 +365,29 @@ class World:
                     if task.node_id == host.node_id and task.id in host.containers
                 )
                 if serving < floor:
-                    self.fail(f"{serving} of {replicas} serve during an update {order} by {parallelism}")
+                    self.fail(f"{serving} of {replicas} serve {when}")
 
         self.truth.applied.append(look)
+        return look
+
+    async def _calm_update(self, service: Service, config: UpdateConfig, *, floor: int) -> None:
+        """A rolling update: each slot once, and never fewer than promised."""
+        replicas, before = service.spec.replicas, self.checkers.created[service.id]
+        order, parallelism = config.order, config.parallelism
+        self._watch(service, floor, f"during an update {order} by {parallelism}")
         self.note(f"calm update of {service.spec.name}, {order}, {parallelism} at a time")
         await self._insist(lambda: self._set_image(service.id, "good:11", config))
-        leader = next((h for h in self.hosts if h.role is not None and h.role.leadership.is_leading), None)
-        if leader is not None:
-            await asyncio.sleep(self.chance.uniform(0.0, 3.0))
-            self.note(f"kill the leader, {leader.name}")
-            leader.kill()
-            self.loop.later(1.0, leader.start)
+        await self._kill_leader()
         await self._until(self.not_converged, "updated")
         made = self.checkers.created[service.id] - before
         if made != replicas:
             self.fail(f"an update of {replicas} replicas made {made} tasks")
+
+
+async def _moves_by_hand(api: ControlApi) -> Cluster:
+    cluster = api.cluster.find()
+    spec = msgspec.structs.replace(cluster.spec, labels={"fleet.rebalance": "manual"})
+    return await api.cluster.update(spec, version=cluster.version.index)
 
 
 async def _watched(world: World) -> None:

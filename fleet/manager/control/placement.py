@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fleet.manager.control.context import Context
+from fleet.manager.matching import cluster_strategy
 from fleet.model.ids import NetworkId, NodeId, TaskId
 from fleet.model.service import Service
 from fleet.model.task import Attachment, Task, TaskState, TaskStatus
@@ -58,14 +59,15 @@ class PlacementControl:
         )
         drivers = {network.id: network.spec.driver for network in self._store.networks.all()}
         pool = build_views(self._store.nodes.all(), tasks, failures=failures.recent(now))
+        strategy = cluster_strategy(self._store)
         known = [drivers[network] for network in networks if network in drivers]
-        demand = Demand(following, network_drivers=known, service_id_of=pool.service_id_of)
+        demand = Demand(following, network_drivers=known, service_id_of=pool.service_id_of, strategy=strategy)
         verdicts = explain_nodes(demand, pool)
         trial = build_views(self._store.nodes.all(), tasks, failures=failures.recent(now))
         return PlacementReport(
             service=service,
             strategy=demand.strategy.value,
-            chosen=place([following], trial, network_drivers=drivers).assignments.get(following.id),
+            chosen=place([following], trial, network_drivers=drivers, strategy=strategy).assignments.get(following.id),
             nodes=verdicts,
             waiting=[
                 task

@@ -16,6 +16,7 @@ from fleet.logs import get_logger
 from fleet.manager.figures import ManagerFigures
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import write_all
+from fleet.manager.matching import cluster_strategy
 from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import Node, NodeState
 from fleet.model.task import Task, TaskState, TaskStatus
@@ -85,7 +86,7 @@ class SchedulerLoop:
         self._pool.set_failures(self._failures.recent(now))
         drivers = {network.id: network.spec.driver for network in self._store.networks.all()}
         waiting = list(self._waiting.values())
-        placements = place(waiting, self._pool, network_drivers=drivers)
+        placements = place(waiting, self._pool, network_drivers=drivers, strategy=cluster_strategy(self._store))
         changed = list(_outcomes(waiting, placements, now=now))
         if not changed:
             return

@@ -403,3 +403,25 @@ def test_rollback_posts_the_current_spec_with_the_rollback_query(fleet: Any, eng
     (request,) = engine.sent("POST", f"/services/{ID}/update")
     assert request.query == {"version": "1088", "rollback": "previous"}
     assert request.body == SPEC
+
+
+def test_flags_of_placement_are_labels_and_an_empty_one_takes_its_label_away(fleet: Any, engine: FakeEngine) -> None:
+    flags = ("--placement-strategy", "binpack", "--affinity", "cache", "--anti-affinity", "web:5", "--rebalance", "off")
+    assert fleet("service", "create", "-d", "--no-resolve-image", "-l", "a=b", *flags, "img").code == 0
+    labels = {
+        "a": "b",
+        "fleet.placement.strategy": "binpack",
+        "fleet.placement.affinity": "cache",
+        "fleet.placement.anti-affinity": "web:5",
+        "fleet.rebalance": "off",
+    }
+    assert created(engine)["Labels"] == labels
+    service = {"ID": ID, "Version": {"Index": 7}, "Spec": {**created(engine), "Name": "x"}}
+    engine.on("GET", "/services/.*", service)
+    engine.on("POST", "/services/.*/update", {})
+    flags = ("--affinity", "", "--placement-prefer", "node.role==worker:3")
+    ran = fleet("service", "update", "-d", *flags, "x")
+    assert ran.code == 0, ran.err
+    (request,) = engine.sent("POST", "/services/.*/update")
+    del labels["fleet.placement.affinity"]
+    assert request.body["Labels"] == {**labels, "fleet.placement.prefer": "node.role==worker:3"}

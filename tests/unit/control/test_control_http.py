@@ -486,3 +486,38 @@ def test_secret_data_is_never_shown(run) -> None:
             assert "Data" not in response.text
 
     run(body)
+
+
+def test_rebalancing_is_asked_for_shown_and_taken_back(run) -> None:
+    async def body(world) -> None:
+        await world.store.commit(Transaction().create(cluster()))
+        shown = await world.call("GET", "/fleet/v1/rebalance", status=200)
+        assert shown == {"Request": None, "Moves": [], "Stays": {}, "UnderWay": [], "Moved": [], "GivenUp": []}
+        answer = await world.call("DELETE", "/fleet/v1/rebalance", status=400)
+        assert "no rebalancing is at work" in answer["message"]
+        asked = await world.call("POST", "/fleet/v1/rebalance", status=202)
+        assert asked["Request"]["RequestedAt"]
+        assert "FinishedAt" not in asked["Request"]
+        again = await world.call("POST", "/fleet/v1/rebalance", status=202)
+        assert again["Request"] == asked["Request"], "one that is at work goes on"
+        await world.call("DELETE", "/fleet/v1/rebalance", status=204)
+        shown = await world.call("GET", "/fleet/v1/rebalance", status=200)
+        assert shown["Request"]["Outcome"] == "cancelled"
+
+    run(body)
+
+
+def test_swarm_labels_that_fleet_reads_are_checked(run) -> None:
+    async def body(world) -> None:
+        await world.store.commit(Transaction().create(cluster()))
+        shown = await world.call("GET", "/swarm", status=200)
+        path = f"/swarm/update?version={shown['Version']['Index']}"
+        for label, known in (
+            ("rebalance", "off, manual, automatic"),
+            ("placement.strategy", "spread, binpack, balanced"),
+        ):
+            spec = {**shown["Spec"], "Labels": {f"fleet.{label}": "no"}}
+            answer = await world.call("POST", path, status=400, json=spec)
+            assert answer["message"].endswith(f"label fleet.{label}: 'no' is none of {known}")
+
+    run(body)

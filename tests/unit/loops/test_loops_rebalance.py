@@ -199,6 +199,19 @@ def test_automatic_moves_by_itself_what_may_move_and_manual_waits(monkeypatch: p
     run(scenario, a_cluster("automatic"), *nodes, web, still, *crowded(4), *crowded(4, service="still"))
 
 
+def test_strategy_of_the_cluster_reaches_placing_and_is_no_reason_to_move() -> None:
+    async def scenario(here: Here) -> None:
+        await here.until(lambda: len(here.running("web")) == 4, "four run")
+        assert len(here.spread()) == 1
+        assert not here.api.rebalance.report().plan.moves
+        assert here.api.placement.explain("web").strategy == "binpack"
+
+    cluster = a_cluster()
+    packs = msgspec.structs.replace(cluster.spec, labels={"fleet.placement.strategy": "binpack"})
+    cluster = msgspec.structs.replace(cluster, spec=packs)
+    run(scenario, cluster, a_node("a"), a_node("b"), a_service(replicas=4))
+
+
 def test_plan_says_what_stays_and_why() -> None:
     async def scenario(here: Here) -> None:
         assert here.api.rebalance.report().plan.stays == {

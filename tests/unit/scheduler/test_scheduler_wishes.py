@@ -13,7 +13,7 @@ from fleet.model.node import Node
 from fleet.model.task import Task, TaskState
 from fleet.scheduler.place import place
 from fleet.scheduler.pool import build_views
-from fleet.scheduler.wishes import parse_wishes
+from fleet.scheduler.wishes import Strategy, default_strategy, parse_wishes
 
 
 def a_wish(service: str = "web", count: int = 1, *, cpus: float = 0, **wishes: str) -> list[Task]:
@@ -122,3 +122,18 @@ def test_other_labels_are_nobodys_business() -> None:
     assert parse_wishes({"fleet.other": "x", "com.example": "y"}, service_name="web") == parse_wishes(
         {}, service_name="web"
     )
+
+
+def test_cluster_says_the_strategy_of_services_that_say_none() -> None:
+    nodes = [a_node(n, cpus=4) for n in "ab"]
+    silent, outspoken = a_wish("silent", 2, cpus=1), a_wish("outspoken", 2, cpus=1, strategy="spread")
+    result = place([*silent, *outspoken], build_views(nodes, []), strategy=Strategy.BINPACK)
+    assert len({result.assignments[task.id] for task in silent}) == 1
+    assert len({result.assignments[task.id] for task in outspoken}) == 2
+
+
+def test_strategy_of_the_cluster_is_read_from_its_labels() -> None:
+    assert default_strategy({}) is Strategy.SPREAD
+    assert default_strategy({"fleet.placement.strategy": "balanced"}) is Strategy.BALANCED
+    with pytest.raises(errors.UserError, match=r"label fleet\.placement\.strategy: 'tight' is none of spread, binpack"):
+        default_strategy({"fleet.placement.strategy": "tight"})
