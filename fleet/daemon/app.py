@@ -13,6 +13,7 @@ from fleet.api.http import install_error_handlers
 from fleet.builder.http import build_routes
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
+from fleet.daemon.audit import Audit
 from fleet.daemon.config import DaemonConfig
 from fleet.daemon.events import EventLog
 from fleet.daemon.http.distribution import distribution_routes
@@ -67,4 +68,4 @@ def engine_app(
     ]
     for router in routers:
         app.include_router(router)
-    return VersionPrefix(requests.around(StaleState(app, membership.majority)))
+    return VersionPrefix(Audit(requests.around(StaleState(app, membership.majority))))

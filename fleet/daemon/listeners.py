@@ -1,7 +1,8 @@
 """Listening sockets with uvicorn behind them, run as tasks of the daemon instead of as uvicorn's own main program.
 
 Two things ASGI does not carry are added by small protocol subclasses: the TLS connection of a request (routes of the
-cluster listener must know which node calls), as ``scope["extensions"]["fleet.tls"]``, and the credentials of a unix peer.
+cluster listener must know which node calls), as ``scope["extensions"]["fleet.tls"]``, and the transport, whose socket
+knows who a unix peer is, as ``scope["extensions"]["fleet.transport"]``.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from fleet.agent.http import HijackMixin
 from fleet.api.dispatch import FRAME_LIMIT
 from fleet.logs import get_logger
 
-__all__ = ["TLS_EXTENSION", "Listener", "tcp_socket", "unix_socket"]
+__all__ = ["TLS_EXTENSION", "TRANSPORT_EXTENSION", "Listener", "tcp_socket", "unix_socket"]
 
 log = get_logger("listener")
 
 TLS_EXTENSION: Final = "fleet.tls"
+TRANSPORT_EXTENSION: Final = "fleet.transport"
 _BACKLOG: Final = 512
 _STOP_TIMEOUT_S: Final = 3
 
@@ -37,6 +39,7 @@ _STOP_TIMEOUT_S: Final = 3
 class _Http(HijackMixin, HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope.setdefault("extensions", {})[TRANSPORT_EXTENSION] = self.transport  # type: ignore[assignment]
         tls = self.transport.get_extra_info("ssl_object")
         if tls is not None:
             self.scope.setdefault("extensions", {})[TLS_EXTENSION] = tls

@@ -159,6 +159,26 @@ def test_the_clear_listener_has_figures_alone(lab: TestLab) -> None:
     assert httpx.post(f"{base}/metrics", timeout=10).status_code == 405
 
 
+def test_a_change_is_told_with_who_asked_and_the_id_of_the_request(lab: TestLab) -> None:
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(lab.socket("m1"))), base_url="http://fleet") as client:
+        body = {"Name": "told", "Data": "c2VjcmV0LWJ5dGVz"}
+        answer = client.post("/v1.41/secrets/create?x=in-query", json=body, headers={"X-Request-ID": "order-17"})
+        assert (answer.status_code, answer.headers["x-request-id"]) == (201, "order-17")
+        made = client.delete("/secrets/told", headers={"X-Request-ID": 'two words "}'}).headers["x-request-id"]
+        assert client.get("/secrets").headers["x-request-id"]
+        assert client.post("/containers/none/exec", json={}, headers={"X-Request-ID": "refused-1"}).status_code == 404
+    log = lab.log_path("m1").read_text()
+    lines = {line["request"]: line for line in map(json.loads, log.splitlines()) if "request" in line}
+    told = lines["order-17"]
+    assert (told["method"], told["path"], told["code"], told["who"]) == ("POST", "/secrets/create", "201", "uid 0")
+    assert told["origin"].startswith("unix, process ")
+    assert (lines[made]["method"], lines[made]["code"]) == ("DELETE", "204")
+    assert lines["refused-1"]["code"] == "404"
+    assert not any(line["method"] == "GET" for line in lines.values())
+    assert "c2VjcmV0LWJ5dGVz" not in log
+    assert "in-query" not in log
+
+
 def test_the_api_has_the_same_figures_at_its_socket(lab: TestLab) -> None:
     transport = httpx.HTTPTransport(uds=str(lab.socket("w1")))
     with httpx.Client(transport=transport, base_url="http://fleet", timeout=10) as client:

@@ -1,0 +1,99 @@
+"""Who asked for which change, from where, and what came of it: one line of the log for each request that is not a read.
+
+A request has an id: the client's ``X-Request-ID`` where it is plain and short, else one made here. It is in the line and in the
+answer, so that a client's log and this one can be laid side by side. Neither query nor body is told: they may hold secrets.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from fleet.daemon.listeners import TLS_EXTENSION, TRANSPORT_EXTENSION
+from fleet.logs import get_logger
+
+__all__ = ["Audit"]
+
+log = get_logger("api")
+
+_READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_HEADER: Final = b"x-request-id"
+_CREDENTIALS: Final = struct.Struct("3i")
+_PATH_MAX: Final = 200
+
+
+class Audit:
+    """ASGI middleware. ``write`` takes a phrase and fields, as a logger does."""
+
+    def __init__(self, app: Any, *, write: Callable[..., None] = log.info) -> None:
+        self._app = app
+        self._write = write
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        began, code = time.perf_counter(), 0
+
+        async def marked(message: Any) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+                message["headers"] = [*message.get("headers", ()), (_HEADER, request_id)]
+                self._tell(scope, request_id, str(code), began)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, marked)
+        finally:
+            if not code:  # attach and exec took the connection over, or the client left before an answer
+                self._tell(scope, request_id, "none", began)
+
+    def _tell(self, scope: Any, request_id: bytes, code: str, began: float) -> None:
+        if scope["method"] in _READS:
+            return
+        who, origin = _caller(scope)
+        self._write(
+            "change asked for",
+            request=request_id.decode(),
+            method=scope["method"],
+            path=scope["path"][:_PATH_MAX],
+            code=code,
+            ms=round((time.perf_counter() - began) * 1000, 1),
+            who=who,
+            origin=origin,
+        )
+
+
+def _request_id(scope: Any) -> bytes:
+    given = next((value for name, value in scope["headers"] if name == _HEADER), b"")
+    return bytes(given) if _ID.fullmatch(given) else os.urandom(8).hex().encode()
+
+
+def _caller(scope: Any) -> tuple[str, str]:
+    """Who, and from where: the user and process behind a unix socket (unix(7), SO_PEERCRED), or the name in a certificate."""
+    extensions = scope.get("extensions", {})
+    tls = extensions.get(TLS_EXTENSION)
+    if tls is not None:
+        subject = (tls.getpeercert() or {}).get("subject", ())
+        name = next((value for part in subject for key, value in part if key == "commonName"), "")
+        who = f"certificate {name}" if name else "nobody known"
+    else:
+        who = "nobody known"
+    client = scope.get("client")
+    if client:
+        return who, f"{client[0]}:{client[1]}"
+    transport = extensions.get(TRANSPORT_EXTENSION)
+    link = transport.get_extra_info("socket") if transport is not None else None
+    if link is None or link.family != socket.AF_UNIX or link.fileno() < 0:
+        return who, ""
+    with socket.socket(fileno=os.dup(link.fileno())) as copy:
+        pid, uid, _ = _CREDENTIALS.unpack(copy.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return f"uid {uid}", f"unix, process {pid}"
