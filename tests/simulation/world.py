@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from fleet.manager.control import ControlApi
+from fleet.manager.rebalancing import plan_rebalancing, wants_automatic
 from fleet.model.cluster import Cluster
 from fleet.model.ids import ClusterId, NetworkId
 from fleet.model.network import INGRESS_NETWORK_NAME, NetworkSpec
@@ -258,7 +259,19 @@ class World:
             return "rebalancing has not come to its end"
         if orphans := sorted(t.id for t in objects[Kind.TASK].values() if t.service_id not in objects[Kind.SERVICE]):
             return f"tasks {orphans} of no service"
-        return ""
+        return self._moves_to_come()
+
+    def _moves_to_come(self) -> str:
+        """Where it is automatic, tasks are moved a while after the last node came back: all is quiet until then, but not over."""
+        leader = next((h for h in self.hosts if h.role is not None and h.role.leadership.is_leading), None)
+        if leader is None or leader.role is None:
+            return "nobody leads"
+        store = leader.role.store
+        cluster = next(iter(store.clusters.all()), None)
+        if not wants_automatic(store, cluster):
+            return ""
+        moves = plan_rebalancing(store, cluster, now=leader.clock.now(), is_asked=False).moves
+        return f"{len(moves)} tasks will move by themselves" if moves else ""
 
     def _not_served(self, service: Service) -> str:
         tasks = self.tasks(service)
