@@ -38,6 +38,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "info": ("fleet.cli.system:info", "Show this host and its swarm"),
     "version": ("fleet.cli.system:version", "Show versions of the command and the daemon"),
     "events": ("fleet.cli.system:events", "Follow what happens"),
+    "oci": ("fleet.cli.oci:oci", "Run containers from OCI bundles, without a daemon"),
     "completion": ("fleet.cli.completion:completion", "Print a completion script for bash, zsh or fish"),
     "run": ("fleet.cli.run:run", "Create a container and start it"),
     "create": ("fleet.cli.run:create", "Create a container without starting it"),
@@ -75,7 +76,7 @@ _SECTIONS: Final = (
     ("Containers", ("run", "create", "exec", "attach", "start", "stop", "restart", "kill", "pause", "unpause", "rm")),
     ("More of containers", ("rename", "update", "wait", "port", "diff", "stats", "cp", "export")),
     ("Short forms", ("ps", "images", "pull", "push", "build", "commit", "load", "logs")),
-    ("More", ("login", "logout", "lab", "completion")),
+    ("More", ("login", "logout", "lab", "oci", "completion")),
 )
 
 

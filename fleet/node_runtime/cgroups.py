@@ -393,6 +393,18 @@ class CgroupTree:
                 inner = os.path.dirname(inner)
         return gone
 
+    def remove_if_empty(self, path: str) -> bool:
+        """Remove a group that holds neither processes nor groups, everywhere; False where that cannot be."""
+        gone = True
+        for root in self._all_roots():
+            try:
+                os.rmdir(f"{root}{self.parent}/{path}")
+            except FileNotFoundError:
+                pass
+            except OSError:
+                gone = False
+        return gone
+
     def remove_parent(self) -> None:
         """Remove the parent (and its own empty parents) where nothing is left in it. A keeper that is just ending is
         waited for, up to two seconds.

@@ -37,7 +37,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-__all__ = ["MASTER", "Streams", "become_container", "become_exec", "become_preparer", "parse_report"]
+__all__ = [
+    "DEFAULT_PATH",
+    "MASTER",
+    "CommandError",
+    "Streams",
+    "become_container",
+    "become_exec",
+    "become_preparer",
+    "container_terminal",
+    "loopback_up",
+    "move_streams",
+    "parse_report",
+    "permitted_at_start",
+    "remember_permitted",
+    "report_failure",
+    "send_report",
+    "set_oom_score",
+]
 
 MASTER = b"M"
 """Message that carries a terminal's master descriptor."""
@@ -47,7 +64,7 @@ _TIOCSCTTY = 0x540E
 _FDS_AT_ONCE = 200  # the kernel takes 253 in a message
 _CAP_LAST = 63
 _ALL_SIGNALS = signal.valid_signals()
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Streams:
@@ -61,7 +78,9 @@ class Streams:
         self.stderr = stderr
 
 
-class _CommandError(Exception):
+class CommandError(Exception):
+    """The command cannot be executed; ``code`` is the exit status that tells a shell's user why."""
+
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
@@ -75,18 +94,19 @@ def parse_report(data: bytes) -> tuple[str, int, str]:
     return kind, int(code), text
 
 
-def _report_failure(report: Socket, error: BaseException, at: str) -> None:
+def report_failure(report: Socket, error: BaseException, at: str) -> None:
     """Whose fault it was, and at which step."""
     if isinstance(error, (rootfs.RefusedError, UnknownUserError)):
-        _report(report, "rejected", 0, str(error))
+        send_report(report, "rejected", 0, str(error))
     elif isinstance(error, OSError):
         where = "" if not error.filename else f" ({error.filename})"
-        _report(report, "fault", error.errno or 0, f"{at}: {error.strerror}{where}")
+        send_report(report, "fault", error.errno or 0, f"{at}: {error.strerror}{where}")
     else:
-        _report(report, "fault", 0, f"{at}: {type(error).__name__}: {error}")
+        send_report(report, "fault", 0, f"{at}: {type(error).__name__}: {error}")
 
 
-def _report(report: Socket, kind: str, code: int, text: str) -> None:
+def send_report(report: Socket, kind: str, code: int, text: str) -> None:
+    """One message as `parse_report` reads it; ends the process when nobody is there to read it."""
     try:
         report.send(f"{kind}\n{code}\n{text}"[:4000].encode("utf-8", "replace"))
     except OSError:
@@ -110,10 +130,10 @@ def become_container(
     files = rootfs.FileSystem(plan, staging)
     try:
         _contain(plan, files, report, entrances=entrances, netns=netns, joins=joins, streams=streams, link=link)
-    except _CommandError as error:
-        _report(report, "command", error.code, str(error))
+    except CommandError as error:
+        send_report(report, "command", error.code, str(error))
     except BaseException as error:  # noqa: BLE001 - the last word of a process without a parent frame
-        _report_failure(report, error, files.at)
+        report_failure(report, error, files.at)
     os._exit(70)
 
 
@@ -144,7 +164,7 @@ def _contain(
     elif "network" in joins:
         sys_.setns(joins["network"], sys_.CLONE_NEWNET)
     elif plan["network"] == "none":
-        _loopback_up()
+        loopback_up()
     os.setsid()
     os.umask(0)
     if link is not None:
@@ -183,7 +203,7 @@ def _contain(
     resolve = sys_.RESOLVE_BENEATH | sys_.RESOLVE_NO_XDEV | sys_.RESOLVE_NO_SYMLINKS
     if link is None:
         score = sys_.openat2(files.proc, f"{os.getpid()}/oom_score_adj", os.O_WRONLY, resolve=resolve)
-        _set_oom_score(score, process["oom_score_adj"])
+        set_oom_score(score, process["oom_score_adj"])
     files.restrict_paths()
     files.at = "prepare the process"
     _finish(process, files.root, working_directory, report, streams, own_init=plan["init"])
@@ -205,7 +225,7 @@ def become_preparer(
         files.at = "enter cgroups"
         for fd in entrances:
             os.write(fd, str(target).encode())
-        _set_oom_score(
+        set_oom_score(
             os.open(f"/proc/{target}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), plan["process"]["oom_score_adj"]
         )
         users = os.open(f"/proc/{target}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
@@ -227,7 +247,7 @@ def become_preparer(
         link.send(b"go")
         os._exit(0)
     except BaseException as error:  # noqa: BLE001 - the last word of a process without a parent frame
-        _report_failure(report, error, files.at)
+        report_failure(report, error, files.at)
     report.close()  # before the link, whose end is the end of the waiting process
     os._exit(70)
 
@@ -277,7 +297,7 @@ def become_exec(
         sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
         for fd in entrances:
             os.write(fd, b"0")
-        _set_oom_score(os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), process["oom_score_adj"])
+        set_oom_score(os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), process["oom_score_adj"])
         step = "join the container's namespaces"
         if first_id:
             for fd in (streams.stdin, streams.stdout, streams.stderr):
@@ -293,19 +313,19 @@ def become_exec(
         try:
             working_directory = rootfs.open_inside(root, process["cwd"])
         except OSError as error:
-            raise _CommandError(126, f"exec: working directory {process['cwd']}: {error.strerror}") from error
+            raise CommandError(126, f"exec: working directory {process['cwd']}: {error.strerror}") from error
         if process["tty"]:
-            master, terminal = _container_terminal(root)
+            master, terminal = container_terminal(root)
             report.sendmsg([MASTER], [(SOL_SOCKET, SCM_RIGHTS, struct.pack("i", master))])
             streams = Streams(terminal, terminal, terminal)
         for name in ("stdin", "stdout", "stderr"):
             if getattr(streams, name) < 0:
                 setattr(streams, name, _container_null(root))
         _finish(process, root, working_directory, report, streams, own_init=False)
-    except _CommandError as error:
-        _report(report, "command", error.code, str(error))
+    except CommandError as error:
+        send_report(report, "command", error.code, str(error))
     except BaseException as error:  # noqa: BLE001 - the last word of a process without a parent frame
-        _report_failure(report, error, step)
+        report_failure(report, error, step)
     os._exit(70)
 
 
@@ -318,7 +338,8 @@ def _container_null(root: int) -> int:
     return fd
 
 
-def _container_terminal(root: int) -> tuple[int, int]:
+def container_terminal(root: int) -> tuple[int, int]:
+    """(master, terminal) from the devpts of a container whose root ``root`` is."""
     master = rootfs.open_inside(root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
     if os.major(os.fstat(master).st_rdev) != 5:
         raise rootfs.RefusedError("the container's /dev/pts/ptmx is not a terminal multiplexer")
@@ -327,13 +348,14 @@ def _container_terminal(root: int) -> tuple[int, int]:
     return master, fcntl.ioctl(master, 0x5441, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)  # TIOCGPTPEER
 
 
-def _loopback_up() -> None:
+def loopback_up() -> None:
+    """Switch on ``lo`` of the network namespace this process is in."""
     probe = Socket(AF_INET, SOCK_DGRAM, 0)
     fcntl.ioctl(probe.fileno(), 0x8914, struct.pack("16sh22x", b"lo", 0x41))  # SIOCSIFFLAGS: IFF_UP | IFF_RUNNING
     probe.close()
 
 
-def _set_oom_score(fd: int, value: int) -> None:
+def set_oom_score(fd: int, value: int) -> None:
     """Write and close. Zero is written too: inherited would be the daemon's own, which service managers lower so that
     memory is taken from containers first. Lowering needs CAP_SYS_RESOURCE, which the host may not have given us: then
     the score stays.
@@ -360,7 +382,7 @@ def _finish(
     os.fchdir(working_directory)
     if not os.getcwd().startswith("/"):
         raise rootfs.RefusedError("the working directory is outside the container")
-    _move_streams(streams)
+    move_streams(streams)
     if identity.uid:
         for fd in (0, 1, 2):
             # As runc does: else a program of this user could not reopen /dev/stdout. Not the null device, which all share.
@@ -414,7 +436,7 @@ def _set_rlimit(number: int, soft: int, hard: int) -> None:
     )
 
 
-def _move_streams(streams: Streams) -> None:
+def move_streams(streams: Streams) -> None:
     """To 0, 1 and 2. They are moved above 2 first, so that none is overwritten before it was copied."""
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (streams.stdin, streams.stdout, streams.stderr)]
     for position, fd in enumerate(lifted):
@@ -436,7 +458,7 @@ def _set_identity_and_capabilities(uid: int, gid: int, groups: list[int], mask: 
     if uid:
         os.setresuid(uid, uid, uid)  # the kernel clears effective and permitted, as execve would
     else:
-        held = mask & _own_permitted()
+        held = mask & permitted_at_start()
         sys_.capset(held, held, 0)
     try:
         sys_.prctl(sys_.PR_CAP_AMBIENT, sys_.PR_CAP_AMBIENT_CLEAR_ALL)
@@ -457,7 +479,8 @@ def remember_permitted() -> None:
                 _permitted_at_start = int(line.split()[1], 16)
 
 
-def _own_permitted() -> int:
+def permitted_at_start() -> int:
+    """Capabilities that this host lets the supervisor hand on, as a mask."""
     return _permitted_at_start
 
 
@@ -467,12 +490,12 @@ def _environment(pairs: list[str], home: str) -> dict[bytes, bytes]:
         key, _, value = pair.partition("=")
         environment[key.encode("utf-8", "surrogateescape")] = value.encode("utf-8", "surrogateescape")
     environment.setdefault(b"HOME", home.encode("utf-8", "surrogateescape"))
-    environment.setdefault(b"PATH", _DEFAULT_PATH.encode())
+    environment.setdefault(b"PATH", DEFAULT_PATH.encode())
     return environment
 
 
 def _execute(arguments: list[str], environment: dict[bytes, bytes]) -> None:
-    """execve, searching the container's PATH for a bare name. Raises `_CommandError`; status 127 not found, 126 not
+    """execve, searching the container's PATH for a bare name. Raises `CommandError`; status 127 not found, 126 not
     allowed, else 128.
     """
     name = arguments[0]
@@ -490,12 +513,12 @@ def _execute(arguments: list[str], environment: dict[bytes, bytes]) -> None:
         except PermissionError as error:
             denied = error
         except OSError as error:
-            raise _CommandError(128, f"exec {name}: {os.strerror(error.errno or 0).lower()}") from error
+            raise CommandError(128, f"exec {name}: {os.strerror(error.errno or 0).lower()}") from error
     if denied is not None:
-        raise _CommandError(126, f"exec {name}: permission denied")
+        raise CommandError(126, f"exec {name}: permission denied")
     if "/" in name:
-        raise _CommandError(127, f"exec {name}: no such file or directory")
-    raise _CommandError(127, f'exec: "{name}": executable file not found in $PATH')
+        raise CommandError(127, f"exec {name}: no such file or directory")
+    raise CommandError(127, f'exec: "{name}": executable file not found in $PATH')
 
 
 def _split_off_init(report: Socket) -> None:

@@ -24,7 +24,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["FileSystem", "RefusedError", "ensure_target", "open_inside", "read_inside"]
+__all__ = [
+    "DEVICE_LINKS",
+    "DEVICE_NODES",
+    "FileSystem",
+    "RefusedError",
+    "ensure_target",
+    "new_mount",
+    "open_inside",
+    "read_inside",
+]
 
 _PATH = os.O_PATH | os.O_CLOEXEC
 _INSIDE = sys_.RESOLVE_IN_ROOT | sys_.RESOLVE_NO_MAGICLINKS
@@ -32,8 +41,8 @@ _NSE = sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_NOEXEC
 _NSDE = _NSE | sys_.MOUNT_ATTR_NODEV
 _OPTIONS_MAX = 4000  # mount(2) copies one page of options
 _ACCOUNT_FILE_MAX = 4 << 20
-_NODES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
-_LINKS = (
+DEVICE_NODES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+DEVICE_LINKS = (
     ("ptmx", "pts/ptmx"),
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -109,11 +118,15 @@ def read_inside(root: int, path: str) -> bytes:
     return data
 
 
-def _new_mount(kind: str, attributes: int, *options: tuple[str, str]) -> int:
+def new_mount(kind: str, attributes: int, *options: tuple[str, str | None]) -> int:
+    """A new file system as a detached mount; an option without value is a flag."""
     fd = sys_.fsopen(kind)
     try:
         for key, value in options:
-            sys_.fsconfig_string(fd, key, value)
+            if value is None:
+                sys_.fsconfig_flag(fd, key)
+            else:
+                sys_.fsconfig_string(fd, key, value)
         sys_.fsconfig_create(fd)
         return sys_.fsmount(fd, attributes)
     finally:
@@ -170,8 +183,8 @@ class FileSystem:
             self.at = f"mount overlay of {len(root['lower'])} layers"
             mounts = [self._mapped_overlay(users, first_id)]
         self.at = "mount /sys"
-        mounts.append(_new_mount("sysfs", _NSDE | (sys_.MOUNT_ATTR_RDONLY if self._plan["sys_read_only"] else 0)))
-        for source in (*(f"/dev/{name}" for name, _, _ in _NODES), *self._plan["device_sources"]):
+        mounts.append(new_mount("sysfs", _NSDE | (sys_.MOUNT_ATTR_RDONLY if self._plan["sys_read_only"] else 0)))
+        for source in (*(f"/dev/{name}" for name, _, _ in DEVICE_NODES), *self._plan["device_sources"]):
             self.at = f"bind device {source}"
             mounts.append(sys_.open_tree(sys_.AT_FDCWD, source, sys_.OPEN_TREE_CLONE))
         self.take_sources()
@@ -215,12 +228,12 @@ class FileSystem:
         """Take what `prepare_for` made, and make the procfs while the host's can still be seen: the kernel wants that
         of a user namespace.
         """
-        count = 2 + len(_NODES) + len(self._plan["device_sources"])
+        count = 2 + len(DEVICE_NODES) + len(self._plan["device_sources"])
         self._prepared = mounts[:count]
         binds = iter(mounts[count:])
         self._sources = [next(binds) if mount["kind"] == "bind" else -1 for mount in self._plan["mounts"]]
         self.at = "mount /proc"
-        self.proc = _new_mount("proc", _NSDE)
+        self.proc = new_mount("proc", _NSDE)
 
     def take_shared_memory(self, donor: int) -> None:
         """Clone /dev/shm of the container whose first process ``donor`` (a pidfd) is. A mount can be cloned only inside
@@ -319,22 +332,22 @@ class FileSystem:
         """A procfs of the container's pid namespace."""
         self.at = "mount /proc"
         if self.proc < 0:
-            self.proc = _new_mount("proc", _NSDE)
+            self.proc = new_mount("proc", _NSDE)
         sys_.move_mount(self.proc, self._own_directory("proc"))
 
     def mount_dev(self) -> None:
         """/dev with the standard nodes and the spec's, pts, shm and mqueue."""
         self.at = "mount /dev"
-        dev = self._dev = _new_mount(
+        dev = self._dev = new_mount(
             "tmpfs", sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_STRICTATIME, ("mode", "755"), ("size", "65536k")
         )
         sys_.move_mount(dev, self._own_directory("dev"))
-        for index, (name, major, minor) in enumerate(_NODES):
+        for index, (name, major, minor) in enumerate(DEVICE_NODES):
             if self._prepared:
                 self._bind_device(self._prepared[2 + index], dev, name)
                 continue
             os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=dev)
-        for name, destination in _LINKS:
+        for name, destination in DEVICE_LINKS:
             os.symlink(destination, name, dir_fd=dev)
         for name, kind, options in (
             ("pts", "devpts", (("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"))),
@@ -346,7 +359,7 @@ class FileSystem:
             self.at = f"mount /dev/{name}"
             os.mkdir(name, 0o755, dir_fd=dev)
             attributes = _NSE if kind == "devpts" else _NSDE
-            mount = self._shm if name == "shm" and self._shm >= 0 else _new_mount(kind, attributes, *options)
+            mount = self._shm if name == "shm" and self._shm >= 0 else new_mount(kind, attributes, *options)
             target = os.open(name, _PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dev)
             sys_.move_mount(mount, target)
             os.close(mount)
@@ -356,7 +369,7 @@ class FileSystem:
             parent, _, name = path.rpartition("/")
             directory = ensure_target(self.root, parent or "/", directory=True)
             if self._prepared:
-                self._bind_device(self._prepared[2 + len(_NODES) + index], directory, name)
+                self._bind_device(self._prepared[2 + len(DEVICE_NODES) + index], directory, name)
                 os.close(directory)
                 continue
             try:
@@ -411,11 +424,11 @@ class FileSystem:
         """
         self.at = "mount /sys"
         read_only = sys_.MOUNT_ATTR_RDONLY if self._plan["sys_read_only"] else 0
-        mount = self._prepared[1] if self._prepared else _new_mount("sysfs", _NSDE | read_only)
+        mount = self._prepared[1] if self._prepared else new_mount("sysfs", _NSDE | read_only)
         sys_.move_mount(mount, self._own_directory("sys"))
         if self._plan["cgroup2"]:
             target = open_inside(mount, "fs/cgroup")
-            sys_.move_mount(_new_mount("cgroup2", _NSDE | read_only), target)
+            sys_.move_mount(new_mount("cgroup2", _NSDE | read_only), target)
 
     def mount_all(self) -> None:
         """The spec's mounts, shallow targets first so that none hides another."""
@@ -425,7 +438,7 @@ class FileSystem:
             mount, source = self._plan["mounts"][index], self._sources[index]
             self.at = f"mount {mount['target']}"
             if mount["kind"] == "tmpfs":
-                source = _new_mount("tmpfs", mount["set"], *((key, value) for key, value in mount["options"]))
+                source = new_mount("tmpfs", mount["set"], *((key, value) for key, value in mount["options"]))
                 directory = True
             else:
                 directory = stat.S_ISDIR(os.fstat(source).st_mode)
@@ -474,7 +487,7 @@ class FileSystem:
                 continue
             if stat.S_ISDIR(os.fstat(target).st_mode):
                 if empty < 0:
-                    empty = mount = _new_mount(
+                    empty = mount = new_mount(
                         "tmpfs", _NSDE | sys_.MOUNT_ATTR_RDONLY, ("size", "4k"), ("nr_inodes", "2")
                     )
                 else:

@@ -15,7 +15,7 @@ from typing import Any
 from fleet.errors import UserError
 from fleet.node_runtime.syscall_tables import SYSCALLS
 
-__all__ = ["ALLOW", "MaskedEqual", "Policy", "Ranges", "default_policy", "errno_action", "parse_profile"]
+__all__ = ["ACTIONS", "ALLOW", "MaskedEqual", "Policy", "Ranges", "default_policy", "errno_action", "parse_profile"]
 
 ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
@@ -157,7 +157,7 @@ def default_policy(capabilities: Iterable[str], *, machine: str) -> Policy:
     return policy
 
 
-_ACTIONS = {
+ACTIONS = {
     "SCMP_ACT_ALLOW": ALLOW,
     "SCMP_ACT_KILL": 0,
     "SCMP_ACT_KILL_THREAD": 0,
@@ -197,9 +197,9 @@ def _action(entry: dict[str, Any], key: str, errno_key: str) -> int:
     if name == "SCMP_ACT_ERRNO":
         number = entry.get(errno_key)
         return errno_action(_EPERM if number is None else int(number))
-    if name not in _ACTIONS:
+    if name not in ACTIONS:
         raise UserError(f"seccomp profile: action {name} is not supported")
-    return _ACTIONS[name]
+    return ACTIONS[name]
 
 
 def _applies(entry: dict[str, Any], held: set[str], machine: str) -> bool:

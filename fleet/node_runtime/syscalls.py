@@ -25,6 +25,8 @@ _NUMBERS: dict[str, tuple[int, int]] = {
     "capset": (126, 91),
     "keyctl": (250, 219),
     "bpf": (321, 280),
+    "personality": (135, 92),
+    "ioprio_set": (251, 30),
     "io_setup": (206, 0),
     "io_submit": (209, 2),
     "io_getevents": (208, 4),
@@ -284,6 +286,16 @@ def seccomp_set_filter(program: bytes) -> None:
 def join_new_session_keyring() -> None:
     """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING with an anonymous new one."""
     _call("keyctl", 1, None)
+
+
+def personality(domain: int) -> None:
+    """personality(2)."""
+    _call("personality", domain)
+
+
+def ioprio_set(priority: int) -> None:
+    """ioprio_set(2) for the calling process; class in the bits from 13 on, level below."""
+    _call("ioprio_set", 1, 0, priority)
 
 
 _PIDFD_GET_INFO = 0xC0_00_FF_0B  # _IOWR(0xFF, 11, struct of the size put in below)

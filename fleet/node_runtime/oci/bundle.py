@@ -1,0 +1,432 @@
+"""An OCI bundle: ``config.json`` of the runtime specification (1.0 to 1.2), read and checked before anything is made.
+
+What the specification has and this runtime has not is refused by name, never dropped: a container that runs with less
+isolation than its bundle says would be worse than none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import re
+import resource
+
+from fleet.errors import UserError
+from fleet.node_runtime import syscalls as sys_
+from fleet.node_runtime.capabilities import CAPABILITIES
+from fleet.node_runtime.cgroups import DEFAULT_DEVICE_RULES
+from fleet.node_runtime.oci.reading import Reader, read_document
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Hooks = dict[str, list[dict[str, Any]]]
+
+__all__ = ["HOOK_NAMES", "NAMESPACES", "VERSION", "Bundle", "OciMount", "OciProcess", "parse_resources"]
+
+VERSION = "1.2.0"
+"""Of the runtime specification."""
+NAMESPACES = {
+    "mount": sys_.CLONE_NEWNS,
+    "cgroup": sys_.CLONE_NEWCGROUP,
+    "uts": sys_.CLONE_NEWUTS,
+    "ipc": sys_.CLONE_NEWIPC,
+    "pid": sys_.CLONE_NEWPID,
+    "network": sys_.CLONE_NEWNET,
+}
+HOOK_NAMES = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+PROPAGATION = {
+    "shared": sys_.MS_SHARED,
+    "slave": sys_.MS_SLAVE,
+    "private": sys_.MS_PRIVATE,
+    "unbindable": 1 << 17,
+}
+"""Word to flag; each also with r before it, for everything below."""
+_NUMBERS = {name: number for number, name in enumerate(CAPABILITIES)}
+_CAPABILITY_SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
+_ID_MAX = (1 << 32) - 2
+_ATIME = 0x70
+ATTRIBUTES: dict[str, tuple[int, int]] = {
+    # name: (attributes set, attributes cleared)
+    "ro": (1, 0),
+    "rw": (0, 1),
+    "nosuid": (2, 0),
+    "suid": (0, 2),
+    "nodev": (4, 0),
+    "dev": (0, 4),
+    "noexec": (8, 0),
+    "exec": (0, 8),
+    "relatime": (0, _ATIME),
+    "norelatime": (0, 0),
+    "noatime": (0x10, _ATIME),
+    "atime": (0, _ATIME),
+    "strictatime": (0x20, _ATIME),
+    "nostrictatime": (0, _ATIME),
+    "nodiratime": (0x80, 0),
+    "diratime": (0, 0x80),
+    "nosymfollow": (0x200000, 0),
+    "symfollow": (0, 0x200000),
+}
+_IGNORED = {"defaults", "loud", "silent", "nomand", "nolazytime", "noiversion", "async", "nofail", "iversion"}
+_SYSCTLS_OF = {"net.": "network", "fs.mqueue.": "ipc"}
+_SYSCTLS_IPC = {"msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"}
+
+
+class OciMount:
+    """One entry of ``mounts``, its options sorted into what each system call takes."""
+
+    def __init__(self, entry: Reader, directory: str) -> None:
+        target = entry.text("destination")
+        if not target:
+            raise UserError(f"{entry.place('destination')} is missing")
+        for name in ("uidMappings", "gidMappings"):
+            entry.refuse(name, "mounts with mapped ids are not supported")
+        self.target = posixpath.normpath("/" + target.lstrip("/"))
+        self.kind = entry.text("type")
+        self.source = entry.text("source")
+        self.set = self.clear = self.deep_set = self.deep_clear = 0
+        self.propagation: list[tuple[int, bool]] = []
+        """(flag, whether for everything below) in order."""
+        self.data: list[tuple[str, str | None]] = []
+        self.is_bind = self.kind == "bind"
+        self.recursive = self.copies_up = False
+        for option in entry.texts("options"):
+            self._take(option, entry.place("options"))
+        if self.is_bind:
+            if not self.source:
+                raise UserError(f"{entry.place('source')}: a bind of {self.target} needs a source")
+            self.source = os.path.join(directory, self.source)
+        elif not self.kind:
+            raise UserError(f"{entry.place('type')} is missing")
+
+    def _take(self, option: str, place: str) -> None:
+        deep = option[1:] if option[:1] == "r" else ""
+        if option in ATTRIBUTES:
+            on, off = ATTRIBUTES[option]
+            self.set, self.clear = self.set & ~off | on, self.clear & ~on | off
+        elif deep in ATTRIBUTES:
+            on, off = ATTRIBUTES[deep]
+            self.deep_set, self.deep_clear = self.deep_set & ~off | on, self.deep_clear & ~on | off
+        elif option in ("bind", "rbind"):
+            self.is_bind, self.recursive = True, option == "rbind"
+        elif option in PROPAGATION or deep in PROPAGATION:
+            self.propagation.append((PROPAGATION[deep if deep in PROPAGATION else option], deep in PROPAGATION))
+        elif option == "tmpcopyup":
+            self.copies_up = True
+        elif option in ("idmap", "ridmap", "remount") or option.startswith("idmap="):
+            raise UserError(f"{place}: option {option!r} is not supported")
+        elif option not in _IGNORED:
+            key, equals, value = option.partition("=")
+            self.data.append((key, value if equals else None))
+
+
+class OciProcess:
+    """``process`` of a bundle, or of an exec."""
+
+    def __init__(self, entry: Reader) -> None:
+        self.warnings: list[str] = []
+        self.args = entry.texts("args")
+        if not self.args:
+            raise UserError(f"{entry.place('args')} is empty: there is nothing to execute")
+        self.env = entry.texts("env")
+        self.cwd = entry.text("cwd")
+        if not self.cwd.startswith("/"):
+            raise UserError(f"{entry.place('cwd')}: {self.cwd!r} is not an absolute path")
+        self.terminal = entry.flag("terminal")
+        size = entry.object("consoleSize")
+        self.console_size = (size.number("height", most=0xFFFF, least=0), size.number("width", most=0xFFFF, least=0))
+        user = entry.object("user")
+        self.uid, self.gid = user.number("uid", least=0, most=_ID_MAX), user.number("gid", least=0, most=_ID_MAX)
+        self.umask = user.number("umask", 0o022, least=0, most=0o777)
+        self.additional_gids = user.numbers("additionalGids", most=_ID_MAX)
+        self.no_new_privileges = entry.flag("noNewPrivileges")
+        self.oom_score_adj = entry.number("oomScoreAdj", least=-1000, most=1000) if entry.has("oomScoreAdj") else None
+        self.apparmor = entry.text("apparmorProfile")
+        if self.apparmor and not os.path.exists("/sys/module/apparmor"):
+            raise UserError(f"{entry.place('apparmorProfile')}: this kernel has no AppArmor")
+        entry.refuse("selinuxLabel", "SELinux labels are not supported")
+        entry.refuse("scheduler", "scheduling policies are not supported")
+        entry.refuse("execCPUAffinity", "CPU affinity of an exec is not supported")
+        self.capabilities = self._capabilities(entry)
+        self.rlimits = _rlimits(entry)
+        self.io_priority = _io_priority(entry.object("ioPriority")) if entry.has("ioPriority") else None
+
+    def _capabilities(self, entry: Reader) -> dict[str, int]:
+        sets = entry.object("capabilities")
+        found = {}
+        for kind in _CAPABILITY_SETS:
+            mask = 0
+            for name in sets.texts(kind):
+                number = _NUMBERS.get(name.upper().removeprefix("CAP_"))
+                if number is None:
+                    self.warnings.append(f"{sets.place(kind)}: no kernel has a capability {name!r}; it is left out")
+                else:
+                    mask |= 1 << number
+            found[kind] = mask
+        return found
+
+
+def _rlimits(entry: Reader) -> list[tuple[int, int, int]]:
+    found: dict[str, tuple[int, int, int]] = {}
+    for limit in entry.objects("rlimits"):
+        name = limit.text("type")
+        number = getattr(resource, name, None) if re.fullmatch(r"RLIMIT_[A-Z]+", name) else None
+        if number is None:
+            raise UserError(f"{limit.place('type')}: {name!r} is no limit that this kernel has")
+        if name in found:
+            raise UserError(f"{limit.place('type')}: {name} stands there twice")
+        soft, hard = limit.number("soft", least=0), limit.number("hard", least=0)
+        if soft > hard:
+            raise UserError(f"{limit.place('soft')}: {soft} is above the hard limit, {hard}")
+        found[name] = (number, soft, hard)
+    return list(found.values())
+
+
+def _io_priority(entry: Reader) -> int:
+    classes = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+    name = entry.text("class")
+    if name not in classes:
+        raise UserError(f"{entry.place('class')}: {name!r} is not one of {', '.join(classes)}")
+    return classes[name] << 13 | entry.number("priority", least=0, most=7)
+
+
+class Bundle:
+    """A directory with ``config.json``. Raises `UserError` naming what is wrong or not supported."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = os.path.realpath(directory)
+        config = read_document(f"{self.directory}/config.json")
+        self.version = config.text("ociVersion")
+        if not re.fullmatch(r"1\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?", self.version):
+            raise UserError(f"{config.place('ociVersion')}: {self.version!r} is not a version 1.x.y")
+        self.annotations = config.pairs("annotations")
+        if not config.has("process"):
+            raise UserError(f"{config.place('process')} is missing")
+        self.process = OciProcess(config.object("process"))
+        root = config.object("root")
+        if not root.text("path"):
+            raise UserError(f"{root.place('path')} is missing")
+        self.root = os.path.realpath(os.path.join(self.directory, root.text("path")))
+        if not os.path.isdir(self.root):
+            raise UserError(f"{root.place('path')}: {self.root} is not a directory")
+        self.root_read_only = root.flag("readonly")
+        self.mounts = [OciMount(entry, self.directory) for entry in config.objects("mounts")]
+        self.hostname, self.domainname = config.text("hostname"), config.text("domainname")
+        self.hooks = _hooks(config.object("hooks"))
+        for name in ("windows", "solaris", "vm", "zos"):
+            config.refuse(name, "this is a runtime for Linux")
+        self._read_linux(config.object("linux"))
+        for name, value in (("hostname", self.hostname), ("domainname", self.domainname)):
+            if value and "uts" not in self.namespaces:
+                raise UserError(f"{config.place(name)} would be the host's: there is no namespace of type uts")
+            if len(value.encode()) > 64:
+                raise UserError(f"{config.place(name)} is longer than 64 bytes")
+
+    def _read_linux(self, linux: Reader) -> None:
+        linux.refuse("uidMappings", "user namespaces are not supported by this command line")
+        linux.refuse("gidMappings", "user namespaces are not supported by this command line")
+        linux.refuse("timeOffsets", "time namespaces are not supported")
+        linux.refuse("intelRdt", "Intel RDT is not supported")
+        linux.refuse("mountLabel", "SELinux labels are not supported")
+        linux.refuse("netDevices", "moving network devices is not supported")
+        linux.refuse("memoryPolicy", "memory policies are not supported")
+        self.namespaces = _namespaces(linux)
+        self.devices = [_device(entry) for entry in linux.objects("devices")]
+        self.masked_paths = _absolutes(linux, "maskedPaths")
+        self.read_only_paths = _absolutes(linux, "readonlyPaths")
+        self.sysctls = [self._sysctl(linux, name, value) for name, value in sorted(linux.pairs("sysctl").items())]
+        self.cgroups_path = linux.text("cgroupsPath")
+        if ".." in self.cgroups_path.split("/"):
+            raise UserError(f"{linux.place('cgroupsPath')}: .. leads out of it")
+        self.limits, self.device_rules, self.unified = parse_resources(linux.object("resources"))
+        word = linux.text("rootfsPropagation")
+        if word and word.removeprefix("r") not in PROPAGATION and word not in PROPAGATION:
+            raise UserError(f"{linux.place('rootfsPropagation')}: {word!r} is not one of {', '.join(PROPAGATION)}")
+        self.propagation = word
+        self.personality = _personality(linux.object("personality"))
+        self.seccomp = ""
+        if linux.has("seccomp"):
+            profile = linux.object("seccomp")
+            profile.refuse("listenerPath", "handing system calls to an agent is not supported")
+            self.seccomp = json.dumps(linux.raw("seccomp"))
+
+    def _sysctl(self, linux: Reader, name: str, value: str) -> tuple[str, str]:
+        dotted = name.replace("/", ".") if "." not in name else name
+        if not re.fullmatch(r"[A-Za-z0-9_./-]+", dotted) or ".." in dotted:
+            raise UserError(f"{linux.place('sysctl')}: {name!r} is not a name of a kernel parameter")
+        first, _, rest = dotted.partition(".")
+        kind = next((kind for prefix, kind in _SYSCTLS_OF.items() if dotted.startswith(prefix)), "")
+        if first == "kernel" and rest in _SYSCTLS_IPC:
+            kind = "ipc"
+        elif dotted == "kernel.domainname":
+            kind = "uts"
+        if not kind or kind not in self.namespaces:
+            why = f"there is no namespace of type {kind}" if kind else "no namespace of the container has it"
+            raise UserError(f"{linux.place('sysctl')}: {name} would change the host: {why}")
+        return dotted, value
+
+    def new_namespaces(self) -> int:
+        """Clone flags of those that are to be made."""
+        return sum(NAMESPACES[kind] for kind, path in self.namespaces.items() if not path)
+
+
+def _namespaces(linux: Reader) -> dict[str, str]:
+    """Kind to path; '' is a new one."""
+    found: dict[str, str] = {}
+    for entry in linux.objects("namespaces"):
+        kind, path = entry.text("type"), entry.text("path")
+        if kind in ("user", "time"):
+            raise UserError(f"{entry.place('type')}: {kind} namespaces are not supported by this command line")
+        if kind not in NAMESPACES:
+            raise UserError(f"{entry.place('type')}: {kind!r} is not one of {', '.join(NAMESPACES)}")
+        if kind in found:
+            raise UserError(f"{entry.place('type')}: {kind} stands there twice")
+        if path and not path.startswith("/"):
+            raise UserError(f"{entry.place('path')}: {path!r} is not absolute")
+        found[kind] = path
+    if found.get("mount", "absent"):
+        what = "is missing" if "mount" not in found else "has a path"
+        raise UserError(
+            f"{linux.place('namespaces')}: the entry of type mount {what}; a container's mounts need a namespace of their own"
+        )
+    return found
+
+
+def _absolutes(entry: Reader, name: str) -> list[str]:
+    paths = entry.texts(name)
+    for path in paths:
+        if not path.startswith("/"):
+            raise UserError(f"{entry.place(name)}: {path!r} is not absolute")
+    return [posixpath.normpath(path) for path in paths]
+
+
+def _device(entry: Reader) -> tuple[str, str, int, int, int, int, int]:
+    """(path, kind, major, minor, mode, uid, gid)"""
+    kind, path = entry.text("type"), entry.text("path")
+    if kind not in ("c", "b", "u", "p"):
+        raise UserError(f"{entry.place('type')}: {kind!r} is not one of c, b, u, p")
+    if not path.startswith("/"):
+        raise UserError(f"{entry.place('path')}: {path!r} is not absolute")
+    if kind != "p" and not (entry.has("major") and entry.has("minor")):
+        raise UserError(f"{entry.place('major')} and minor are needed")
+    major, minor = entry.number("major", least=0, most=0xFFF), entry.number("minor", least=0, most=0xFFFFF)
+    return (
+        posixpath.normpath(path),
+        "c" if kind == "u" else kind,
+        major,
+        minor,
+        entry.number("fileMode", 0o666, least=0, most=0xFFFFFFFF) & 0o7777,
+        entry.number("uid", least=0, most=_ID_MAX),
+        entry.number("gid", least=0, most=_ID_MAX),
+    )
+
+
+def _hooks(entry: Reader) -> Hooks:
+    found: Hooks = {}
+    for name in HOOK_NAMES:
+        found[name] = []
+        for hook in entry.objects(name):
+            path = hook.text("path")
+            if not path.startswith("/"):
+                raise UserError(f"{hook.place('path')}: {path!r} is not absolute")
+            timeout = hook.number("timeout", 0, least=1, most=1 << 31) if hook.has("timeout") else 0
+            found[name].append(
+                {"path": path, "args": hook.texts("args") or [path], "env": hook.texts("env"), "timeout": timeout}
+            )
+    return found
+
+
+def _personality(entry: Reader) -> int | None:
+    domain = entry.text("domain")
+    if not domain:
+        return None
+    if domain not in ("LINUX", "LINUX32") or entry.raw("flags"):
+        raise UserError(f"{entry.place('domain')}: only LINUX and LINUX32, without flags, are supported")
+    return 8 if domain == "LINUX32" else 0
+
+
+def parse_resources(
+    entry: Reader,
+) -> tuple[dict[str, Any], list[tuple[str, int, int, str]] | None, dict[str, str]]:
+    """(limits as `CgroupTree.apply_limits` takes them: only those named; device rules, None allows all; files of cgroup v2)."""
+    for name in ("hugepageLimits", "network", "rdma"):
+        entry.refuse(name, "limits of this kind are not supported")
+    limits: dict[str, Any] = {}
+    memory, cpu, block = entry.object("memory"), entry.object("cpu"), entry.object("blockIO")
+    for name in ("kernel", "kernelTCP"):
+        if memory.number(name) > 0:
+            raise UserError(f"{memory.place(name)}: Linux has dropped limits of kernel memory")
+    for name in ("realtimeRuntime", "realtimePeriod", "burst", "idle"):
+        if cpu.number(name):
+            raise UserError(f"{cpu.place(name)} is not supported")
+    if memory.has("limit"):
+        limits["memory_bytes"] = max(memory.number("limit"), 0)
+        limits["memory_swap_bytes"] = -1
+    if memory.has("swap"):
+        limits["memory_swap_bytes"] = memory.number("swap") or -1
+    if memory.has("reservation"):
+        limits["memory_reservation_bytes"] = max(memory.number("reservation"), 0)
+    if memory.has("swappiness"):
+        limits["memory_swappiness"] = memory.number("swappiness", least=0, most=100)
+    if memory.has("disableOOMKiller"):
+        limits["oom_kill_disable"] = memory.flag("disableOOMKiller")
+    for name, key, least in (
+        ("shares", "cpu_shares", 0),
+        ("quota", "cpu_quota_us", -1),
+        ("period", "cpu_period_us", 0),
+    ):
+        if cpu.has(name):
+            limits[key] = cpu.number(name, least=least, most=1 << 40)
+    for name, key in (("cpus", "cpuset_cpus"), ("mems", "cpuset_mems")):
+        if cpu.text(name):
+            if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", cpu.text(name)):
+                raise UserError(f"{cpu.place(name)}: {cpu.text(name)!r} is not a list like 0-2,4")
+            limits[key] = cpu.text(name)
+    if entry.object("pids").has("limit"):
+        limits["pids_limit"] = max(entry.object("pids").number("limit"), 0)
+    if block.number("weight"):
+        limits["blkio_weight"] = block.number("weight", least=10, most=1000)
+    if block.number("leafWeight"):
+        raise UserError(f"{block.place('leafWeight')}: Linux has dropped it")
+    for name, key, value in (
+        ("weightDevice", "blkio_weight_devices", "weight"),
+        ("throttleReadBpsDevice", "device_read_bps", "rate"),
+        ("throttleWriteBpsDevice", "device_write_bps", "rate"),
+        ("throttleReadIOPSDevice", "device_read_iops", "rate"),
+        ("throttleWriteIOPSDevice", "device_write_iops", "rate"),
+    ):
+        rates = [
+            [f"{device.number('major', least=0)}:{device.number('minor', least=0)}", device.number(value, least=0)]
+            for device in block.objects(name)
+        ]
+        if rates:
+            limits[key] = rates
+    unified = entry.pairs("unified")
+    for name in unified:
+        if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", name):
+            raise UserError(f"{entry.place('unified')}: {name!r} is not a file of a control group")
+    return limits, _device_rules(entry), unified
+
+
+def _device_rules(entry: Reader) -> list[tuple[str, int, int, str]] | None:
+    allowed: list[tuple[str, int, int, str]] = []
+    allows_all = False
+    for rule in entry.objects("devices"):
+        kind, access = rule.text("type", "a") or "a", rule.text("access", "rwm") or "rwm"
+        if kind not in ("a", "b", "c", "u") or not re.fullmatch(r"[rwm]{1,3}", access):
+            raise UserError(f"{rule.place('type')}: {kind} {access} is not like c rwm")
+        major, minor = (rule.number(name, -1, least=-1, most=1 << 31) for name in ("major", "minor"))
+        is_allowed = rule.flag("allow")
+        if kind == "a" or (major < 0 and minor < 0 and kind == "a"):
+            allows_all, allowed = is_allowed, []
+            continue
+        entry_of = ("c" if kind == "u" else kind, major, minor, access)
+        if is_allowed:
+            allowed.append(entry_of)
+        elif allows_all:
+            raise UserError(f"{rule.place('allow')}: a single device cannot be denied where all are allowed")
+        else:
+            allowed = [other for other in allowed if other != entry_of]
+    return None if allows_all else [*DEFAULT_DEVICE_RULES, *allowed]
