@@ -17,4 +17,4 @@ def oci(arguments: tuple[str, ...]) -> None:
     """Run containers from OCI bundles, without a daemon (also as fleet-oci)."""
     from fleet.node_runtime.oci.main import main
 
-    sys.exit(main(list(arguments)))
+    sys.exit(main(list(arguments), program="fleet oci"))

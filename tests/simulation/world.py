@@ -31,7 +31,7 @@ from fleet.model.node import (
 )
 from fleet.model.service import Service, UpdateConfig
 from fleet.model.task import Task, TaskState, is_runnable
-from fleet.orchestrator.update import is_paused
+from fleet.orchestrator.update import UpdateState, is_paused
 from fleet.store import AesSealer, Store, Transaction
 from fleet.store.kinds import Kind
 from simulation.checkers import Checkers
@@ -50,6 +50,7 @@ TROUBLE_S = 25.0
 CONVERGE_S = 180.0
 CALM_S = 6.0
 _NOTES = 400
+_WATCHED = (UpdateState.UPDATING, UpdateState.ROLLBACK_STARTED)
 
 
 class Violation(Exception):
@@ -270,6 +271,9 @@ class World:
         cluster = next(iter(store.clusters.all()), None)
         if not wants_automatic(store, cluster):
             return ""
+        for service in store.services.all():  # its tasks move once nobody watches its update any more
+            if service.update_status is not None and service.update_status.state in _WATCHED:
+                return f"the update of service {service.spec.name} is still watched"
         moves = plan_rebalancing(store, cluster, now=leader.clock.now(), is_asked=False).moves
         return f"{len(moves)} tasks will move by themselves" if moves else ""
 
@@ -305,9 +309,17 @@ class World:
 
     async def _stays(self) -> None:
         """Nothing happens any more, and all managers show the same."""
+        await asyncio.sleep(CALM_S / 3)  # what was decided before, and is being written, may still come
+        await self._until(self.not_converged, "still converged")
         created = self.checkers.created.copy()
         await asyncio.sleep(CALM_S)
         if self.checkers.created != created:
+            for service in self.services():
+                if self.checkers.created[service.id] != created[service.id]:
+                    youngest = max(self.tasks(service), key=lambda task: (task.created_at, task.id))
+                    self.note(
+                        f"made: {service.spec.name}.{youngest.slot} {youngest.id[:8]}, to move to {youngest.toward!r}"
+                    )
             self.fail("tasks are made although nothing happens")
         for host in self.hosts:
             if host.role is not None:

@@ -37,9 +37,9 @@ _FORWARDED = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = "fleet-oci") -> int:
     """Run one command; the exit status."""
-    parser = _parser()
+    parser = _parser(program)
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(_separated(given))
     if not hasattr(options, "what"):
@@ -88,9 +88,9 @@ def _separated(arguments: list[str]) -> list[str]:
     return [*arguments[:position], "--", *arguments[position:]]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="fleet-oci",
+        prog=program,
         description="Run containers from bundles, as the OCI runtime specification says.",
         allow_abbrev=False,
     )

@@ -477,7 +477,7 @@ def test_help_of_every_command_works(fleet: Any) -> None:
         if name != "daemon":
             ran = fleet(name, "--help")
             assert (ran.code, ran.err) == (0, ""), name
-            assert ran.out.startswith(f"Usage: fleet {name}")
+            assert ran.out.lower().startswith(f"usage: fleet {name}")
 
 
 def test_list_of_services_imports_nothing_heavy(engine: FakeEngine) -> None:
