@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 __all__ = ["oci"]
@@ -17,4 +15,4 @@ def oci(arguments: tuple[str, ...]) -> None:
     """Run containers from OCI bundles, without a daemon (also as fleet-oci)."""
     from fleet.node_runtime.oci.main import main
 
-    sys.exit(main(list(arguments), program="fleet oci"))
+    click.get_current_context().exit(main(list(arguments), program="fleet oci"))

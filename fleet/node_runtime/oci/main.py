@@ -41,7 +41,10 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "fleet-oci") 
     """Run one command; the exit status."""
     parser = _parser(program)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(_separated(given))
+    try:
+        options = parser.parse_args(_separated(given))
+    except SystemExit as end:  # help, version, or a wrong command line, which has been explained
+        return int(end.code or 0)
     if not hasattr(options, "what"):
         parser.print_help()
         return 1
