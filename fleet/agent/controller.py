@@ -163,9 +163,7 @@ class Controller:
                 if exit_ is not None:
                     self._ended(exit_)
             case Step.STOP:
-                stopped = None
-                if self.status.state.rank >= TaskState.PREPARING.rank:
-                    stopped = await self._runtime.stop(task)
+                stopped = await self._runtime.stop(task)  # whatever the status says: what was kept of it may be too old
                 container = ContainerStatus(container_id=self._container_id, exit_code=stopped.code if stopped else 0)
                 self._enter(TaskState.SHUTDOWN, "shutdown", container=container if self._container_id else None)
             case Step.NOTHING:

@@ -64,4 +64,4 @@ def plan_ineligible(view: ServiceView, slot: Slot, plan: Plan, *, now: datetime,
             plan.want_shutdown(task, now=now)
     elif runnable:
         for task in keep_one(view, runnable, plan, now=now, start_first=start_first):
-            plan_release(view, task, plan, now=now)
+            plan_release(view, slot, task, plan, now=now)

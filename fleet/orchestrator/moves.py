@@ -126,7 +126,7 @@ def plan_move(
     plan.want_shutdown(old, now=now)
     for task in others:
         plan.want_removal(task, now=now)
-    hold = hold_after(view, old, now=now)
+    hold = hold_after(view, slot, old, now=now)
     plan.create.append(
         new_task(view.service, slot=slot.key, now=now, new_id=new_id, hold=hold, follows=slot.newest, toward=move.to)
     )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+import msgspec
+
 from fleet.model.defaults import nanoseconds, restart_condition, restart_delay
 from fleet.model.service import RestartCondition
 from fleet.model.task import Hold, Task, TaskState
@@ -46,32 +48,41 @@ def decide_replacement(
     if not ended_by_itself(newest):
         if condition is RestartCondition.NONE and not view.service.spec.is_global:
             return None
-        return Replacement(None if old_stays else hold_after(view, newest, now=now))
+        return Replacement(None if old_stays else hold_after(view, slot, newest, now=now))
     if condition is RestartCondition.NONE:
         return None
     if condition is RestartCondition.ON_FAILURE and newest.status.state is TaskState.COMPLETE:
         return None
     if not _has_attempts_left(slot):
         return None
+    hold = None if old_stays else hold_after(view, slot, now=now)
     delay = restart_delay(newest.spec)
     if is_new_spec or delay <= timedelta(0) or place_of(newest, view) in (Place.UNSUITABLE, Place.LOST):
-        return Replacement(None)
+        return Replacement(hold)
     # A task that failed while still held back does not shorten the wait: no tight loop on a bad image (RST-07).
     before = newest.hold.not_before if newest.hold is not None else None
     start = max(now, before) if before is not None else now
-    return Replacement(Hold(not_before=start + delay))
+    return Replacement(msgspec.structs.replace(hold or Hold(), not_before=start + delay))
 
 
-def hold_after(view: ServiceView, old: Task, *, now: datetime) -> Hold | None:
-    """Hold a replacement until ``old`` has stopped; None when it has, never ran, or can not say."""
-    if old.status.state.is_terminal or old.status.state.rank < TaskState.ASSIGNED.rank:
-        return None
-    if is_lost(view.nodes.get(old.node_id)):
-        return None
-    return Hold(after_task=old.id, after_deadline=now + OLD_TASK_PATIENCE)
+def hold_after(view: ServiceView, slot: Slot, *stopping: Task, now: datetime) -> Hold | None:
+    """Hold a replacement until ``stopping`` have stopped, and whoever of the slot was told to before them.
+
+    None when there is nobody to wait for: they have stopped, never ran, or can not say. The task that is replaced may itself
+    have waited for one that still runs, so looking at the newest is not enough.
+    """
+    for task in (*stopping, *slot.tasks):
+        if (task in stopping or task.desired_state.rank > TaskState.RUNNING.rank) and _may_run(view, task):
+            return Hold(after_task=task.id, after_deadline=now + OLD_TASK_PATIENCE)
+    return None
 
 
-def plan_release(view: ServiceView, task: Task, plan: Plan, *, now: datetime) -> None:
+def _may_run(view: ServiceView, task: Task) -> bool:
+    state = task.status.state
+    return TaskState.ASSIGNED.rank <= state.rank and not state.is_terminal and not is_lost(view.nodes.get(task.node_id))
+
+
+def plan_release(view: ServiceView, slot: Slot, task: Task, plan: Plan, *, now: datetime) -> None:
     """Let a held task run when nothing holds it any more, else note what it waits for. Other tasks are left alone."""
     if task.desired_state is not TaskState.READY:
         return
@@ -79,7 +90,7 @@ def plan_release(view: ServiceView, task: Task, plan: Plan, *, now: datetime) ->
     waits: list[Waiting] = []
     if hold.not_before is not None and now < hold.not_before:
         waits.append(_waiting(WaitingFor.RESTART_DELAY, task, hold.not_before))
-    if _waits_for_old(view, hold, now=now):
+    if _waits_for_old(view, slot, task, hold, now=now):
         waits.append(_waiting(WaitingFor.OLD_TASK, task, hold.after_deadline))
     if waits:
         plan.waiting.extend(waits)
@@ -87,11 +98,15 @@ def plan_release(view: ServiceView, task: Task, plan: Plan, *, now: datetime) ->
         plan.want_running(task, now=now)
 
 
-def _waits_for_old(view: ServiceView, hold: Hold, *, now: datetime) -> bool:
+def _waits_for_old(view: ServiceView, slot: Slot, held: Task, hold: Hold, *, now: datetime) -> bool:
     if hold.after_task is None or (hold.after_deadline is not None and now >= hold.after_deadline):
         return False
-    old = view.tasks_by_id.get(hold.after_task)
-    return old is not None and not old.status.state.is_terminal and not is_lost(view.nodes.get(old.node_id))
+    return any(
+        _may_run(view, task)
+        for task in slot.tasks
+        if task.id == hold.after_task
+        or (task.created_at < held.created_at and task.desired_state.rank > TaskState.RUNNING.rank)
+    )
 
 
 def _waiting(reason: WaitingFor, task: Task, until: datetime | None) -> Waiting:

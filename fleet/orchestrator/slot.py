@@ -60,7 +60,7 @@ def settle_slot(
             plan.want_shutdown(slot.newest, now=now)
         return
     for task in keep_one(view, keepers, plan, now=now, start_first=start_first and not leaving):
-        plan_release(view, task, plan, now=now)
+        plan_release(view, slot, task, plan, now=now)
 
 
 def _see_off(
@@ -119,7 +119,7 @@ def _replace_newest(
     plan.create.append(task)
     if task.hold is not None:
         # Notes what it will wait for, so that somebody wakes up in time.
-        plan_release(view, task, plan, now=now)
+        plan_release(view, slot, task, plan, now=now)
     return True
 
 

@@ -209,7 +209,7 @@ def _begin_slot(
     if config.order != "start-first":
         for task in old:
             plan.want_shutdown(task, now=now)
-            hold = hold_after(view, task, now=now) or hold
+        hold = hold_after(view, slot, *old, now=now)
     task = new_task(view.service, slot=slot.key, now=now, new_id=new_id, hold=hold, follows=slot.newest)
     plan.create.append(task)
     if hold is not None:

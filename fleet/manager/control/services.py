@@ -152,9 +152,11 @@ class ServiceControl:
     async def _roll_back(self, service: Service) -> Service:
         if service.previous_spec is None:
             raise errors.UserError(f"service {service.spec.name} does not have a previous spec")
-        status = UpdateStatus(
-            state="rollback_started", started_at=self._context.now(), message="manually requested rollback"
-        )
+        status = None  # a job's iterations are not watched: nothing would ever end the rollback
+        if not service.previous_spec.is_job:
+            status = UpdateStatus(
+                state="rollback_started", started_at=self._context.now(), message="manually requested rollback"
+            )
         await self._write_spec(service, service.previous_spec, status=status)
         return self.find(service.id)
 

@@ -319,7 +319,9 @@ def _find(name: str, environment: dict[str, str]) -> str:
         except OSError as error:
             denied = denied or error.errno == errno.EACCES
             continue
-        if stat.S_ISREG(mode) and os.access(candidate, os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        if stat.S_ISREG(mode) and os.access(
+            candidate, os.X_OK
+        ):  # the bundle's filter may not know newer calls than this
             return candidate
         denied = True
     if denied:

@@ -204,6 +204,18 @@ def test_a_daemon_restarted_in_the_middle_takes_the_same_step_again() -> None:
     on_bench(body)
 
 
+@pytest.mark.parametrize("state", [TaskState.ASSIGNED, TaskState.ACCEPTED])
+def test_what_was_kept_of_a_task_may_be_too_old_to_know_that_it_runs(state: TaskState) -> None:
+    """The disk was full, then the daemon was killed: by what the next one reads the container was never made."""
+
+    async def body() -> None:
+        bench = Bench(state=state, desired=TaskState.SHUTDOWN)
+        await bench.reaches(TaskState.SHUTDOWN)
+        assert bench.host.calls == ["stop"]
+
+    on_bench(body)
+
+
 def test_removal_stops_then_removes_then_ends() -> None:
     async def body() -> None:
         bench = Bench()

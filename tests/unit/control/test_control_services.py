@@ -18,6 +18,7 @@ from fleet.model.service import (
     EndpointMode,
     EndpointSpec,
     GlobalMode,
+    JobMode,
     NetworkTarget,
     Placement,
     PortConfig,
@@ -43,9 +44,13 @@ def spec(name: str = "web", image: str = "nginx:1", replicas: int | None = None,
     return ServiceSpec(
         name=name,
         task_template=TaskSpec(container_spec=ContainerSpec(image=image, **container), **template),
-        mode=ServiceMode(replicated=ReplicatedMode(replicas=replicas)) if replicas is not None else ServiceMode(),
+        mode=fields.pop("mode", None) or _mode(replicas),
         **fields,
     )
+
+
+def _mode(replicas: int | None) -> ServiceMode:
+    return ServiceMode(replicated=ReplicatedMode(replicas=replicas)) if replicas is not None else ServiceMode()
 
 
 def ports(*published: int, mode: PublishMode = PublishMode.INGRESS) -> EndpointSpec:
@@ -251,6 +256,19 @@ def test_the_spec_before_is_kept_and_rolled_back_to(run) -> None:
         assert (third.spec_version, third.task_spec_version) == (3, 3)
         assert third.update_status is not None
         assert third.update_status.state == "rollback_started"
+
+    run(body)
+
+
+def test_rolling_a_job_back_leaves_no_update_that_nobody_ends(run) -> None:
+    async def body(world) -> None:
+        api = world.api.services
+        first = await api.create(spec(mode=ServiceMode(replicated_job=JobMode(total_completions=2))))
+        labelled = msgspec.structs.replace(first.spec, labels={"a": "b"})
+        second = await api.update("web", labelled, version=first.version.index)
+        third = await api.update("web", second.spec, version=second.version.index, rollback=True)
+        assert third.spec.labels == {}
+        assert third.update_status is None
 
     run(body)
 

@@ -161,3 +161,35 @@ def test_replicated_task_that_must_not_restart_is_not_moved() -> None:
     cluster.change_node("a", lambda node: a_node(node.id, availability=Availability.DRAIN))
     plan = cluster.plan()
     assert (len(plan.shut_down), plan.create) == (1, [])
+
+
+@pytest.mark.parametrize("policy", [None, RestartPolicy(delay_ns=0)])
+@pytest.mark.parametrize("end_of_second", [None, S.SHUTDOWN, S.REJECTED])
+def test_the_third_of_a_slot_waits_for_the_first_too(
+    policy: RestartPolicy | None, end_of_second: TaskState | None
+) -> None:
+    """The second never ran: it waited for the first, which takes its time to stop, when its own node was drained."""
+    cluster = Cluster(a_service(spec=a_task_spec(restart=policy)), [a_node("a"), a_node("b"), a_node("c")])
+    cluster.run()
+    (first,) = cluster.running()
+
+    def drained(node: Node) -> Node:
+        return a_node(node.id, availability=Availability.DRAIN)
+
+    cluster.change_node(first.node_id, drained)
+    (second,) = cluster.plan().create
+    cluster.assign(second, "b")
+    if end_of_second is not S.REJECTED:
+        cluster.change_node(cluster.tasks[second.id].node_id, drained)
+    if end_of_second is not None:
+        cluster.observe(second, end_of_second)
+    (third,) = cluster.plan().create
+    assert third.desired_state is S.READY
+    cluster.assign(third, "c")
+    cluster.advance(6)
+    if not cluster.tasks[second.id].status.state.is_terminal:
+        cluster.observe(second, S.SHUTDOWN)
+    assert cluster.plan().is_empty
+    assert cluster.tasks[third.id].desired_state is S.READY
+    cluster.observe(first, S.SHUTDOWN)
+    assert [task.id for task in cluster.plan().release] == [third.id]
