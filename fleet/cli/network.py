@@ -9,6 +9,7 @@ import click
 from fleet import errors
 from fleet.api.client import EngineClient
 from fleet.cli.app import App, filters_of, part, pass_app
+from fleet.cli.network_doctor import doctor
 from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
 from fleet.cli.service_flags import Parsed
 from fleet.compose import values
@@ -22,6 +23,9 @@ PAIR: Final = Parsed(lambda text: values.parse_pair(text, what="NAME=VALUE"), na
 @click.group()
 def network() -> None:
     """Manage networks."""
+
+
+network.add_command(doctor)
 
 
 @network.command()

@@ -15,8 +15,10 @@ from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
 from fleet.daemon.audit import Audit
 from fleet.daemon.config import DaemonConfig
+from fleet.daemon.doctor import Doctor
 from fleet.daemon.events import EventLog
 from fleet.daemon.http.distribution import distribution_routes
+from fleet.daemon.http.doctor import doctor_routes
 from fleet.daemon.http.logs import log_routes
 from fleet.daemon.http.moves import move_routes
 from fleet.daemon.http.networks import network_routes
@@ -45,6 +47,7 @@ def engine_app(
     locator: ImageLocator,
     events: EventLog,
     moves: Moves,
+    doctor: Doctor,
     exposition: Exposition,
     requests: RequestFigures,
     clock: Clock,
@@ -59,6 +62,7 @@ def engine_app(
         move_routes(membership, moves),
         metrics_routes(exposition),
         distribution_routes(images, locator.sources_for),
+        doctor_routes(membership, engine, doctor, hostname=config.hostname),
         network_routes(membership, engine, bridge),
         swarm_object_routes(lambda: membership.manager().control),
         build_routes(

@@ -15,6 +15,7 @@ GET  /cluster/v1/images/manifest, /blobs/...   every node                   node
 GET  /cluster/v1/containers/{name}/logs        every node                   managers
 POST /cluster/v1/moves/{id}/expect, .../run    every node                   managers
 POST /cluster/v1/moves/{id}/...                every node                   the node a manager announced
+POST /cluster/v1/doctor/{run}/...              every node                   managers
 =============================================  ===========================  ==========================
 """
 
@@ -39,6 +40,8 @@ from fleet.api import dispatch
 from fleet.api.http import install_error_handlers, json_response, read_body, read_struct
 from fleet.containers.engine import ContainerEngine
 from fleet.daemon.control import Control
+from fleet.daemon.doctor import HostDoctor
+from fleet.daemon.doctor.http import cluster_doctor_routes
 from fleet.daemon.joining import KitRequest
 from fleet.daemon.listeners import TLS_EXTENSION
 from fleet.daemon.log_stream import LogQuery, container_log_frames
@@ -106,6 +109,7 @@ def cluster_app(
     removed: Callable[[], Container[NodeId]],
     control: Control,
     moves: Moves,
+    doctor: HostDoctor,
 ) -> FastAPI:
     """The application of the cluster listener. ``manager`` raises ``UnavailableError`` on workers; ``removed`` are nodes
     that are refused although their certificates are good; ``control`` is this host as a manager."""
@@ -219,6 +223,7 @@ def cluster_app(
         return StreamingResponse(frames, media_type="application/octet-stream")
 
     app.include_router(cluster_move_routes(moves, caller))
+    app.include_router(cluster_doctor_routes(doctor, caller))
 
     @app.websocket(dispatch.PATH)
     async def session(socket: WebSocket) -> None:

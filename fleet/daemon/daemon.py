@@ -34,6 +34,7 @@ from fleet.containers.engine import ContainerEngine
 from fleet.daemon.addresses import split_address
 from fleet.daemon.app import engine_app
 from fleet.daemon.config import METRICS_PORT, DaemonConfig
+from fleet.daemon.doctor import Doctor, HostDoctor
 from fleet.daemon.events import EventLog
 from fleet.daemon.listeners import Listener, tcp_socket, unix_socket
 from fleet.daemon.membership import Membership
@@ -118,6 +119,8 @@ class Daemon:
             moves = Moves(config.data_root / "moves", engine=engine, images=images, clock=clock)
             stack.push_async_callback(moves.close)
             await moves.recover()
+            doctor = Doctor(HostDoctor(network), moves.peers)
+            stack.callback(doctor.host.close)
             events = EventLog(clock)
             membership = Membership(
                 config,
@@ -128,6 +131,7 @@ class Daemon:
                 locator=locator,
                 events=events,
                 moves=moves,
+                doctor=doctor.host,
                 fatal=self._fatal,
             )
             underlay.ask = membership.underlay_address
@@ -142,6 +146,7 @@ class Daemon:
                 locator=locator,
                 events=events,
                 moves=moves,
+                doctor=doctor,
                 exposition=exposition,
                 requests=requests,
                 clock=clock,

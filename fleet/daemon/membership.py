@@ -30,6 +30,7 @@ from fleet.daemon.addresses import CLUSTER_PORT, split_address
 from fleet.daemon.cluster_app import cluster_app
 from fleet.daemon.config import DaemonConfig
 from fleet.daemon.control import Control
+from fleet.daemon.doctor import HostDoctor
 from fleet.daemon.events import EventLog
 from fleet.daemon.joining import (
     JOIN_TIMEOUT_S,
@@ -114,6 +115,7 @@ class Membership:
         locator: ImageLocator,
         events: EventLog,
         moves: Moves,
+        doctor: HostDoctor,
         fatal: Callable[[BaseException], None],
     ) -> None:
         self._config = config
@@ -124,6 +126,7 @@ class Membership:
         self._locator = locator
         self._events = events
         self._moves = moves
+        self._doctor = doctor
         self._fatal = fatal
         self._folder = config.data_root / "swarm"
         self._file = SwarmStateFile(self._folder)
@@ -493,6 +496,7 @@ class Membership:
                 removed=lambda: keeper.removed,
                 control=self._control,
                 moves=self._moves,
+                doctor=self._doctor,
             ),
             [listening],
             name="cluster",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fleet.errors import InvariantError, RuntimeFault
+from fleet.network.doctor.view import PlaneView
 from fleet.network.kernel.thread import KernelThread
 from fleet.network.naming import Owner
 from fleet.network.plane import Plane
@@ -146,6 +147,10 @@ class HostNetwork:
         for sandbox_id in await self.sandboxes():
             done += await self._run(partial(Plane.mend_sandbox, sandbox_id=sandbox_id))
         return done
+
+    async def look(self, function: Callable[[PlaneView], T]) -> T:
+        """Run ``function`` on the network thread, in the host's namespace, with what should be; it must change nothing."""
+        return await self._run(lambda plane: function(plane.view()))
 
     def open_netns(self, sandbox_id: str) -> int:
         """Open a sandbox's namespace, to enter it or pass it on; the caller closes the descriptor. Raises ``NotFoundError``."""

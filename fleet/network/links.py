@@ -85,7 +85,7 @@ class NetworkLinks:
             done.append(f"network {self.spec.name}: made bridge {self.bridge}")
         self.bridge_index = bridge.index
         done += self._mend(bridge)
-        addresses = self._addresses()
+        addresses = self.bridge_addresses()
         if addresses - self._netlink.addresses(bridge.index):
             self._netlink.send_all([rtnetlink.add_address(bridge.index, *pair) for pair in sorted(addresses)])
             done.append(f"network {self.spec.name}: gave the bridge its addresses")
@@ -133,7 +133,8 @@ class NetworkLinks:
         """Trust the kernel's own list at the next ``apply_remotes`` rather than our memory."""
         self._remotes = None
 
-    def _addresses(self) -> set[tuple[str, int]]:
+    def bridge_addresses(self) -> set[tuple[str, int]]:
+        """(address, prefix length) the bridge should have."""
         if self.spec.internal:
             return set()  # nothing to reach on the host: no way out, and no way in
         own = {(self.spec.gateway, self.spec.prefix_len)}
@@ -141,14 +142,15 @@ class NetworkLinks:
             own.add((self.spec.node_address, self.spec.prefix_len))
         return own
 
-    def _bridge_mac(self) -> str:
+    def bridge_mac(self) -> str:
+        """The MAC address the bridge should have."""
         # on the ingress network other hosts answer ARP for our address with this MAC; elsewhere it never leaves the host
         return mac_for(self.spec.node_address or self.spec.gateway)
 
     def _make_bridge(self, veths: list[str]) -> Link:
         spec, owner = self.spec, self._owner
         self._netlink.send(
-            rtnetlink.add_bridge(self.bridge, mac=self._bridge_mac(), mtu=self.mtu, group=owner.group),
+            rtnetlink.add_bridge(self.bridge, mac=self.bridge_mac(), mtu=self.mtu, group=owner.group),
             rtnetlink.set_alias(self.bridge, owner.alias("bridge", spec.id)),
         )
         # IPv6 would give the bridge a link-local address and let containers reach the host's services by it
@@ -171,8 +173,8 @@ class NetworkLinks:
         if not bridge.up:
             self._netlink.send(rtnetlink.link_up(bridge.index))
             done.append(f"network {self.spec.name}: brought the bridge up")
-        if bridge.mac != self._bridge_mac():
-            self._netlink.send(rtnetlink.set_link_address(bridge.index, self._bridge_mac()))
+        if bridge.mac != self.bridge_mac():
+            self._netlink.send(rtnetlink.set_link_address(bridge.index, self.bridge_mac()))
             done.append(f"network {self.spec.name}: set the bridge's MAC address")
         if bridge.mtu != self.mtu:
             self._netlink.send(rtnetlink.set_mtu(bridge.index, self.mtu))

@@ -26,7 +26,8 @@ from fleet.errors import ConflictError, NotFoundError, RuntimeFault, Unsupported
 from fleet.network import desired, rules
 from fleet.network.cables import plug, set_default_route, unplug
 from fleet.network.dns.keeper import DnsKeeper
-from fleet.network.dns.records import zone_of
+from fleet.network.dns.records import Zone, zone_of
+from fleet.network.doctor.view import PlaneView
 from fleet.network.filters import HostFilter, SandboxFilters
 from fleet.network.forwarding import enable_forwarding, restore_forwarding
 from fleet.network.hostports import check_port_free
@@ -380,6 +381,27 @@ class Plane:
         if self.dns.pid == pid:
             self.dns.restart()
 
+    def view(self) -> PlaneView:
+        """What the doctor may see."""
+        return PlaneView(
+            thread=self._thread,
+            netlink=self._netlink,
+            closer=self._closer,
+            table=self._owner.table,
+            underlay=self._underlay(),
+            states=self._states,
+            links=self._links,
+            records=self._records,
+            published=self._published,
+            remotes=self._remotes,
+            host_rules=self._host_rules,
+            sandbox_rules=lambda r: self._sandbox_rules(r.spec.id, r.interfaces, port=r.dns_port),
+            asking_order=self._asking_order,
+            zone=self._zone,
+            obstacles=self._host_filter.obstacles,
+            netns_path=self._store.netns_path,
+        )
+
     # --- inside: networks -----------------------------------------------------------------------------------------
 
     def _admit(self, state: NetworkState) -> None:
@@ -417,12 +439,15 @@ class Plane:
         return remotes_of(self._states[network_id], node_id=self._node_id, underlay=self._links[network_id].underlay)
 
     def _put_zone(self, network_id: str) -> None:
+        self.dns.put_zone(self._zone(network_id))
+
+    def _zone(self, network_id: str) -> Zone:
         state = self._states[network_id]
         local: list[Endpoint] = []
         if state.network.driver == "bridge":
             for record in self._on(network_id):
                 local += desired.local_endpoints(record, network_id)
-        self.dns.put_zone(zone_of(state, local))
+        return zone_of(state, local)
 
     def _put_local_zones(self, interfaces: Iterable[Interface]) -> None:
         for interface in interfaces:

@@ -1,0 +1,141 @@
+"""Fetches what should be and what is, and has them compared. On the network thread; each function is one short look."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from fleet.errors import FleetError, NotFoundError, RuntimeFault
+from fleet.network import rules
+from fleet.network.doctor.agreement import (
+    Cable,
+    SeenLinks,
+    WantedLinks,
+    compare_card,
+    compare_forwarding,
+    compare_links,
+)
+from fleet.network.doctor.features import kernel_findings
+from fleet.network.doctor.finding import Check, Finding, Level, wrong
+from fleet.network.doctor.listing import compare_rules, dropping_rules
+from fleet.network.doctor.view import PlaneView
+from fleet.network.kernel.nft import NftContext
+from fleet.network.kernel.rtnetlink import Netlink
+from fleet.network.links import Remotes
+from fleet.network.namespaces import open_namespace
+
+__all__ = ["look_at_host", "look_at_network", "look_at_sandbox", "network_ids", "sandboxes_on", "suspects"]
+
+
+def network_ids(view: PlaneView, wanted: Sequence[str]) -> list[str]:
+    """Of ``wanted`` (ids or names; empty for all) those this host has."""
+    return [
+        network_id
+        for network_id, state in sorted(view.states.items())
+        if not wanted or network_id in wanted or state.network.name in wanted
+    ]
+
+
+def sandboxes_on(view: PlaneView, networks: Sequence[str]) -> list[str]:
+    """Sandboxes with a card on one of the networks."""
+    return sorted(
+        record.spec.id for record in view.records.values() if any(i.network_id in networks for i in record.interfaces)
+    )
+
+
+def look_at_host(view: PlaneView) -> list[Finding]:
+    """The kernel's abilities and switches, and the host's table of rules."""
+    found = kernel_findings(view)
+    wanted = rules.plan_host(None, view.host_rules(), table=view.table)
+    try:
+        with view.thread.inside_new(), NftContext(view.closer) as nft:
+            nft.run(wanted)
+            should = nft.run(f"list table ip {view.table}\n")
+    except FleetError as cause:
+        return [
+            *found,
+            wrong(Check.RULES, f"the host's rules cannot be tried out: {cause}", "see what the kernel lacks"),
+        ]
+    with NftContext(view.closer) as nft:
+        return [*found, compare_rules(should, _table(nft, view.table), where=f"host, table ip {view.table}")]
+
+
+def look_at_network(view: PlaneView, network_id: str) -> list[Finding]:
+    """A network's links and forwarding entries; nothing for one that has gone meanwhile."""
+    links, state = view.links.get(network_id), view.states.get(network_id)
+    if links is None or state is None:
+        return []
+    is_overlay = state.network.driver == "overlay"
+    cables = tuple(
+        Cable(veth, of=record.spec.id)
+        for record in view.records.values()
+        for interface, veth in zip(record.interfaces, record.veths, strict=True)
+        if interface.network_id == network_id
+    )
+    wanted = WantedLinks(
+        network=state.network.name,
+        bridge=links.bridge,
+        mac=links.bridge_mac(),
+        mtu=links.mtu,
+        addresses=frozenset(links.bridge_addresses()),
+        vxlan=links.vxlan if is_overlay else "",
+        tunnel=(state.network.vni, state.network.vxlan_port, links.underlay),
+        cables=cables,
+        remotes=view.remotes(network_id),
+    )
+    seen = {link.name: link for link in view.netlink.links()}
+    bridge, device = seen.get(links.bridge), seen.get(links.vxlan)
+    remotes = Remotes()
+    if is_overlay and device is not None:
+        fdb, neighbours = view.netlink.fdb(device.index), view.netlink.neighbours(device.index)
+        remotes = Remotes(frozenset(fdb), frozenset(neighbours))
+    addresses = view.netlink.addresses(bridge.index) if bridge is not None else set()
+    found = SeenLinks(links=seen, addresses=addresses, remotes=remotes)
+    return compare_links(wanted, found) + compare_forwarding(wanted, found)
+
+
+def look_at_sandbox(view: PlaneView, sandbox_id: str, networks: Sequence[str]) -> list[Finding]:
+    """A container's cards and rules, seen from inside; only what is wrong. Nothing for one that has gone meanwhile."""
+    record = view.records.get(sandbox_id)
+    if record is None:
+        return []
+    try:
+        netns = open_namespace(view.netns_path(sandbox_id))
+    except NotFoundError:
+        return []
+    found: list[Finding] = []
+    try:
+        with view.thread.inside(netns), Netlink() as netlink, NftContext(view.closer) as nft:
+            links = {link.name: link for link in netlink.links()}
+            for interface in record.interfaces:
+                if interface.network_id in networks:
+                    link = links.get(interface.name)
+                    found += compare_card(
+                        interface,
+                        of=sandbox_id,
+                        network=view.states[interface.network_id].network.name,
+                        links=links,
+                        addresses=netlink.addresses(link.index) if link is not None else (),
+                    )
+            seen = _table(nft, rules.SANDBOX_TABLE)
+        if record.dns_port:
+            with view.thread.inside_new(), NftContext(view.closer) as nft:
+                nft.run(rules.plan_sandbox(None, view.sandbox_rules(record)))
+                should = nft.run(f"list table ip {rules.SANDBOX_TABLE}\n")
+            found.append(compare_rules(should, seen, where=f"container {sandbox_id[:12]}"))
+    finally:
+        os.close(netns)
+    return [finding for finding in found if finding.level is not Level.RIGHT]
+
+
+def suspects(view: PlaneView, port: int) -> list[str]:
+    """Rules on this host, not ours, that drop packets to ``port``."""
+    with NftContext(view.closer) as nft:
+        return dropping_rules(nft.run("list ruleset\n"), port=port, ours=view.table)
+
+
+def _table(nft: NftContext, table: str) -> str:
+    try:
+        return nft.run(f"list table ip {table}\n")
+    except RuntimeFault:
+        return ""
