@@ -177,7 +177,7 @@ def _contain(
         files.take_shared_memory(joins["ipc"])
     files.enter_root()
     if link is not None:
-        _become_root()
+        become_root()
     files.mount_proc()
     files.mount_dev()
     files.mount_sys()
@@ -272,7 +272,7 @@ def _receive(link: Socket) -> list[int]:
             return mounts
 
 
-def _become_root() -> None:
+def become_root() -> None:
     """Root of the user namespace this process is in; the id it came with has no name there."""
     os.setgroups([])
     os.setresgid(0, 0, 0)
@@ -304,7 +304,7 @@ def become_exec(
                 if fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode):
                     os.fchown(fd, first_id, first_id)
             sys_.setns(target, _JOINED | sys_.CLONE_NEWUSER)
-            _become_root()
+            become_root()
         else:
             sys_.setns(target, _JOINED)
         os.setsid()

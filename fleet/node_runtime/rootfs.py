@@ -119,9 +119,11 @@ def read_inside(root: int, path: str) -> bytes:
 
 
 def new_mount(kind: str, attributes: int, *options: tuple[str, str | None]) -> int:
-    """A new file system as a detached mount; an option without value is a flag."""
+    """A new file system as a detached mount; an option without value is a flag. Its source is its kind, unless one is given."""
     fd = sys_.fsopen(kind)
     try:
+        if all(key != "source" for key, _ in options):
+            sys_.fsconfig_string(fd, "source", kind)  # programs look for "proc" in mountinfo, as mount(8) makes it
         for key, value in options:
             if value is None:
                 sys_.fsconfig_flag(fd, key)

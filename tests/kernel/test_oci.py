@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fleet.node_runtime.cgroups import detect_layout
-from tests.support.oci_bundles import OciCommand, make_bundle, rewrite
+from tests.support.oci_bundles import CONFIG, OciCommand, make_bundle, rewrite
 
 pytestmark = pytest.mark.kernel
 
@@ -383,6 +383,112 @@ def test_shared_namespaces(oci: OciCommand, tmp_path: Path) -> None:
     config["linux"]["namespaces"][0]["path"] = f"/proc/{pid}/ns/uts"
     (other / "config.json").write_text(json.dumps(config))
     assert "is not a namespace of type network" in oci("run", "--bundle", str(other), "other").stderr
+
+
+def mapped(tmp_path: Path, script: str, **changes: Any) -> Path:
+    """A bundle with ids of its own; its files belong to the first of them, in a directory that is closed to them."""
+    maps = [{"containerID": 0, "hostID": 200_000, "size": 65536}]
+    spaces = [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup", "user")]
+    own = {"linux__uidMappings": maps, "linux__gidMappings": maps, "linux__namespaces": spaces}
+    bundle = make_bundle(tmp_path / "mapped", script, **{**own, **changes})
+    for path in (bundle / "rootfs", *(bundle / "rootfs").rglob("*")):
+        os.lchown(path, 200_000, 200_000)
+    bundle.chmod(0o700)
+    return bundle
+
+
+def test_a_user_namespace_of_its_own(oci: OciCommand, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    os.chown(kept, 200_000, 200_000)
+    script = """
+        cat /proc/self/uid_map; id -u; cut -d' ' -f1-2 /proc/1/gid_map | head -1; echo x > /data/made; mknod /n c 1 3
+        echo done > /dev/null && head -c 4 /dev/zero | wc -c; hostname; ls -ld /sys/kernel > /dev/null && exec sleep 1000
+    """
+    mounts = [*CONFIG["mounts"], {"destination": "/data", "source": str(kept), "options": ["bind"]}]
+    bundle = mapped(tmp_path, script, mounts=mounts)
+    assert oci("create", "--bundle", str(bundle), "t").returncode == 0
+    created = 1
+    assert oci("start", "t").returncode == 0
+    said = until(lambda: len(found := oci.output(created).split()) >= 6 and found)
+    assert said == ["0", "200000", "65536", "0", "4", "box"]
+    pid = oci.state("t")["pid"]
+    assert Path(f"/proc/{pid}/status").read_text().split("Uid:")[1].split()[0] == "200000"
+    assert os.stat(kept / "made").st_uid == 200_000
+    done = oci("exec", "t", "sh", "-c", "id -u; readlink /proc/self/ns/user; cat /data/made")
+    assert done.stdout.split() == ["0", os.readlink(f"/proc/{pid}/ns/user"), "x"], done.stderr
+
+
+def test_a_user_namespace_in_the_network_of_another_container(oci: OciCommand, tmp_path: Path) -> None:
+    pid = started(oci, tmp_path)
+    spaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "user")]
+    spaces.append({"type": "network", "path": f"/proc/{pid}/ns/net"})
+    bundle = mapped(tmp_path, "readlink /proc/self/ns/net; exec sleep 1000", linux__namespaces=spaces)
+    config = json.loads((bundle / "config.json").read_text())
+    config["mounts"] = [mount for mount in config["mounts"] if mount["type"] != "sysfs"]  # the network's owner's alone
+    config["linux"]["maskedPaths"] = []
+    (bundle / "config.json").write_text(json.dumps(config))
+    before = os.readlink("/proc/self/ns/net")
+    done = oci("create", "--bundle", str(bundle), "other")
+    created = oci.count
+    assert done.returncode == 0, done.stderr
+    assert oci("start", "other").returncode == 0
+    assert until(lambda: oci.output(created).strip()) == os.readlink(f"/proc/{pid}/ns/net") != before
+    assert oci("exec", "other", "true").returncode == 0
+
+
+def test_devices_and_ids_that_a_user_namespace_cannot_have(oci: OciCommand, tmp_path: Path) -> None:
+    device = {"type": "c", "path": "/dev/mine", "major": 1, "minor": 3}
+    bundle = mapped(tmp_path, "true", linux__devices=[device])
+    assert "device /dev/mine: in a user namespace no device can be made" in oci("run", "-b", str(bundle), "t").stderr
+    config = json.loads((bundle / "config.json").read_text())
+    config["linux"]["devices"] = []
+    config["process"]["user"]["uid"] = 100_000
+    (bundle / "config.json").write_text(json.dumps(config))
+    done = oci("run", "-b", str(bundle), "t")
+    assert done.returncode != 0 and done.stderr
+    config["linux"]["uidMappings"] *= 2
+    (bundle / "config.json").write_text(json.dumps(config))
+    assert "linux.uidMappings: Invalid argument" in oci("run", "-b", str(bundle), "t").stderr
+
+
+def test_mounts_of_a_container_stay_its_own_where_the_hosts_are_shared(oci: OciCommand, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    (kept / "at").mkdir(parents=True)
+    mounts = [*CONFIG["mounts"], {"destination": "/data", "source": str(kept), "options": ["rbind"]}]
+    sets = {kind: ["CAP_SYS_ADMIN"] for kind in ("bounding", "effective", "permitted")}
+    script = "mount -t tmpfs inner /data/at && mount -t tmpfs inner2 /tmp && grep -c inner /proc/self/mountinfo"
+    bundle = make_bundle(tmp_path / "b", script, mounts=mounts, process__capabilities=sets)
+    ran = " ".join(oci.line("run", "--bundle", str(bundle), "t"))
+    host = f"mount --make-rshared / && {ran} && ! grep inner /proc/self/mountinfo"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", host], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+def test_mountinfo_lists_root_and_mounts_in_the_bundles_order(oci: OciCommand, tmp_path: Path) -> None:
+    mounts = [*CONFIG["mounts"], {"destination": "/b", "source": "/etc", "options": ["bind", "ro"]}]
+    mounts.append({"destination": "/t", "type": "tmpfs", "options": ["ro", "tmpcopyup"]})
+    bundle = make_bundle(tmp_path / "b", "cut -d' ' -f5 /proc/self/mountinfo; stat -c %a /t; ls /t", mounts=mounts)
+    (bundle / "rootfs/t").mkdir(mode=0o710)
+    (bundle / "rootfs/t/copied").touch()
+    *points, mode, copied = oci("run", "--bundle", str(bundle), "t").stdout.split()
+    wanted = ["/", *(mount["destination"] for mount in mounts)]
+    assert [point for point in points if point in wanted] == wanted
+    assert (mode, copied) == ("710", "copied")
+    assert " proc proc " in oci("run", "--bundle", str(rewritten(bundle, "cat /proc/self/mountinfo")), "t").stdout
+
+
+def test_a_filter_that_knows_no_newer_calls(oci: OciCommand, tmp_path: Path) -> None:
+    newer = ["close_range", "faccessat2", "openat2", "clone3", "statx", "mount_setattr", "move_mount", "open_tree"]
+    refused = {"names": newer, "action": "SCMP_ACT_ERRNO"}
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refused]}
+    bundle = make_bundle(tmp_path / "b", "echo runs", linux__seccomp=profile, process__noNewPrivileges=False)
+    assert oci("run", "--bundle", str(bundle), "t").stdout == "runs\n"
+
+
+def rewritten(bundle: Path, script: str) -> Path:
+    rewrite(bundle, script)
+    return bundle
 
 
 def test_a_killed_create_leaves_no_process_and_is_deleted(oci: OciCommand, tmp_path: Path) -> None:

@@ -94,12 +94,13 @@ class OciCommand:
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
         self.root = scratch / "state"
-        self._count = 0
+        self.count = 0
+        """How many commands there were; `output` takes it."""
         self.log = scratch / "log.json"
 
     def __call__(self, *arguments: str, timeout_s: float = 60.0, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        self._count += 1
-        out, err = (self._scratch / f"{self._count}.{name}" for name in ("out", "err"))
+        self.count += 1
+        out, err = (self._scratch / f"{self.count}.{name}" for name in ("out", "err"))
         with out.open("wb") as stdout, err.open("wb") as stderr:
             done = subprocess.run(
                 self.line(*arguments),
@@ -118,7 +119,7 @@ class OciCommand:
 
     def output(self, count: int = 0) -> str:
         """What was written so far to the standard output of the last command, or an earlier one's."""
-        return (self._scratch / f"{count or self._count}.out").read_text()
+        return (self._scratch / f"{count or self.count}.out").read_text()
 
     def state(self, container_id: str) -> dict[str, Any]:
         """As printed."""

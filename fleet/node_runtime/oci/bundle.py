@@ -35,6 +35,7 @@ NAMESPACES = {
     "ipc": sys_.CLONE_NEWIPC,
     "pid": sys_.CLONE_NEWPID,
     "network": sys_.CLONE_NEWNET,
+    "user": sys_.CLONE_NEWUSER,
 }
 HOOK_NAMES = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 PROPAGATION = {
@@ -47,6 +48,8 @@ PROPAGATION = {
 _NUMBERS = {name: number for number, name in enumerate(CAPABILITIES)}
 _CAPABILITY_SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
 _ID_MAX = (1 << 32) - 2
+_ID_RANGES_MAX = 340
+"""user_namespaces(7)."""
 _ATIME = 0x70
 ATTRIBUTES: dict[str, tuple[int, int]] = {
     # name: (attributes set, attributes cleared)
@@ -225,14 +228,13 @@ class Bundle:
                 raise UserError(f"{config.place(name)} is longer than 64 bytes")
 
     def _read_linux(self, linux: Reader) -> None:
-        linux.refuse("uidMappings", "user namespaces are not supported by this command line")
-        linux.refuse("gidMappings", "user namespaces are not supported by this command line")
         linux.refuse("timeOffsets", "time namespaces are not supported")
         linux.refuse("intelRdt", "Intel RDT is not supported")
         linux.refuse("mountLabel", "SELinux labels are not supported")
         linux.refuse("netDevices", "moving network devices is not supported")
         linux.refuse("memoryPolicy", "memory policies are not supported")
         self.namespaces = _namespaces(linux)
+        self.id_maps = _id_maps(linux, has_users="user" in self.namespaces)
         self.devices = [_device(entry) for entry in linux.objects("devices")]
         self.masked_paths = _absolutes(linux, "maskedPaths")
         self.read_only_paths = _absolutes(linux, "readonlyPaths")
@@ -240,7 +242,8 @@ class Bundle:
         self.cgroups_path = linux.text("cgroupsPath")
         if ".." in self.cgroups_path.split("/"):
             raise UserError(f"{linux.place('cgroupsPath')}: .. leads out of it")
-        self.limits, self.device_rules, self.unified = parse_resources(linux.object("resources"))
+        resources = linux.object("resources")
+        self.limits, self.device_rules, self.unified = parse_resources(resources, warnings=self.process.warnings)
         word = linux.text("rootfsPropagation")
         if word and word.removeprefix("r") not in PROPAGATION and word not in PROPAGATION:
             raise UserError(f"{linux.place('rootfsPropagation')}: {word!r} is not one of {', '.join(PROPAGATION)}")
@@ -277,8 +280,9 @@ def _namespaces(linux: Reader) -> dict[str, str]:
     found: dict[str, str] = {}
     for entry in linux.objects("namespaces"):
         kind, path = entry.text("type"), entry.text("path")
-        if kind in ("user", "time"):
-            raise UserError(f"{entry.place('type')}: {kind} namespaces are not supported by this command line")
+        if kind == "time" or (kind == "user" and path):
+            what = "time namespaces are" if kind == "time" else "joining a user namespace is"
+            raise UserError(f"{entry.place('type')}: {what} not supported by this command line")
         if kind not in NAMESPACES:
             raise UserError(f"{entry.place('type')}: {kind!r} is not one of {', '.join(NAMESPACES)}")
         if kind in found:
@@ -292,6 +296,23 @@ def _namespaces(linux: Reader) -> dict[str, str]:
             f"{linux.place('namespaces')}: the entry of type mount {what}; a container's mounts need a namespace of their own"
         )
     return found
+
+
+def _id_maps(linux: Reader, *, has_users: bool) -> tuple[str, str] | None:
+    """What to write into uid_map and gid_map of the new user namespace; None without one."""
+    maps = []
+    for name in ("uidMappings", "gidMappings"):
+        lines = []
+        for entry in linux.objects(name):
+            inside, outside = (entry.number(each, least=0, most=_ID_MAX) for each in ("containerID", "hostID"))
+            lines.append(f"{inside} {outside} {entry.number('size', least=1, most=_ID_MAX)}\n")
+        if has_users != bool(lines):
+            why = "is missing: there is a new user namespace" if has_users else "needs a namespace of type user"
+            raise UserError(f"{linux.place(name)} {why}")
+        if len(lines) > _ID_RANGES_MAX:
+            raise UserError(f"{linux.place(name)}: {len(lines)} ranges; Linux takes at most {_ID_RANGES_MAX}")
+        maps.append("".join(lines))
+    return (maps[0], maps[1]) if has_users else None
 
 
 def _absolutes(entry: Reader, name: str) -> list[str]:
@@ -348,16 +369,18 @@ def _personality(entry: Reader) -> int | None:
 
 
 def parse_resources(
-    entry: Reader,
+    entry: Reader, *, warnings: list[str]
 ) -> tuple[dict[str, Any], list[tuple[str, int, int, str]] | None, dict[str, str]]:
     """(limits as `CgroupTree.apply_limits` takes them: only those named; device rules, None allows all; files of cgroup v2)."""
     for name in ("hugepageLimits", "network", "rdma"):
         entry.refuse(name, "limits of this kind are not supported")
     limits: dict[str, Any] = {}
     memory, cpu, block = entry.object("memory"), entry.object("cpu"), entry.object("blockIO")
-    for name in ("kernel", "kernelTCP"):
-        if memory.number(name) > 0:
-            raise UserError(f"{memory.place(name)}: Linux has dropped limits of kernel memory")
+    warnings += [  # the specification lets them be ignored
+        f"{memory.place(name)}: Linux has dropped limits of kernel memory; there is none"
+        for name in ("kernel", "kernelTCP")
+        if memory.number(name) > 0
+    ]
     for name in ("realtimeRuntime", "realtimePeriod", "burst", "idle"):
         if cpu.number(name):
             raise UserError(f"{cpu.place(name)} is not supported")

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from fleet.node_runtime.oci.bundle import Bundle, OciProcess
     from fleet.node_runtime.oci.mounts import BundleFileSystem
 
-__all__ = ["MADE", "READY", "Entry", "become_first", "become_joined"]
+__all__ = ["MADE", "MAPPED", "READY", "Entry", "become_first", "become_joined"]
 
-READY, MADE = b"R", b"D"
+MAPPED, READY, MADE = b"M", b"R", b"D"
 _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT_RAISE = 8, 2
 _CAP_LAST = 63
 _TIOCSCTTY, _TIOCSWINSZ = 0x540E, 0x5414
@@ -73,9 +73,14 @@ def become_first(bundle: Bundle, files: BundleFileSystem, entry: Entry, *, start
         files.at = "enter cgroups"
         for fd in entry.entrances:
             os.write(fd, b"0")
-        files.at = "join namespaces"
-        for fd, kind in entry.joins:
-            sys_.setns(fd, kind)
+        if bundle.id_maps is None:
+            files.at = "join namespaces"
+            for fd, kind in entry.joins:
+                sys_.setns(fd, kind)
+        else:
+            if entry.report.recv(8) != MAPPED:
+                os._exit(70)
+            process_.become_root()
         if bundle.new_namespaces() & sys_.CLONE_NEWCGROUP:
             sys_.unshare(sys_.CLONE_NEWCGROUP)
         if bundle.new_namespaces() & sys_.CLONE_NEWNET:
@@ -85,7 +90,7 @@ def become_first(bundle: Bundle, files: BundleFileSystem, entry: Entry, *, start
         files.take_sources()
         files.take_cgroups()
         files.make_slave()
-        if bundle.process.oom_score_adj is not None:
+        if bundle.process.oom_score_adj is not None and bundle.id_maps is None:
             process_.set_oom_score(
                 os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), bundle.process.oom_score_adj
             )
@@ -142,6 +147,8 @@ def become_joined(process: OciProcess, entry: Entry) -> NoReturn:
         step = "join the container's namespaces"
         for fd, kind in entry.joins:
             sys_.setns(fd, kind)
+        if any(kind == sys_.CLONE_NEWUSER for _, kind in entry.joins):
+            process_.become_root()
         os.setsid()
         step = "prepare the process"
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -228,6 +235,9 @@ def _finish(
         os.close(fd)
     if process.terminal:
         fcntl.ioctl(0, _TIOCSCTTY, 0)
+    sys_.close_range_cloexec(3 + entry.kept)  # at exec; a filter may not know this call, so before it
+    for fd in range(3, 3 + entry.kept):
+        os.set_inheritable(fd, True)
     if process.no_new_privileges:
         sys_.prctl(sys_.PR_SET_NO_NEW_PRIVS, 1)
     elif entry.program:
@@ -238,9 +248,6 @@ def _finish(
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     wait()
-    sys_.close_range_cloexec(3 + entry.kept)
-    for fd in range(3, 3 + entry.kept):
-        os.set_inheritable(fd, True)
     if process.no_new_privileges and entry.program:
         sys_.seccomp_set_filter(entry.program)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -319,9 +326,7 @@ def _find(name: str, environment: dict[str, str]) -> str:
         except OSError as error:
             denied = denied or error.errno == errno.EACCES
             continue
-        if stat.S_ISREG(mode) and os.access(
-            candidate, os.X_OK
-        ):  # the bundle's filter may not know newer calls than this
+        if stat.S_ISREG(mode) and os.access(candidate, os.X_OK):  # not faccessat2: a filter may not know that
             return candidate
         denied = True
     if denied:

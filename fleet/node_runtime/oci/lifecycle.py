@@ -25,7 +25,7 @@ from fleet.node_runtime import syscalls as sys_
 from fleet.node_runtime.cgroups import CgroupTree, detect_layout
 from fleet.node_runtime.oci.bundle import NAMESPACES, Bundle, OciProcess, parse_resources
 from fleet.node_runtime.oci.hooks import run_hooks
-from fleet.node_runtime.oci.init import MADE, READY, Entry, become_first, become_joined
+from fleet.node_runtime.oci.init import MADE, MAPPED, READY, Entry, become_first, become_joined
 from fleet.node_runtime.oci.mounts import BundleFileSystem
 from fleet.node_runtime.oci.reading import Reader
 from fleet.node_runtime.state import start_ticks
@@ -40,7 +40,7 @@ __all__ = ["CommandFault", "Containers"]
 _ID = re.compile(r"[A-Za-z0-9_+.-]{1,255}")
 _DEFAULT_PARENT = "/fleet-oci"
 _GONE_S = 10.0
-_CLONED = sys_.CLONE_NEWNS | sys_.CLONE_NEWUTS | sys_.CLONE_NEWIPC | sys_.CLONE_NEWPID | sys_.CLONE_NEWNET
+_CLONED = sum(flag for kind, flag in NAMESPACES.items() if kind != "cgroup")  # that one is made from inside the group
 _NAMES = {"mount": "mnt", "network": "net"}
 
 
@@ -97,6 +97,7 @@ class Containers:
             "cgroup": cgroup,
             "above": "",
             "owns_pids": bundle.namespaces.get("pid", "none") == "",
+            "owns_users": bundle.id_maps is not None,
             "seccomp": bundle.seccomp,
             "poststart": bundle.hooks["poststart"],
             "poststop": bundle.hooks["poststop"],
@@ -142,11 +143,18 @@ class Containers:
             elif path:
                 entry.joins.append((_open_namespace(kind, path), NAMESPACES[kind]))
         files = BundleFileSystem(bundle, layout=self._layout, cgroup=state["cgroup"])
+        if bundle.id_maps is not None:
+            try:
+                files.take_from_host()
+            except OSError as error:
+                raise RejectedFault(f"{files.at}: {error.strerror}") from error
         process_.remember_permitted()
         sys_.prctl(sys_.PR_SET_DUMPABLE, 0)
         if entry.pids >= 0:
             sys_.setns(entry.pids, sys_.CLONE_NEWPID)
-        pid, _ = sys_.clone3(bundle.new_namespaces() & _CLONED)
+        # Root of a new user namespace may not enter those of others: it is born there.
+        with _standing_in(entry.joins if bundle.id_maps is not None else []):
+            pid, _ = sys_.clone3(bundle.new_namespaces() & _CLONED)
         if not pid:
             try:
                 os.close(lock)
@@ -159,6 +167,12 @@ class Containers:
         try:
             state["pid"], state["ticks"] = pid, start_ticks(pid)
             _write_state(directory, state)
+            if bundle.id_maps is not None:
+                _map_ids(pid, bundle.id_maps)
+                if bundle.process.oom_score_adj is not None:
+                    score = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+                    process_.set_oom_score(score, bundle.process.oom_score_adj)
+                entry.answers.send(MAPPED)
             _expect(entry.answers, READY)
             # Prestart hooks are specified as part of start, though always run before.
             run_hooks(bundle.hooks["prestart"], _told(state, "created"), name="prestart")
@@ -287,7 +301,8 @@ class Containers:
         entry.console = _connect(console) if console else -1
         base = f"/proc/{state['pid']}/ns"
         try:
-            for kind in ("cgroup", "uts", "ipc", "network", "mount"):
+            # The user namespace last: its root may not enter those that are not its own.
+            for kind in ("cgroup", "uts", "ipc", "network", "mount", *(["user"] if state["owns_users"] else [])):
                 entry.joins.append((_open_namespace(kind, f"{base}/{_NAMES.get(kind, kind)}"), NAMESPACES[kind]))
             pids = _open_namespace("pid", f"{base}/pid")
         except UserError:
@@ -348,7 +363,7 @@ class Containers:
     def update(self, container_id: str, resources: Reader) -> None:
         """Change the limits named; the others stay."""
         directory = self._existing(container_id)
-        limits, _, unified = parse_resources(resources)
+        limits, _, unified = parse_resources(resources, warnings=[])
         with _locked(directory):
             state = _read_state(directory)
             status = self._status(directory, state)
@@ -491,6 +506,31 @@ def _open_namespace(kind: str, path: str) -> int:
     return fd
 
 
+@contextlib.contextmanager
+def _standing_in(joins: list[tuple[int, int]]) -> Iterator[None]:
+    """This process is in those namespaces meanwhile; whoever is cloned stays there."""
+    homes = []
+    try:
+        for fd, flag in joins:
+            kind = next(kind for kind, each in NAMESPACES.items() if each == flag)
+            homes.append((os.open(f"/proc/self/ns/{_NAMES.get(kind, kind)}", os.O_RDONLY | os.O_CLOEXEC), flag))
+            sys_.setns(fd, flag)
+        yield
+    finally:
+        for fd, flag in homes:
+            with contextlib.suppress(PermissionError):  # the child
+                sys_.setns(fd, flag)
+            os.close(fd)
+
+
+def _map_ids(pid: int, maps: tuple[str, str]) -> None:
+    for name, lines in zip(("uid", "gid"), maps, strict=True):
+        try:
+            _put(f"/proc/{pid}/{name}_map", lines)
+        except OSError as error:
+            raise RejectedFault(f"linux.{name}Mappings: {error.strerror}") from error
+
+
 def _connect(path: str) -> int:
     console = Socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     try:
@@ -556,7 +596,8 @@ def _read_state(directory: str) -> dict[str, Any]:
     except FileNotFoundError:  # its creation was cut off, or goes on and holds the lock
         if not os.path.isdir(directory):
             raise NotFoundError(f"container {name} does not exist") from None
-        empty: dict[str, Any] = {"annotations": {}, "poststart": [], "poststop": [], "seccomp": "", "owns_pids": True}
+        empty: dict[str, Any] = {"annotations": {}, "poststart": [], "poststop": [], "seccomp": ""}
+        empty |= {"owns_pids": True, "owns_users": False}
         told = {"ociVersion": "1.0.0", "id": name, "pid": 0, "ticks": 0, "bundle": "", "rootfs": "", "created": ""}
         return {**empty, **told, "cgroup": f"{_DEFAULT_PARENT}/{name}", "above": _DEFAULT_PARENT}
     except ValueError as error:

@@ -73,18 +73,73 @@ class BundleFileSystem(FileSystem):
         self._layout = layout
         self._cgroup = cgroup
         """Path in every hierarchy."""
+        self._root = -1
+        self._nodes: dict[str, int] = {}
+        """In a user namespace: the host's device nodes, by path in the container."""
+
+    def take_from_host(self) -> None:
+        """For a container in a user namespace, before it is cloned: what its own root may not take."""
+        self._take_root()
+        self._sources = [self._clone(mount) if mount.is_bind else -1 for mount in self._bundle.mounts]
+        for path, _, number in self._device_numbers():
+            self.at = f"bind device {path}"
+            try:
+                found = os.stat(path, follow_symlinks=False).st_rdev
+            except FileNotFoundError:
+                found = 0
+            if found != number:
+                raise RefusedError(
+                    f"device {path}: in a user namespace no device can be made, and the host has not this one there"
+                )
+            self._nodes[path] = _clone(path, recursive=False)
+
+    def _device_numbers(self) -> list[tuple[str, str, int]]:
+        """(path, kind, device number) of every node to be made."""
+        standard = [(f"/dev/{name}", "c", os.makedev(major, minor)) for name, major, minor in DEVICE_NODES]
+        wanted = [(path, kind, os.makedev(major, minor)) for path, kind, major, minor, *_ in self._bundle.devices]
+        return [*standard, *(each for each in wanted if each[1] != "p")]
 
     def take_sources(self) -> None:
-        """Clone every bind's source, as seen from the host."""
-        self._sources = [self._clone(mount) if mount.is_bind else -1 for mount in self._bundle.mounts]
+        """Clone every bind's source, and make every other mount, while the host can be seen: without a visible procfs the
+        kernel gives a user namespace none. In the bundle's order, in which mountinfo lists them.
+        """
+        if self._root < 0:
+            self._take_root()
+        taken = self._sources or [-1] * len(self._bundle.mounts)
+        self._sources = [
+            source if source >= 0 else self._take(mount)
+            for mount, source in zip(self._bundle.mounts, taken, strict=True)
+        ]
+
+    def _take_root(self) -> None:
+        self.at = f"bind root {self._bundle.root}"
+        self._root = _clone(self._bundle.root, recursive=True)
+        sys_.mount_setattr(self._root, propagation=sys_.MS_SLAVE, recursive=True)
+
+    def _take(self, mount: OciMount) -> int:
+        if mount.is_bind:
+            return self._clone(mount)
+        if mount.kind in ("cgroup", "cgroup2"):
+            return -1
+        self.at = f"mount {mount.target}"
+        data = [*mount.data, ("source", mount.source)] if mount.source else mount.data
+        return new_mount(mount.kind, mount.set & ~self._later(mount), *data)
+
+    def _later(self, mount: OciMount) -> int:
+        """Attributes that would be in the way of `_fill`."""
+        return sys_.MOUNT_ATTR_RDONLY if mount.kind == "tmpfs" else 0
 
     def _clone(self, mount: OciMount) -> int:
         self.at = f"bind {mount.source}"
-        flags = sys_.OPEN_TREE_CLONE | (sys_.AT_RECURSIVE if mount.recursive else 0)
         try:
-            return sys_.open_tree(sys_.AT_FDCWD, mount.source, flags)
+            made = _clone(mount.source, recursive=mount.recursive)
         except FileNotFoundError as error:
             raise RefusedError(f"bind source {mount.source}: no such file or directory") from error
+        if all(
+            flag != sys_.MS_SHARED for flag, _ in mount.propagation
+        ):  # else it stays in the host's peer group, as asked
+            sys_.mount_setattr(made, propagation=sys_.MS_SLAVE, recursive=True)
+        return made
 
     def make_slave(self) -> None:
         """From now on nothing mounted here is seen by the host."""
@@ -93,11 +148,9 @@ class BundleFileSystem(FileSystem):
 
     def enter_root(self) -> None:
         """Make the bundle's root ``/``; the host's mounts are gone afterwards."""
-        root = self._bundle.root
-        self.at = f"bind root {root}"
-        sys_.mount(root, root, "", sys_.MS_BIND | sys_.MS_REC)
         self.at = "pivot into the root"
-        os.chdir(root)
+        sys_.move_mount(self._root, os.open("/", _PATH | os.O_DIRECTORY))
+        os.fchdir(self._root)
         sys_.pivot_root(".", ".")
         sys_.mount("", ".", "", sys_.MS_REC | sys_.MS_SLAVE)
         sys_.umount2(".", sys_.MNT_DETACH)
@@ -115,29 +168,31 @@ class BundleFileSystem(FileSystem):
             self.at = f"mount {mount.target}"
             if mount.kind in ("cgroup", "cgroup2"):
                 self._mount_cgroups(mount)
-            elif source >= 0:
-                self._attach(mount, source, directory=stat.S_ISDIR(os.fstat(source).st_mode))
-            else:
-                self._mount_new(mount)
+                continue
+            if not mount.is_bind:
+                self._fill(mount, source)
+            is_directory = not mount.is_bind or stat.S_ISDIR(os.fstat(source).st_mode)
+            self._attach(mount, source, directory=is_directory)
         if not any(mount.is_bind and mount.target == "/dev" for mount in self._bundle.mounts):
             self._furnish_dev()
         self._make_devices()
         self._open_dev()
 
-    def _mount_new(self, mount: OciMount) -> None:
-        data = list(mount.data)
-        names = {name for name, _ in data}
-        if mount.kind == "tmpfs" and "mode" not in names:
+    def _fill(self, mount: OciMount, made: int) -> None:
+        """A tmpfs gets the mode of what it covers, unless one was named, and its content if that was asked for."""
+        if mount.kind != "tmpfs":
+            return
+        if all(name != "mode" for name, _ in mount.data):
             with contextlib.suppress(OSError):
                 there = open_inside(self.root, mount.target)
-                data.append(("mode", format(stat.S_IMODE(os.fstat(there).st_mode), "o")))
+                into = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=made)
+                os.fchmod(into, stat.S_IMODE(os.fstat(there).st_mode))
+                os.close(into)
                 os.close(there)
-        if mount.source and mount.kind not in ("proc", "sysfs", "mqueue"):
-            data.append(("source", mount.source))
-        made = new_mount(mount.kind, mount.set, *data)
-        if mount.copies_up and mount.kind == "tmpfs":
+        if mount.copies_up:
             self._copy_up(mount.target, made)
-        self._attach(mount, made, directory=True)
+        if mount.set & self._later(mount):
+            sys_.mount_setattr(made, set_=self._later(mount))
 
     def _attach(self, mount: OciMount, made: int, *, directory: bool) -> None:
         if mount.is_bind and (mount.set or mount.clear):
@@ -245,7 +300,10 @@ class BundleFileSystem(FileSystem):
         dev = ensure_target(self.root, "/dev", directory=True)
         for name, major, minor in DEVICE_NODES:
             with contextlib.suppress(FileExistsError):
-                os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=dev)
+                if self._nodes:
+                    self._bind_node(self._nodes[f"/dev/{name}"], dev, name)
+                else:
+                    os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=dev)
         for name, destination in DEVICE_LINKS:
             if name == "ptmx":
                 with contextlib.suppress(FileNotFoundError):
@@ -263,6 +321,10 @@ class BundleFileSystem(FileSystem):
             directory = ensure_target(self.root, parent or "/", directory=True)
             number = os.makedev(major, minor)
             try:
+                if kind != "p" and self._nodes:
+                    self._bind_node(self._nodes[path], directory, name)
+                    os.close(directory)
+                    continue
                 os.mknod(name, _KINDS[kind] | mode, number, dir_fd=directory)
             except FileExistsError:
                 found = os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -271,6 +333,11 @@ class BundleFileSystem(FileSystem):
                 os.chmod(f"/{path.lstrip('/')}", mode)
             os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
             os.close(directory)
+
+    def _bind_node(self, node: int, directory: int, name: str) -> None:
+        target = os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        sys_.move_mount(node, target)
+        os.close(target)
 
     def _open_dev(self) -> None:
         self.at = "look at /dev/null"
@@ -301,6 +368,11 @@ class BundleFileSystem(FileSystem):
         super().write_sysctls()
         os.close(self.proc)
         self.proc = shown
+
+
+def _clone(path: str, *, recursive: bool) -> int:
+    flags = sys_.OPEN_TREE_CLONE | (sys_.AT_RECURSIVE if recursive else 0)
+    return sys_.open_tree(sys_.AT_FDCWD, path, flags)
 
 
 def _copy_directory(source: int, target: int, left: list[int]) -> None:

@@ -55,7 +55,10 @@ def changed(*path: str | int, value: Any) -> dict[str, Any]:
         (("mounts", 0, "options"), ["idmap"], "mounts[0].options: option 'idmap' is not supported"),
         (("linux", "namespaces"), [], "the entry of type mount is missing"),
         (("linux", "namespaces"), [{"type": "mount", "path": "/x"}], "the entry of type mount has a path"),
-        (("linux", "namespaces"), [{"type": "user"}], "user namespaces are not supported"),
+        (("linux", "namespaces"), [{"type": "user", "path": "/x"}], "joining a user namespace is not supported"),
+        (("linux", "namespaces"), [{"type": "mount"}, {"type": "user"}], "linux.uidMappings is missing"),
+        (("linux", "uidMappings"), [{"size": 1}], "linux.uidMappings needs a namespace of type user"),
+        (("linux", "gidMappings"), [{"size": 0}], "linux.gidMappings[0].size: 0 is not within"),
         (("linux", "namespaces"), [{"type": "mount"}, {"type": "mount"}], "mount stands there twice"),
         (("linux", "namespaces"), [{"type": "mount"}], "hostname would be the host's"),
         (("linux", "sysctl"), {"kernel.panic": "1"}, "kernel.panic would change the host"),
@@ -115,7 +118,7 @@ def test_resources_as_control_groups_take_them() -> None:
         "pids": {"limit": -1},
         "blockIO": {"weight": 500, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 600}]},
     }
-    limits, rules, unified = parse_resources(Reader(given_, "r."))
+    limits, rules, unified = parse_resources(Reader(given_, "r."), warnings=[])
     assert limits == {
         "memory_bytes": 1 << 26,
         "memory_swap_bytes": -1,
@@ -130,7 +133,11 @@ def test_resources_as_control_groups_take_them() -> None:
     assert rules is not None
     assert rules[-1] == ("c", 10, 229, "rw")
     assert unified == {}
-    assert parse_resources(Reader({"devices": [{"allow": True, "access": "rwm"}]}, "r."))[1] is None
+    warnings: list[str] = []
+    everything = {"devices": [{"allow": True, "access": "rwm"}], "memory": {"kernel": 1 << 20}}
+    limits, rules, _ = parse_resources(Reader(everything, "r."), warnings=warnings)
+    assert (limits, rules) == ({}, None)
+    assert warnings == ["r.memory.kernel: Linux has dropped limits of kernel memory; there is none"]
 
 
 def test_what_it_can_is_what_it_takes() -> None:
