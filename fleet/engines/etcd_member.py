@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -409,7 +410,7 @@ class EtcdMember:
 
     async def _upkeep(self) -> None:
         while True:
-            await self._clock.sleep(_UPKEEP_S)
+            await self._clock.sleep(_UPKEEP_S * random.uniform(0.8, 1.2))  # noqa: S311 - members defragment in turn
             await asyncio.to_thread(self._trim_log)
             try:
                 await self.make_room()
