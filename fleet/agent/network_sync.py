@@ -49,11 +49,21 @@ class NetworkSync:
         self._published_applied: tuple[PublishedPort, ...] | None = None
         self._changed = asyncio.Event()
         self._lock = asyncio.Lock()
+        self._number = self._number_applied = 0
+        """Of pictures: the newest, and the newest that the kernel has."""
+        self._round_ended = asyncio.Condition()
 
     def update(self, items: Mapping[str, dispatch.Item]) -> None:
         """The new complete picture."""
         self._wanted, self._published = _picture(items)
+        self._number += 1
         self._changed.set()
+
+    async def applied(self) -> None:
+        """Returns once the host is as the present picture says, or a newer one."""
+        number = self._number
+        async with self._round_ended:
+            await self._round_ended.wait_for(lambda: self._number_applied >= number)
 
     async def ensure(self, network_id: str) -> None:
         """The network exists on this host with its present state. Raises ``UnavailableError`` when it is not assigned."""
@@ -69,7 +79,12 @@ class NetworkSync:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if not await self._round():
+            number = self._number
+            if await self._round():
+                async with self._round_ended:
+                    self._number_applied = number
+                    self._round_ended.notify_all()
+            else:
                 await self._clock.sleep(_RETRY_S)
                 self._changed.set()
 

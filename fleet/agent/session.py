@@ -70,6 +70,9 @@ class Session:
         self._redirects = 0
         self._heard = 0.0
         self._period_s = 1.0
+        self._to_confirm = 0
+        """Number of the newest assignment set that asked for it; 0 when there is none."""
+        self._asked = asyncio.Event()
         self.connected = asyncio.Event()
         self.beats = Counter("fleet_agent_heartbeats_sent_total", "Heartbeats sent to a manager")
         self.last_error = ""
@@ -130,11 +133,13 @@ class Session:
             if welcome.managers:
                 self._managers = [address, *(m for m in welcome.managers if m != address)]
                 self._managers_changed(welcome.managers)
+            self._asked.clear()
             self._worker.report_all()
             self.connected.set()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._receive(connection))
                 group.create_task(self._beat(connection))
+                group.create_task(self._confirm(connection))
                 group.create_task(self._reporter.run(lambda r: connection.send(dispatch.encode(r))))
 
     def _redirect(self, address: str, said: dispatch.Redirect) -> None:
@@ -152,6 +157,9 @@ class Session:
             match message:
                 case dispatch.Assign():
                     self._worker.apply(message)
+                    if message.confirm:
+                        self._to_confirm = message.results_in
+                        self._asked.set()
                 case dispatch.Reported():
                     self._reporter.acknowledge(message.number)
                 case dispatch.BeatReply():
@@ -163,6 +171,15 @@ class Session:
                     self._trust_changed(message)
                 case dispatch.Welcome() | dispatch.Redirect():
                     raise OutOfStepError("a second Welcome in one session")
+
+    async def _confirm(self, connection: Connection) -> None:
+        """Say which set the host's network is as, where a manager waits for it: for those behind each other once."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            number = self._to_confirm
+            await self._worker.network_applied()
+            await connection.send(dispatch.encode(dispatch.Applied(number=number)))
 
     async def _beat(self, connection: Connection) -> None:
         beat = dispatch.encode(dispatch.Beat())

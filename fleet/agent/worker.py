@@ -143,6 +143,10 @@ class Worker:
         self._replace(items, sequence=message.results_in)
         self._save_needed.set()
 
+    async def network_applied(self) -> None:
+        """Returns once the host's network is as the present assignments say."""
+        await self._network_sync.applied()
+
     def report_all(self) -> None:
         """Say everything again: a new session began, and the manager may know less or more than this node."""
         for task_id, controller in self._controllers.items():

@@ -222,6 +222,12 @@ class Report(_Message, frozen=True, kw_only=True):
     tasks: tuple[TaskReport, ...]
 
 
+class Applied(_Message, frozen=True, kw_only=True):
+    """The host's names and balancing are those of assignment set ``number``, which asked for this (``Assign.confirm``)."""
+
+    number: int
+
+
 class Beat(_Message, frozen=True, kw_only=True):
     """The agent lives. Any other message counts as one."""
 
@@ -239,13 +245,17 @@ class Welcome(_Message, frozen=True, kw_only=True):
 
 
 class Assign(_Message, frozen=True, kw_only=True):
-    """``complete``: the set is exactly ``items``. Otherwise: applies to set ``applies_to``, put ``items``, drop ``removed``."""
+    """``complete``: the set is exactly ``items``. Otherwise: applies to set ``applies_to``, put ``items``, drop ``removed``.
+
+    ``confirm``: say ``Applied`` once it is in the kernel; nobody waits for it for ever.
+    """
 
     complete: bool = False
     applies_to: int = 0
     results_in: int
     items: tuple[Item, ...] = ()
     removed: tuple[str, ...] = ()
+    confirm: bool = False
 
 
 class Reported(_Message, frozen=True, kw_only=True):
@@ -281,7 +291,7 @@ class Redirect(_Message, frozen=True, kw_only=True):
     managers: tuple[str, ...] = ()
 
 
-AgentMessage = Hello | Describe | Report | Beat
+AgentMessage = Hello | Describe | Report | Applied | Beat
 ManagerMessage = Welcome | Redirect | Assign | Reported | BeatReply | Trust
 
 _encoder = msgspec.msgpack.Encoder()

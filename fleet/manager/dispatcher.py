@@ -32,6 +32,7 @@ from fleet.manager.assignments import Assembler, difference
 from fleet.manager.figures import ManagerFigures
 from fleet.manager.managers import certified_role, change_node
 from fleet.manager.root_rotation import trust_of
+from fleet.manager.withdrawals import LINGER_S, Withdrawals
 from fleet.model.common import SECOND_NS
 from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import Node, NodeDescription, NodeState, NodeStatus
@@ -127,6 +128,7 @@ class Dispatcher:
         self._reports_ready = asyncio.Event()
         self._reports_room = asyncio.Event()
         self._reports_room.set()
+        self._withdrawals = Withdrawals(clock)
 
     # What others ask ------------------------------------------------------------------------------------------
 
@@ -166,6 +168,7 @@ class Dispatcher:
                 group.create_task(self._watch_changes())
                 group.create_task(self._write_reports())
                 group.create_task(self._watch_leases())
+                group.create_task(self._watch_withdrawals())
         finally:
             self._is_running = False
             for session in list(self._sessions.values()):
@@ -264,6 +267,7 @@ class Dispatcher:
             log.warning("session ended", node=node_id, session=session.id, cause=str(failed.exceptions[0]))
             await channel.close(str(failed.exceptions[0]))
         finally:
+            self._withdrawals.ended(session.id)
             if self._sessions.get(node_id) is session:
                 del self._sessions[node_id]
                 self._silent[node_id] = _Silence(
@@ -321,6 +325,8 @@ class Dispatcher:
                     self._reports_ready.set()
                     if len(self._reports) >= _REPORTS_MAX:
                         self._reports_room.clear()
+                case dispatch.Applied():
+                    self._withdrawals.confirmed(session.id, message.number)
                 case dispatch.Describe():
                     self._images[session.node_id] = message.images
                     await self._redescribe(session.node_id, message.description)
@@ -344,12 +350,27 @@ class Dispatcher:
             if session.sent is None:
                 message = dispatch.Assign(complete=True, results_in=session.sequence + 1, items=tuple(wanted.values()))
             else:
+                sent = session.sent
+                self._withdrawals.hold_back(sent=sent, wanted=wanted, all_sent=self._all_sent)
                 message = difference(session.sent, wanted, applies_to=session.sequence)
+                if message is not None:
+                    message = self._withdrawals.about_to_send(session.id, message, sent=session.sent)
             if message is None:
                 continue
             session.sequence = message.results_in
             session.sent = wanted
             await session.channel.send(dispatch.encode(message))
+
+    async def _watch_withdrawals(self) -> None:
+        while True:
+            await self._withdrawals.held.wait()
+            await self._clock.sleep(LINGER_S / 4)
+            for node_id in self._withdrawals.due():
+                if (session := self._sessions.get(node_id)) is not None:
+                    session.dirty.set()
+
+    def _all_sent(self) -> dict[str, dict[str, dispatch.Item]]:
+        return {session.id: session.sent for session in self._sessions.values() if session.sent is not None}
 
     def _assembler(self) -> Assembler:
         port = next((cluster.data_path_port for cluster in self._store.clusters.all()), 4789)

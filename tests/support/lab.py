@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,17 @@ class TestLab(Lab):
         return {**kept, **self.env(host), "PYTHONWARNINGS": "error"}
 
     def fleet(
-        self, *args: str, host: str = "m1", check: bool = True, stdin: str | None = None, timeout_s: float = 60.0
+        self,
+        *args: str,
+        host: str = "m1",
+        check: bool = True,
+        stdin: str | None = None,
+        timeout_s: float = 60.0,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run ``fleet ARGS`` against the host's daemon; with ``check`` a failure is the test's, with what was printed."""
         argv = [sys.executable, "-m", "fleet.cli.main", *args]
-        return self._run(argv, host=host, check=check, stdin=stdin, timeout_s=timeout_s)
+        return self._run(argv, host=host, check=check, stdin=stdin, timeout_s=timeout_s, env=env or {})
 
     def docker(
         self, *args: str, host: str = "m1", check: bool = True, stdin: str | None = None, timeout_s: float = 60.0
@@ -43,14 +49,14 @@ class TestLab(Lab):
         client = shutil.which("docker")
         if client is None:
             pytest.skip("not run: needs the docker client (package docker.io or docker-cli; scripts/setup installs it)")
-        return self._run([client, *args], host=host, check=check, stdin=stdin, timeout_s=timeout_s)
+        return self._run([client, *args], host=host, check=check, stdin=stdin, timeout_s=timeout_s, env={})
 
     def _run(
-        self, argv: list[str], *, host: str, check: bool, stdin: str | None, timeout_s: float
+        self, argv: list[str], *, host: str, check: bool, stdin: str | None, timeout_s: float, env: Mapping[str, str]
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             argv,
-            env=self.command_environment(host),
+            env={**self.command_environment(host), **env},
             cwd=REPOSITORY,
             input=stdin,
             capture_output=True,

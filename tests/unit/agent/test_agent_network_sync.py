@@ -156,3 +156,21 @@ def test_a_network_that_is_not_assigned_can_not_be_ensured_yet() -> None:
             raise AssertionError
 
     run(body)
+
+
+def test_what_is_applied_is_said_when_the_kernel_has_it_and_not_before() -> None:
+    async def body(host: Host, sync: NetworkSync) -> None:
+        sync.update(picture(network_item(), endpoint("a")))
+        await sync.applied()
+        assert host.applied == 1
+        host.faults = [errors.RuntimeFault("no")]
+        sync.update(picture(network_item(), endpoint("a", ready=False)))
+        waiting = asyncio.create_task(sync.applied())
+        await settle(sync)
+        assert not waiting.done()
+        await waiting
+        state = host.networks["network-front"]
+        assert state is not None
+        assert [e.ready for e in state.endpoints] == [False]
+
+    run(body)

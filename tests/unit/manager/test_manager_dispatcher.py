@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 from support.memory_engine import MemoryEngine
-from support.objects import NOW, make_node, make_task
+from support.objects import NOW, make_network, make_node, make_task
 
 from fleet import errors
 from fleet.api import dispatch
@@ -18,7 +19,7 @@ from fleet.manager.dispatcher import ChannelClosed, Dispatcher, Tolerances
 from fleet.model.cluster import Authority
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeDescription, NodeState
-from fleet.model.task import Task, TaskState, TaskStatus
+from fleet.model.task import Attachment, Task, TaskState, TaskStatus
 from fleet.store import Store, Transaction
 
 
@@ -98,10 +99,11 @@ class Scene:
         self.store = store
         self.engine = engine
         self.clock = clock
+        self._numbers = itertools.count()
         self.dispatcher = Dispatcher(
             store,
             clock,
-            new_session_id=lambda: "s",
+            new_session_id=lambda: f"s{next(self._numbers)}",
             manager_addresses=lambda: ("10.0.0.1:2377",),
             tolerances=Tolerances(startup_grace_s=10, daemon_grace_s=15, daemon_suspect_s=5),
         )
@@ -338,5 +340,96 @@ def test_an_agent_that_speaks_only_when_the_term_is_over_gets_no_session() -> No
             async with asyncio.timeout(20):
                 await serving
         assert not scene.dispatcher.is_connected(NodeId("node-w1"))
+
+    on_scene(body)
+
+
+# Leaving before stopping -------------------------------------------------------------------------------------------
+
+
+async def two_hosts_on_a_network(scene: Scene) -> tuple[Wire, Wire]:
+    """A task runs on w1, is to stop, and another of w2 shares its network."""
+    network = make_network("front")
+    attached = (Attachment(network_id=network.id, addresses=("10.0.1.5/24",)),)
+    other = make_task("task2", node_id="node-w2", state=TaskState.RUNNING, slot=2)
+    other = msgspec.structs.replace(
+        other, network_attachments=(Attachment(network_id=network.id, addresses=("10.0.1.6/24",)),)
+    )
+    running = msgspec.structs.replace(
+        scene.task(), network_attachments=attached, status=TaskStatus(timestamp=NOW, state=TaskState.RUNNING)
+    )
+    tx = Transaction().create(network).create(other).create(make_node("w2", state=NodeState.UNKNOWN)).replace(running)
+    await scene.store.commit(tx)
+    wires = await scene.connect("node-w1"), await scene.connect("node-w2")
+    await scene.clock.advance(0.1)
+    await scene.store.commit(
+        Transaction().replace(msgspec.structs.replace(scene.task(), desired_state=TaskState.SHUTDOWN))
+    )
+    await settle()
+    await scene.clock.advance(0.05)
+    return wires
+
+
+def stop_was_sent(wire: Wire) -> bool:
+    tasks = [item.task for assign in wire.assigns() for item in assign.items if isinstance(item, dispatch.TaskItem)]
+    return any(task.id == "task1" and task.desired_state is TaskState.SHUTDOWN for task in tasks)
+
+
+def asked(wire: Wire) -> int:
+    """The newest set that is to be confirmed; it leads nobody to the task any more."""
+    (assign,) = [assign for assign in wire.assigns() if assign.confirm]
+    assert [(i.task_id, i.ready) for i in assign.items if isinstance(i, dispatch.EndpointItem)] == [("task1", False)]
+    return assign.results_in
+
+
+def test_a_task_is_told_to_stop_when_every_host_leads_nobody_to_it_any_more() -> None:
+    async def body(scene: Scene) -> None:
+        one, two = await two_hosts_on_a_network(scene)
+        two.say(dispatch.Applied(number=asked(two) - 1))
+        one.say(dispatch.Applied(number=asked(one)))
+        await scene.clock.advance(0.3)
+        assert not stop_was_sent(one), "w2 has confirmed an older set only"
+        two.say(dispatch.Applied(number=asked(two)))
+        await scene.clock.advance(0.05)
+        assert not stop_was_sent(one), "what was connected last is still to be accepted"
+        await scene.clock.advance(0.2)
+        assert stop_was_sent(one)
+        assert not stop_was_sent(two)
+
+    on_scene(body)
+
+
+def test_a_host_that_confirms_nothing_holds_no_stop_up_for_long() -> None:
+    async def body(scene: Scene) -> None:
+        one, _two = await two_hosts_on_a_network(scene)
+        one.say(dispatch.Applied(number=asked(one)))
+        await scene.clock.advance(0.8)
+        assert not stop_was_sent(one)
+        await scene.clock.advance(0.4)
+        assert stop_was_sent(one)
+
+    on_scene(body)
+
+
+def test_a_host_that_has_gone_is_not_waited_for() -> None:
+    async def body(scene: Scene) -> None:
+        one, two = await two_hosts_on_a_network(scene)
+        one.say(dispatch.Applied(number=asked(one)))
+        await two.close("gone")
+        await scene.clock.advance(0.3)
+        assert stop_was_sent(one)
+
+    on_scene(body)
+
+
+def test_a_task_that_nobody_is_led_to_is_told_to_stop_at_once() -> None:
+    async def body(scene: Scene) -> None:
+        wire = await scene.connect()
+        await scene.store.commit(
+            Transaction().replace(msgspec.structs.replace(scene.task(), desired_state=TaskState.SHUTDOWN))
+        )
+        await settle()
+        await scene.clock.advance(0.05)
+        assert stop_was_sent(wire)
 
     on_scene(body)
