@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import sys
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,102 +10,27 @@ import click
 from fleet import errors
 from fleet.api.client import EngineClient, EngineError
 from fleet.cli import clock
-from fleet.cli.app import App, filters_of, part, pass_app, retry_conflicts
-from fleet.cli.render import echo, list_options, print_rows, print_warnings
+from fleet.cli.app import App, filters_of, part, pass_app
+from fleet.cli.render import echo, list_options, print_rows
 from fleet.cli.service_flags import wait_options
+from fleet.cli.stack_deployment import Deployment, named
+from fleet.cli.stack_files import checked_name, convert_files, load_files
 
 if TYPE_CHECKING:
     from fleet.cli.stack_plan import Change, Existing
     from fleet.compose.convert import Stack
-    from fleet.compose.load import Loaded
 
 Json = dict[str, Any]
 
 LABEL: Final = "com.docker.stack.namespace"
-FILE_MAX: Final = 1024 * 1024
 REMOVE_S: Final = 60.0
 """How long ``stack rm`` waits for tasks to stop, so that networks are free: longer than most grace periods."""
 POLL_S: Final = 0.1
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
 @click.group()
 def stack() -> None:
     """Manage stacks (Compose files)."""
-
-
-def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise errors.UserError(
-            f"{name!r} is not a stack name; expected letters, digits, '-' and '_', at most 63, beginning with a letter or digit"
-        )
-    return name
-
-
-# --- reading files ----------------------------------------------------------------------------------------------------
-
-
-def _read_files(paths: tuple[str, ...]) -> tuple[list[tuple[str, str]], str]:
-    """(name, text) of each file and the directory relative paths start from: that of the first file."""
-    files = []
-    for path in paths:
-        try:
-            if path == "-":
-                data = sys.stdin.buffer.read(FILE_MAX + 1)
-            else:
-                with Path(path).open("rb") as file:
-                    data = file.read(FILE_MAX + 1)
-        except OSError as cause:
-            raise errors.UserError(f"cannot read {path}: {cause.strerror or cause}") from cause
-        if len(data) > FILE_MAX:
-            raise errors.TooLargeError(f"{path} is larger than the {FILE_MAX} bytes allowed")
-        try:
-            files.append(("stdin" if path == "-" else path, data.decode()))
-        except UnicodeDecodeError as cause:
-            raise errors.UserError(f"{path} is not UTF-8 text (byte {cause.start})") from cause
-    first = paths[0]
-    return files, str(Path.cwd() if first == "-" else Path(first).resolve().parent)
-
-
-def _environment(app: App, directory: str) -> dict[str, str]:
-    """The caller's variables over those of a ``.env`` file beside the Compose file."""
-    path = Path(directory) / ".env"
-    if not path.is_file():
-        return dict(app.environment)
-    from fleet.compose.env_file import parse_env_file
-
-    try:
-        with path.open(encoding="utf-8") as file:
-            found = parse_env_file(file.read(FILE_MAX), environment=app.environment)
-    except (OSError, UnicodeDecodeError) as cause:
-        raise errors.UserError(f"cannot read {path}: {cause}") from cause
-    except errors.UserError as cause:
-        raise errors.UserError(f"{path}{cause}") from cause
-    return {**{name: value for name, value in found.items() if value is not None}, **app.environment}
-
-
-def _load(app: App, paths: tuple[str, ...], *, interpolate: bool = True) -> tuple[Loaded, str, dict[str, str]]:
-    from fleet.compose.load import load
-
-    files, directory = _read_files(paths)
-    environment = _environment(app, directory)
-    loaded = load(files, environment=environment, interpolate_variables=interpolate)
-    for warning in loaded.warnings:
-        click.echo(f"Warning: {warning}", err=True)
-    return loaded, directory, environment
-
-
-def _convert(app: App, paths: tuple[str, ...], name: str) -> Stack:
-    from fleet.compose.convert import Sources, convert
-
-    loaded, directory, environment = _load(app, paths)
-
-    def read_file(path: str, size_max: int) -> bytes:
-        with (Path(directory) / path).open("rb") as file:
-            return file.read(size_max + 1)
-
-    sources = Sources(environment=environment, directory=directory, read_file=read_file)
-    return convert(loaded.document, stack=name, sources=sources)
 
 
 _FILES = click.option(
@@ -122,53 +43,169 @@ _FILES = click.option(
     help="Compose file, or '-' for standard input.",
 )
 
+_PROFILES = click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="NAME",
+    help="Services of this profile too ('*': of all); also from COMPOSE_PROFILES.",
+)
+
 
 # --- deploy -----------------------------------------------------------------------------------------------------------
 
 
-@stack.command()
-@_FILES
-@click.option("--prune", is_flag=True, help="Remove services of the stack that the files no longer have.")
-@click.option("--dry-run", is_flag=True, help="Only show what would change.")
-@click.option("--with-registry-auth", is_flag=True, help="Send this user's registry login to the nodes.")
-@click.option(
+_PRUNE = click.option("--prune", is_flag=True, help="Remove services of the stack that the files no longer have.")
+_RESOLVE_IMAGE = click.option(
     "--resolve-image",
     type=click.Choice(["always", "changed", "never"]),
     default="always",
     show_default=True,
     help="Note what a tag means now, so that all nodes run the same bytes: for all images, those newly named, or none.",
 )
-@click.argument("name", metavar="STACK")
-@pass_app
-def deploy(app: App, *, name: str, paths: tuple[str, ...], prune: bool, dry_run: bool, **flags: Any) -> int:
-    """Make the stack as the Compose files say; what is so already is left alone."""
+_WITH_AUTH = click.option(
+    "--with-registry-auth", "with_auth", is_flag=True, help="Send this user's registry login to the nodes."
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Chosen:
+    """What ``deploy`` and ``diff`` were told alike."""
+
+    paths: tuple[str, ...]
+    profiles: tuple[str, ...]
+    prune: bool
+    with_auth: bool
+    resolve_image: str
+
+
+def _plan_options(command: Any) -> Any:
+    for option in (_RESOLVE_IMAGE, _WITH_AUTH, _PRUNE, _PROFILES, _FILES):
+        option(command)
+    return command
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """``networks``: name -> id. ``versions``: for secrets and configs, first name -> that of the version wanted."""
+
+    wanted: Stack
+    changes: list[Change]
+    networks: dict[str, str]
+    versions: dict[str, dict[str, str]]
+
+
+def _plan(app: App, chosen: _Chosen, name: str, *, asks: bool) -> _Plan:
+    """What deploying would do. ``asks``: whether the daemon may be asked to compare secrets, which looks like a change."""
     from fleet.cli.pinning import pin_services
     from fleet.cli.stack_plan import plan_stack
 
-    wanted = _convert(app, paths, _checked_name(name))
-    existing = _existing(app.client, wanted)
+    wanted = convert_files(app, chosen.paths, checked_name(name), profiles=chosen.profiles)
+    existing, wanted, versions = _existing(app.client, wanted, asks=asks)
     networks = {item["Name"]: str(item["Id"]) for item in existing.networks}
     networks |= _external_networks(app.client, wanted)
     running = [item["Spec"]["TaskTemplate"].get("ContainerSpec", {}).get("Image", "") for item in existing.services]
-    with_auth, mode = flags["with_registry_auth"], flags["resolve_image"]
-    services = pin_services(app, wanted.services, running=running, mode=mode, with_auth=with_auth)
+    services = pin_services(
+        app, wanted.services, running=running, mode=chosen.resolve_image, with_auth=chosen.with_auth
+    )
     wanted = dataclasses.replace(wanted, services=services)
-    changes = plan_stack(wanted, existing, prune=prune)
+    return _Plan(
+        wanted=wanted, changes=plan_stack(wanted, existing, prune=chosen.prune), networks=networks, versions=versions
+    )
+
+
+@stack.command()
+@_plan_options
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+@click.argument("name", metavar="STACK")
+@pass_app
+def deploy(
+    app: App,
+    *,
+    name: str,
+    dry_run: bool,
+    detach: bool,
+    quiet: bool,
+    timeout: int,
+    stable: int,
+    **chosen: Any,
+) -> int:
+    """Make the stack as the Compose files say; what is so already is left alone."""
+    plan = _plan(app, _Chosen(**chosen), name, asks=not dry_run)
     if dry_run:
-        _show_plan(changes)
+        _show_plan(app.client, plan.changes)
         return 0
-    deployment = _Deployment(app, wanted, networks=networks, with_auth=with_auth)
-    for change in changes:
+    deployment = Deployment(
+        app,
+        plan.wanted,
+        networks=plan.networks,
+        with_auth=chosen["with_auth"],
+        waits=not detach,
+        quiet=quiet,
+        timeout_ns=timeout,
+    )
+    if detach and any(
+        change.action in ("create", "update") and change.name in plan.wanted.depends_on for change in plan.changes
+    ):
+        click.echo(
+            "Warning: depends_on: with --detach services are made in its order, and none waits for another", err=True
+        )
+    for change in plan.changes:
         deployment.do(change)
     if not deployment.changed:
         echo(f"Stack {name} is up to date")
         return 0
-    if flags["detach"]:
+    if detach:
         return 0
     from fleet.cli.converge import Watch, wait
 
     watches = [Watch(service_id, service, before=before) for service_id, service, before in deployment.changed]
-    return wait(app.client, watches, quiet=flags["quiet"], timeout_ns=flags["timeout"], stable_ns=flags["stable"])
+    code = wait(app.client, watches, quiet=quiet, timeout_ns=timeout, stable_ns=stable)
+    if code == 0:
+        _remove_unused(app.client, name, plan.versions)
+    return code
+
+
+@stack.command()
+@_plan_options
+@click.option("--format", "fmt", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.argument("name", metavar="STACK")
+@pass_app
+def diff(app: App, *, name: str, fmt: str, **chosen: Any) -> int:
+    """Show what deploying the Compose files would change, replica by replica. Exit code: 0 nothing, 1 something, 2 trouble.
+
+    Whether a secret has other content cannot be seen without asking the daemon to take it; 'deploy' finds out.
+    """
+    plan = _plan(app, _Chosen(**chosen), name, asks=False)
+    changes = [each for each in plan.changes if each.action != "keep" and not _is_only_compared(each)]
+    if fmt == "json":
+        import json
+
+        from fleet.cli.stack_plan import replica_changes
+
+        shown = [
+            {
+                "Action": each.action,
+                "Kind": each.kind,
+                "Name": each.name,
+                "Differences": each.details,
+                "Replicas": replica_changes(each, _tasks_for(app.client, each)),
+            }
+            for each in changes
+        ]
+        echo(json.dumps(shown, ensure_ascii=False))
+    elif changes:
+        _show_plan(app.client, changes)
+    else:
+        echo(f"Stack {name} is up to date")
+    return 1 if changes else 0
+
+
+def _is_only_compared(change: Change) -> bool:
+    """A secret with the labels it has: the update is there to find out whether its content is the same."""
+    if change.kind != "secret" or change.action != "update" or change.current is None or change.spec is None:
+        return False
+    return (change.current["Spec"].get("Labels") or {}) == change.spec.labels
 
 
 for _option in reversed(wait_options()):
@@ -179,24 +216,51 @@ def _labelled(client: EngineClient, path: str, name: str) -> list[Json]:
     return client.get(path, filters={"label": [f"{LABEL}={name}"]}) or []
 
 
-def _named(client: EngineClient, noun: str, names: Iterable[str]) -> tuple[Json, ...]:
-    """Secrets or configs that are called exactly so (the API's filter matches beginnings too)."""
-    wanted = list(names)
-    if not wanted:
-        return ()
-    found = client.get(f"/{noun}s", filters={"name": wanted}) or []
-    return tuple(item for item in found if item["Spec"]["Name"] in wanted)
-
-
-def _existing(client: EngineClient, wanted: Stack) -> Existing:
+def _existing(client: EngineClient, stack: Stack, *, asks: bool) -> tuple[Existing, Stack, dict[str, dict[str, str]]]:
+    """What there is, the stack with the names of the versions it wants, and for secrets and configs first name -> that name."""
     from fleet.cli.stack_plan import Existing
+    from fleet.cli.stack_versions import settle_versions
 
-    return Existing(
-        networks=tuple(_labelled(client, "/networks", wanted.name)),
-        secrets=_named(client, "secret", (spec.name for spec in wanted.secrets)),
-        configs=_named(client, "config", (spec.name for spec in wanted.configs)),
-        services=tuple(_labelled(client, "/services", wanted.name)),
+    found = {}
+    for noun, specs in (("secret", stack.secrets), ("config", stack.configs)):
+        items = [*_labelled(client, f"/{noun}s", stack.name), *named(client, noun, (spec.name for spec in specs))]
+        found[noun] = tuple({str(item["ID"]): item for item in items}.values()) if specs else ()
+    versions = settle_versions(client, stack, secrets=found["secret"], configs=found["config"], asks=asks)
+    existing = Existing(
+        networks=tuple(_labelled(client, "/networks", stack.name)),
+        secrets=found["secret"],
+        configs=found["config"],
+        services=tuple(_labelled(client, "/services", stack.name)),
+        unchanged=versions.unchanged,
     )
+    settled = versions.stack
+    first_names = {
+        "secret": {old.name: new.name for old, new in zip(stack.secrets, settled.secrets, strict=True)},
+        "config": {old.name: new.name for old, new in zip(stack.configs, settled.configs, strict=True)},
+    }
+    return existing, settled, first_names
+
+
+def _remove_unused(client: EngineClient, stack: str, first_names: dict[str, dict[str, str]]) -> None:
+    """Versions of secrets and configs that nothing needs any more, when the services have what they were to have."""
+    from fleet.cli.stack_versions import unused_versions
+
+    services: list[Json] | None = None
+    for noun, names in first_names.items():
+        if not names:
+            continue
+        objects = _labelled(client, f"/{noun}s", stack)
+        if len(objects) <= len(names):
+            continue
+        services = client.get("/services", insertDefaults=False) or [] if services is None else services
+        for item in unused_versions(objects, services, noun=noun.capitalize(), wanted=names):
+            try:
+                client.delete(f"/{noun}s/{item['ID']}")
+            except EngineError as cause:
+                if cause.status not in (400, 404, 409):  # somebody has begun to use it, or has removed it
+                    raise
+            else:
+                echo(f"Removing {noun} {item['Spec']['Name']} (unused)")
 
 
 def _external_networks(client: EngineClient, wanted: Stack) -> dict[str, str]:
@@ -221,130 +285,28 @@ def _external_networks(client: EngineClient, wanted: Stack) -> dict[str, str]:
     return found
 
 
-def _show_plan(changes: list[Change]) -> None:
+def _tasks_for(client: EngineClient, change: Change) -> list[Json]:
+    """The wanted tasks of the service that changes, each with ``Hostname``."""
+    if change.kind != "service" or change.current is None:
+        return []
+    filters = {"service": [change.current["ID"]], "desired-state": ["running", "ready"]}
+    tasks: list[Json] = client.get("/tasks", filters=filters) or []
+    hostnames = {node["ID"]: node["Description"]["Hostname"] for node in client.get("/nodes") or []} if tasks else {}
+    return [{**task, "Hostname": hostnames.get(task.get("NodeID", ""), "")} for task in tasks]
+
+
+def _show_plan(client: EngineClient, changes: list[Change]) -> None:
+    from fleet.cli.stack_plan import DIFFERENCES_MAX, replica_changes
+
     for change in changes:
         echo(f"{change.action:7} {change.kind} {change.name}")
-        if change.kind == "service" and change.action == "update":
-            from fleet.cli.stack_plan import DIFFERENCES_MAX
-
-            for line in change.details[:DIFFERENCES_MAX]:
+        if change.kind != "service" or change.action == "keep":
+            continue
+        for lines in (change.details, replica_changes(change, _tasks_for(client, change))):
+            for line in lines[:DIFFERENCES_MAX]:
                 echo(f"          {line}")
-            if len(change.details) > DIFFERENCES_MAX:
-                echo(f"          and {len(change.details) - DIFFERENCES_MAX} more")
-
-
-class _Deployment:
-    """Carries the changes out, one call each, and remembers what must be waited for."""
-
-    def __init__(self, app: App, wanted: Stack, *, networks: dict[str, str], with_auth: bool) -> None:
-        self.app = app
-        self.client = app.client
-        self.wanted = wanted
-        self.networks = networks
-        self.with_auth = with_auth
-        self.changed: list[tuple[str, str, Json | None]] = []
-        """Id, name and, for an update, the service as it was."""
-        self._ids: dict[str, dict[str, str]] = {}
-
-    def do(self, change: Change) -> None:
-        """One step, with one line about it."""
-        from fleet.model import wire
-
-        if change.kind == "service":
-            self._service(change)
-            return
-        if change.action == "keep":
-            return
-        body = wire.to_builtins(change.spec)
-        if change.action == "create":
-            echo(f"Creating {change.kind} {change.name}")
-            answer = self.client.post(f"/{change.kind}s/create", body)
-            if change.kind == "network":
-                self.networks[change.name] = answer["Id"]
-            return
-        assert change.current is not None, "an update has an object it updates"
-        self._update_object(change, body, change.current)
-
-    def _update_object(self, change: Change, body: Json, current: Json) -> None:
-        try:
-            self.client.post(f"/{change.kind}s/{current['ID']}/update", body, version=current["Version"]["Index"])
-        except EngineError as cause:
-            if cause.status != 400:
-                raise
-            raise errors.UserError(
-                f"{change.kind} {change.name} exists with other content, and {change.kind}s cannot be changed; "
-                f"give the new content a new name (name: {change.name}_2) so that services move to it ({cause})"
-            ) from cause
-
-    def _names(self, noun: str) -> dict[str, str]:
-        """Name -> id of the stack's secrets or configs, external ones too; asked for once."""
-        if noun not in self._ids:
-            container_specs = [spec.task_template.container_spec for spec in self.wanted.services]
-            names = {
-                *(ref.secret_name for spec in container_specs for ref in spec.secrets if noun == "secret"),
-                *(ref.config_name for spec in container_specs for ref in spec.configs if noun == "config"),
-            }
-            found = _named(self.client, noun, sorted(names))
-            self._ids[noun] = {item["Spec"]["Name"]: item["ID"] for item in found}
-        return self._ids[noun]
-
-    def _service(self, change: Change) -> None:
-        from fleet.cli.stack_plan import resolve_names
-        from fleet.model import wire
-        from fleet.model.service import ServiceSpec
-
-        if change.action == "remove":
-            assert change.current is not None, "a removal has an object it removes"
-            echo(f"Removing service {change.name}")
-            self.client.delete(f"/services/{change.current['ID']}")
-            return
-        if change.action == "keep":
-            echo(f"Keeping service {change.name} (unchanged)")
-            return
-        assert isinstance(change.spec, ServiceSpec), "a service is made from a service spec"
-        spec = resolve_names(
-            change.spec, networks=self.networks, secrets=self._names("secret"), configs=self._names("config")
-        )
-        headers: dict[str, str] = {}
-        if self.with_auth:
-            from fleet.cli.registry_auth import auth_headers
-
-            headers = auth_headers(spec.task_template.container_spec.image, self.app.environment)
-        body = wire.to_builtins(spec)
-        if change.action == "create":
-            echo(f"Creating service {change.name}")
-            answer = retry_conflicts(
-                lambda: self.client.request("POST", "/services/create", json_body=body, headers=headers)
-            )
-            self.changed.append((answer["ID"], change.name, None))
-        else:
-            assert change.current is not None, "an update has an object it updates"
-            echo(f"Updating service {change.name} (id: {change.current['ID']})")
-            answer = self._update_service(change.current, body, headers)
-            self.changed.append((change.current["ID"], change.name, change.current))
-        print_warnings(answer)
-
-    def _update_service(self, current: Json, body: Json, headers: dict[str, str]) -> Any:
-        """The version is read again on a conflict, and used if the spec is still the one the plan was made from."""
-        version = current["Version"]["Index"]
-
-        def attempt() -> Any:
-            nonlocal version
-            try:
-                return self.client.request(
-                    "POST",
-                    f"/services/{current['ID']}/update",
-                    query={"version": version},
-                    json_body=body,
-                    headers=headers,
-                )
-            except EngineError:
-                found = self.client.get(f"/services/{current['ID']}", insertDefaults=False)
-                if found["Spec"] == current["Spec"]:
-                    version = found["Version"]["Index"]
-                raise
-
-        return retry_conflicts(attempt)
+            if len(lines) > DIFFERENCES_MAX:
+                echo(f"          and {len(lines) - DIFFERENCES_MAX} more")
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------
@@ -352,13 +314,14 @@ class _Deployment:
 
 @stack.command()
 @_FILES
+@_PROFILES
 @click.option("--skip-interpolation", is_flag=True, help="Leave variables as they are.")
 @pass_app
-def config(app: App, *, paths: tuple[str, ...], skip_interpolation: bool) -> None:
-    """Print the Compose files merged, with variables filled in."""
+def config(app: App, *, paths: tuple[str, ...], profiles: tuple[str, ...], skip_interpolation: bool) -> None:
+    """Print the Compose files merged, with what they include and extend, and with variables filled in."""
     import yaml
 
-    loaded, _, _ = _load(app, paths, interpolate=not skip_interpolation)
+    loaded, _, _ = load_files(app, paths, profiles=profiles, interpolate=not skip_interpolation)
     echo(yaml.safe_dump(loaded.document.plain(), sort_keys=False, allow_unicode=True).rstrip())
 
 
@@ -377,7 +340,7 @@ def ls(app: App, *, fmt: str | None) -> None:
 
 def _services_of(app: App, name: str, **query: Any) -> list[Json]:
     filters = query.pop("filters", None) or {}
-    filters["label"] = [*filters.get("label", ()), f"{LABEL}={_checked_name(name)}"]
+    filters["label"] = [*filters.get("label", ()), f"{LABEL}={checked_name(name)}"]
     found: list[Json] = app.client.get("/services", filters=filters, **query) or []
     return found
 
@@ -413,7 +376,7 @@ def ps(
     from fleet.cli.tasks import print_tasks
 
     wanted = filters_of(filters) or {}
-    wanted["label"] = [*wanted.get("label", ()), f"{LABEL}={_checked_name(name)}"]
+    wanted["label"] = [*wanted.get("label", ()), f"{LABEL}={checked_name(name)}"]
     tasks = app.client.get("/tasks", filters=wanted) or []
     if not tasks and not filters:
         raise errors.NotFoundError(f"nothing found in stack: {name}")
@@ -431,7 +394,7 @@ def rm(app: App, *, names: tuple[str, ...], detach: bool) -> int:
     """Remove stacks with their services, secrets, configs and networks."""
     code = 0
     for name in names:
-        if not _remove(app.client, _checked_name(name), detach=detach):
+        if not _remove(app.client, checked_name(name), detach=detach):
             click.echo(f"Error: nothing found in stack: {name}", err=True)
             code = 1
     return code

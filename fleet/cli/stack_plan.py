@@ -19,7 +19,7 @@ from fleet.model.network import NetworkSpec
 from fleet.model.secret import ConfigSpec, SecretSpec
 from fleet.model.service import DnsConfig, EndpointSpec, Privileges, ServiceSpec
 
-__all__ = ["Change", "Existing", "differences", "plan_stack", "resolve_names", "spelled_out"]
+__all__ = ["Change", "Existing", "differences", "plan_stack", "replica_changes", "resolve_names", "spelled_out"]
 
 Json = dict[str, Any]
 DIFFERENCES_MAX: Final = 20
@@ -28,17 +28,23 @@ _VALUE_WIDTH: Final = 60
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Existing:
-    """What the cluster has under the stack's label (secrets and configs: under the names the stack uses)."""
+    """What the cluster has under the stack's label, and secrets and configs under the names the stack uses.
+
+    ``unchanged``: names of secrets that are known to have the content wanted.
+    """
 
     networks: tuple[Json, ...] = ()
     secrets: tuple[Json, ...] = ()
     configs: tuple[Json, ...] = ()
     services: tuple[Json, ...] = ()
+    unchanged: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One step. ``current`` is the object as the daemon gave it, for updates and removals."""
+    """One step. ``current`` is the object as the daemon gave it, for updates and removals; ``before`` a service's spec of then,
+    comparable with ``spec``.
+    """
 
     action: Literal["create", "update", "remove", "keep"]
     kind: Literal["network", "secret", "config", "service"]
@@ -46,6 +52,7 @@ class Change:
     spec: NetworkSpec | SecretSpec | ConfigSpec | ServiceSpec | None = None
     current: Json | None = None
     details: tuple[str, ...] = ()
+    before: ServiceSpec | None = None
 
 
 def plan_stack(stack: Stack, existing: Existing, *, prune: bool = False) -> list[Change]:
@@ -67,7 +74,10 @@ def plan_stack(stack: Stack, existing: Existing, *, prune: bool = False) -> list
             _check_network(network, found)
             changes.append(Change(action="keep", kind="network", name=network.name, current=found))
     secrets = {item["Spec"]["Name"]: item for item in existing.secrets}
-    changes += [_plan_secret(secret, secrets.get(secret.name)) for secret in stack.secrets]
+    changes += [
+        _plan_secret(secret, secrets.get(secret.name), is_same=secret.name in existing.unchanged)
+        for secret in stack.secrets
+    ]
     configs = {item["Spec"]["Name"]: item for item in existing.configs}
     changes += [_plan_config(config, configs.get(config.name)) for config in stack.configs]
     services = {item["Spec"]["Name"]: item for item in existing.services}
@@ -89,10 +99,12 @@ def _check_network(wanted: NetworkSpec, found: Json) -> None:
             )
 
 
-def _plan_secret(wanted: SecretSpec, found: Json | None) -> Change:
+def _plan_secret(wanted: SecretSpec, found: Json | None, *, is_same: bool) -> Change:
     """The data of a secret cannot be read back, so the daemon is asked to compare: an update with the same data."""
     if found is None:
         return Change(action="create", kind="secret", name=wanted.name, spec=wanted)
+    if is_same and (found["Spec"].get("Labels") or {}) == wanted.labels:
+        return Change(action="keep", kind="secret", name=wanted.name, current=found)
     return Change(action="update", kind="secret", name=wanted.name, spec=wanted, current=found)
 
 
@@ -123,7 +135,9 @@ def _plan_service(wanted: ServiceSpec, found: Json | None, *, networks: Mapping[
     merged = _carry_over(wanted, current)
     changed = tuple(differences(spelled_out(current), spelled_out(merged)))
     action: Literal["keep", "update"] = "update" if changed else "keep"
-    return Change(action=action, kind="service", name=wanted.name, spec=merged, current=found, details=changed)
+    return Change(
+        action=action, kind="service", name=wanted.name, spec=merged, current=found, details=changed, before=current
+    )
 
 
 def comparable(spec: ServiceSpec) -> ServiceSpec:
@@ -194,6 +208,43 @@ def resolve_names(
     )
     template = msgspec.structs.replace(spec.task_template, container_spec=container, networks=targets)
     return msgspec.structs.replace(spec, task_template=template)
+
+
+def replica_changes(change: Change, tasks: Iterable[Json]) -> tuple[str, ...]:
+    """What becomes of each replica of a service, as sentences; ``tasks`` are those wanted now, with ``Hostname``."""
+    from fleet.manager.control.services import makes_tasks_stale
+
+    if change.kind != "service" or change.action == "keep":
+        return ()
+    found = sorted(tasks, key=lambda task: (task.get("Slot") or 0, task["Hostname"]))
+    where = [
+        f"{change.name}.{task.get('Slot') or task['Hostname']} on {task['Hostname'] or 'no node yet'}" for task in found
+    ]
+    if change.action == "remove":
+        return tuple(f"{each}: stopped" for each in where)
+    assert isinstance(change.spec, ServiceSpec), "a service is made from a service spec"
+    wanted = change.spec
+    if wanted.is_job:
+        return ("runs as a job when it is deployed",) if change.current is None else ()
+    if change.current is None:
+        return ("one replica on each node",) if wanted.is_global else _created(change.name, 1, wanted.replicas)
+    slots = len(where) if wanted.is_global else min(len(where), wanted.replicas)
+    lines: list[str] = []
+    if change.before is not None and makes_tasks_stale(change.before, comparable(wanted)):
+        parallelism = (wanted.update_config.parallelism if wanted.update_config else 1) or slots
+        lines += [f"{each}: replaced" for each in where[:slots]]
+        lines += [f"({parallelism} at a time)"] if slots > parallelism else []
+    if not wanted.is_global:
+        surplus = len(where) - slots
+        lines += [f"{surplus} replica{'s' if surplus > 1 else ''} stopped"] if surplus > 0 else []
+        lines += _created(change.name, len(where) + 1, wanted.replicas)
+    return tuple(lines)
+
+
+def _created(name: str, first: int, last: int) -> tuple[str, ...]:
+    if first > last:
+        return ()
+    return (f"{name}.{first}: created",) if first == last else (f"{name}.{first} to {name}.{last}: created",)
 
 
 def spelled_out(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Final
 
 from fleet import errors
 from fleet.compose.document import Node
+from fleet.compose.order import Dependency, dependencies, in_order
 from fleet.compose.reading import string_map
 from fleet.compose.service import ServiceConverter
 from fleet.model.common import Driver
@@ -53,6 +54,8 @@ class Stack:
     external_networks: tuple[str, ...] = ()
     external_secrets: tuple[str, ...] = ()
     external_configs: tuple[str, ...] = ()
+    depends_on: Mapping[str, tuple[Dependency, ...]] = dataclasses.field(default_factory=dict)
+    """By full names: what a service waits for. ``services`` are in an order in which each comes after those it depends on."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,7 +96,14 @@ def convert(document: Node, *, stack: str, sources: Sources) -> Stack:
         )
         specs.append(converter.spec())
         used.update(converter.networks_used)
-    specs.sort(key=lambda spec: spec.name)
+    found_dependencies = dependencies(services)
+    place = {f"{stack}_{key}": number for number, key in enumerate(in_order(found_dependencies))}
+    specs.sort(key=lambda spec: place[spec.name])
+    depends_on = {
+        f"{stack}_{key}": tuple(dataclasses.replace(each, service=f"{stack}_{each.service}") for each in needed)
+        for key, needed in found_dependencies.items()
+        if needed
+    }
     if DEFAULT_NETWORK in used and DEFAULT_NETWORK not in networks:
         networks[DEFAULT_NETWORK] = _Named(
             f"{stack}_{DEFAULT_NETWORK}", False, dataclasses.replace(services_node, kind="null", entries={})
@@ -107,6 +117,7 @@ def convert(document: Node, *, stack: str, sources: Sources) -> Stack:
         secrets=tuple(_secret(found, stack, sources) for found in secrets.values() if not found.external),
         configs=tuple(_config(found, stack, sources) for found in configs.values() if not found.external),
         services=tuple(specs),
+        depends_on=depends_on,
         external_networks=tuple(networks[k].name for k in sorted(used) if networks[k].external),
         external_secrets=tuple(found.name for found in secrets.values() if found.external),
         external_configs=tuple(found.name for found in configs.values() if found.external),

@@ -51,6 +51,9 @@ def _check_below(node: Node, key: Key, below: Keys) -> Iterator[Diagnosis]:
     match key.of:
         case "value":
             yield from _check(node, below)
+        case "either":
+            if node.kind == "mapping":
+                yield from _check(node, below)
         case "items":
             for item in node.items:
                 if item.kind == "mapping":

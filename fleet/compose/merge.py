@@ -17,6 +17,8 @@ from fleet.compose.interpolate import interpolate
 __all__ = ["interpolate_tree", "merge"]
 
 _REPLACED: Final = frozenset({"command", "entrypoint", "test"})
+_LISTED: Final = frozenset({"env_file", "dns", "dns_search", "tmpfs"})
+"""One of them need not be written as a list, and is one all the same."""
 _BY_NAME: Final = frozenset({"environment", "labels", "annotations", "sysctls", "options", "driver_opts"})
 
 
@@ -64,6 +66,10 @@ def _merge(base: Node, override: Node, *, key: str) -> Node:
         base, override = _as_mapping(base), _as_mapping(override)
     elif key == "networks":
         base, override = _names_as_mapping(base), _names_as_mapping(override)
+    if key in _LISTED:
+        return dataclasses.replace(
+            base, kind="list", text="", entries={}, items=_join(_listed(base), _listed(override), key=key)
+        )
     if base.kind == "mapping" and override.kind == "mapping":
         entries = dict(base.entries)
         for name, child in override.entries.items():
@@ -72,10 +78,6 @@ def _merge(base: Node, override: Node, *, key: str) -> Node:
     if base.kind == "list" and override.kind == "list":
         return dataclasses.replace(base, items=_join(base.items, override.items, key=key))
     if base.kind in ("mapping", "list") or override.kind in ("mapping", "list"):
-        if {base.kind, override.kind} == {"list", "string"}:  # dns: 1.1.1.1 and dns: [1.1.1.1]
-            return dataclasses.replace(
-                base if base.kind == "list" else override, items=_join(_listed(base), _listed(override), key=key)
-            )
         override.fail(f"is {override.kind}, and {base.mark} has it as {base.kind}; the two cannot be merged")
     return override
 

@@ -17,12 +17,14 @@ Keys = Mapping[str, "Key"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Key:
-    """``below`` describes the keys of the value (*value*), of each of its items, or of each of its named entries."""
+    """``below`` describes the keys of the value (*value*; *either*: if it is a mapping), of each of its items, or of each of its
+    named entries.
+    """
 
     verdict: Literal["honoured", "ignored", "refused"] = "honoured"
     note: str = ""
     below: Keys | None = None
-    of: Literal["value", "items", "entries"] = "value"
+    of: Literal["value", "items", "entries", "either"] = "value"
 
 
 def _honoured(*names: str) -> dict[str, Key]:
@@ -110,8 +112,16 @@ _SERVICE: Final = {
         "image", "command", "entrypoint", "environment", "env_file", "labels", "cap_add", "cap_drop", "sysctls",
         "ulimits", "init", "stop_signal", "stop_grace_period", "user", "group_add", "working_dir", "hostname",
         "extra_hosts", "dns", "dns_search", "dns_opt", "tty", "stdin_open", "read_only", "tmpfs", "oom_score_adj",
-        "restart", "scale", "expose",
+        "restart", "scale", "expose", "profiles",
     ),
+    "depends_on": Key(
+        below={
+            **_honoured("condition", "required"),
+            **_ignored(restart="a service is not restarted because another is updated"),
+        },
+        of="entries",
+    ),
+    "extends": Key(below=_honoured("file", "service"), of="either"),
     "deploy": Key(below=_DEPLOY),
     "healthcheck": Key(below=_HEALTHCHECK),
     "logging": Key(below=_honoured("driver", "options")),
@@ -129,7 +139,6 @@ _SERVICE: Final = {
         cgroup_parent="the cgroup is chosen by the node",
         container_name="tasks are named SERVICE.SLOT.ID, because there may be several",
         credential_spec="Windows only",
-        depends_on="services start together; a service must wait for what it needs, or fail and be restarted",
         develop="for development on one host",
         device_cgroup_rules="devices are not handed to containers yet",
         devices="devices are not handed to containers yet",
@@ -149,7 +158,6 @@ _SERVICE: Final = {
         post_start="hooks are not run",
         pre_stop="hooks are not run",
         privileged="containers are never given all privileges; use cap_add",
-        profiles="every service of the file is deployed",
         provider="services are run by this cluster only",
         pull_policy="images are pulled when a node lacks them",
         runtime="the node's own runtime is used",
@@ -162,7 +170,6 @@ _SERVICE: Final = {
         uts="containers always have their own UTS namespace",
     ),
     **_refused(
-        extends="not supported in stacks; use YAML anchors or several -c files",
         volume_driver="use the top-level 'volumes' with a driver",
         volumes_from="use named volumes",
         cpu_count="use deploy.resources.limits.cpus",
@@ -210,6 +217,6 @@ DOCUMENT: Final[Keys] = {
     "secrets": Key(below=_SECRET, of="entries"),
     "configs": Key(below=_CONFIG, of="entries"),
     **_ignored(models="models are not run by a stack"),
-    **_refused(include="not supported in stacks; give several -c files"),
+    "include": Key(below=_honoured("path", "project_directory", "env_file"), of="items"),
 }
 """The keys of a whole file."""

@@ -97,6 +97,61 @@ def test_any_two_documents_merge_or_give_a_user_error(first: Any, second: Any) -
         load([("a", yaml.safe_dump(first)), ("b", yaml.safe_dump(second))], environment=ENVIRONMENT)
 
 
+PATHS = st.sampled_from(["a.yml", "b/c.yml", "b/../a.yml", "../a.yml", "/etc/passwd", "", "no.yml", "${A}.yml", "."])
+REFERENCES = st.one_of(
+    PATHS,
+    st.lists(PATHS, max_size=2),
+    st.fixed_dictionaries(
+        {}, optional={"path": st.one_of(PATHS, TREES), "env_file": PATHS, "project_directory": PATHS}
+    ),
+    TREES,
+)
+EXTENSIONS = st.one_of(
+    st.sampled_from(["web", "db", "no"]),
+    st.fixed_dictionaries({}, optional={"file": PATHS, "service": st.sampled_from(["web", "db", "no"])}),
+    TREES,
+)
+COMPOUND = st.fixed_dictionaries(
+    {
+        "services": st.dictionaries(
+            st.sampled_from(["web", "db"]),
+            st.fixed_dictionaries(
+                {"image": st.just("i")},
+                optional={
+                    "extends": EXTENSIONS,
+                    "depends_on": st.one_of(st.lists(st.sampled_from(["web", "db"])), TREES),
+                    "profiles": TREES,
+                    "volumes": TREES,
+                    "env_file": TREES,
+                },
+            ),
+            max_size=2,
+        )
+    },
+    optional={"include": st.one_of(st.lists(REFERENCES, max_size=2), TREES), "configs": TREES},
+)
+
+
+@given(COMPOUND, COMPOUND, COMPOUND, st.text(max_size=20))
+def test_any_files_that_bring_each_other_in_give_a_stack_or_a_user_error(
+    main: Any, first: Any, second: Any, variables: str
+) -> None:
+    files = {"a.yml": yaml.safe_dump(first), "b/c.yml": yaml.safe_dump(second), "b/.env": variables}
+
+    def read(path: str) -> str:
+        if path not in files:
+            raise FileNotFoundError(2, "no such file")
+        return files[path]
+
+    def read_file(_path: str, _size_max: int) -> bytes:
+        raise FileNotFoundError(2, "no such file")
+
+    with contextlib.suppress(errors.UserError):
+        loaded = load([("f.yml", yaml.safe_dump(main))], environment=ENVIRONMENT, read=read, profiles=["*"])
+        sources = Sources(environment=ENVIRONMENT, directory="/", read_file=read_file)
+        convert(loaded.document, stack="s", sources=sources)
+
+
 @given(st.one_of(st.text(max_size=60), st.text(alphabet="abc:-[]{}&*!|>%@'\"# \n\t,?<", max_size=60)))
 def test_any_text_gives_a_stack_or_a_user_error(text: str) -> None:
     with contextlib.suppress(errors.UserError):

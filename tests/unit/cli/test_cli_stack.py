@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Cluster:
 
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
+        self.created: Counter[str] = Counter()
         self.kept: dict[str, list[dict[str, Any]]] = {
             "networks": [],
             "secrets": [],
@@ -54,7 +56,8 @@ class Cluster:
 
     def _create(self, kind: str) -> Any:
         def answer(request: Request) -> Reply:
-            number = f"{kind[:3]}{len(self.kept[kind])}"
+            number = f"{kind[:3]}{self.created[kind]}"
+            self.created[kind] += 1
             if kind == "networks":
                 self.kept[kind].append({**request.body, "Id": number, "Scope": "swarm"})
                 return Reply(201, {"Id": number})
@@ -72,7 +75,7 @@ class Cluster:
             (found,) = (o for o in self.kept[kind] if o["ID"] == request.path.split("/")[2])
             if kind == "secrets" and found["Spec"]["Data"] != request.body["Data"]:
                 return Reply(400, {"message": "only updates to Labels are allowed"})
-            found["Spec"] = request.body
+            found["PreviousSpec"], found["Spec"] = found["Spec"], request.body
             return Reply(body={})
 
         return answer
@@ -212,6 +215,7 @@ def test_changed_service_is_updated_and_the_dry_run_says_how(
         'Labels.com.docker.stack.image: "img:1" -> "img:2"',
         "Mode.Replicated.Replicas: 2 -> 3",
         'TaskTemplate.ContainerSpec.Image: "img:1" -> "img:2"',
+        "s_web.1 to s_web.3: created",
     ]
     assert changes(engine) == []
     deploy(fleet, folder)
@@ -219,6 +223,114 @@ def test_changed_service_is_updated_and_the_dry_run_says_how(
     assert request.query == {"version": "7"}
     assert request.body["Mode"]["Replicated"]["Replicas"] == 3
     assert request.body["TaskTemplate"]["ForceUpdate"] == 4
+
+
+ORDERED = """
+services:
+  api: {image: img, depends_on: {db: {condition: service_healthy}, migrate: {condition: service_completed_successfully}}}
+  db: {image: img}
+  migrate: {image: img, depends_on: [db], deploy: {mode: replicated-job}}
+"""
+
+
+def steps(fleet: Any, engine: FakeEngine, folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> Any:
+    """What was created and waited for, in order."""
+    seen: list[str] = []
+
+    def wait(_: Any, watches: Any, **__: Any) -> int:
+        seen.append("wait " + " ".join(watch.name for watch in watches))
+        return 0
+
+    monkeypatch.setattr("fleet.cli.converge.wait", wait)
+    engine.on("GET", "/tasks", Reply(body=[{"ID": "t", "Status": {"State": "starting"}}]))
+    engine.requests.clear()
+    ran = fleet("stack", "deploy", *flags, "-c", str(folder / "stack.yml"), "s")
+    return ran, [line.split(",")[0] for line in ran.out.splitlines() if "service" in line or "Waiting" in line], seen
+
+
+def test_services_are_deployed_when_what_they_depend_on_is_as_they_need_it(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "stack.yml").write_text(ORDERED)
+    ran, told, waited = steps(fleet, engine, folder, monkeypatch)
+    assert (ran.code, ran.err) == (0, "")
+    assert told == [
+        "Creating service s_db",
+        "Waiting for s_db (started)",
+        "Creating service s_migrate",
+        "Waiting for s_db (healthy)",
+        "Waiting for s_migrate (completed_successfully)",
+        "Creating service s_api",
+    ]
+    assert waited == ["wait s_db", "wait s_migrate", "wait s_db s_migrate s_api"]
+    assert "up to date" in steps(fleet, engine, folder, monkeypatch)[0].out, "nothing to do is nothing to wait for"
+
+
+def test_detached_keeps_the_order_and_says_that_nobody_waits(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "stack.yml").write_text(ORDERED)
+    ran, told, waited = steps(fleet, engine, folder, monkeypatch, "-d")
+    assert told == [f"Creating service s_{name}" for name in ("db", "migrate", "api")]
+    assert (waited, "none waits for another" in ran.err) == ([], True)
+
+
+def test_what_never_completes_is_not_waited_for(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "stack.yml").write_text(ORDERED.replace(", deploy: {mode: replicated-job}", ""))
+    ran, _, _ = steps(fleet, engine, folder, monkeypatch)
+    assert ran.code != 0
+    assert "s_api was not deployed, since it depends on s_migrate: it never completes" in ran.err
+
+
+def running(cluster: Cluster, *slots: int) -> None:
+    cluster.engine.on("GET", "/nodes", Reply(body=[{"ID": "n1", "Description": {"Hostname": "w1"}}]))
+    cluster.engine.on("GET", "/tasks", Reply(body=[{"ID": f"t{slot}", "Slot": slot, "NodeID": "n1"} for slot in slots]))
+
+
+def difference(fleet: Any, folder: Path, *flags: str) -> Any:
+    return fleet("stack", "diff", "-c", str(folder / "stack.yml"), *flags, "s")
+
+
+def test_diff_says_what_becomes_of_each_replica_and_changes_nothing(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
+) -> None:
+    ran = difference(fleet, folder)
+    assert ran.code == 1
+    assert ran.out.splitlines() == [
+        "create  network s_front",
+        "create  secret s_tok",
+        "create  config s_conf",
+        "create  service s_web",
+        "          s_web.1 to s_web.2: created",
+    ]
+    deploy(fleet, folder)
+    running(cluster, 1, 2)
+    engine.requests.clear()
+    ran = difference(fleet, folder)
+    assert (ran.code, ran.out.strip()) == (0, "Stack s is up to date")
+    (folder / "conf.txt").write_text("other")
+    ran = difference(fleet, folder)
+    assert (ran.code, "create  config s_conf_2" in ran.out, "s_web.1 on w1: replaced" in ran.out) == (1, True, True)
+    assert "(1 at a time)" in ran.out
+    (folder / "conf.txt").write_text("conf")
+    (folder / "stack.yml").write_text(FILE.replace("replicas: 2", "replicas: 1"))
+    ran = difference(fleet, folder, "--format", "json")
+    (change,) = json.loads(ran.out)
+    assert change == {
+        "Action": "update",
+        "Kind": "service",
+        "Name": "s_web",
+        "Differences": ["Mode.Replicated.Replicas: 2 -> 1"],
+        "Replicas": ["1 replica stopped"],
+    }
+    (folder / "stack.yml").write_text(FILE.replace("web:", "site:"))
+    ran = difference(fleet, folder, "--prune")
+    assert "remove  service s_web\n          s_web.1 on w1: stopped" in ran.out
+    assert changes(engine) == []
+    (folder / "stack.yml").write_text("services: 1")
+    assert difference(fleet, folder).code == 2
 
 
 def test_prune_removes_what_the_file_no_longer_has(
@@ -232,20 +344,72 @@ def test_prune_removes_what_the_file_no_longer_has(
     assert [o["Spec"]["Name"] for o in cluster.kept["services"]] == ["s_web"]
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("tok.txt", "secret s_tok exists with other content"), ("conf.txt", "config s_conf exists with other content")],
-)
-def test_changed_content_under_the_same_name_is_refused_before_services_change(
-    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, name: str, words: str
+def names(cluster: Cluster, kind: str) -> list[str]:
+    return [o["Spec"]["Name"] for o in cluster.kept[kind]]
+
+
+def used(cluster: Cluster) -> list[str]:
+    """The secret and the config of the one service, with their ids."""
+    container = cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ContainerSpec"]
+    ids = {o["ID"]: o["Spec"]["Name"] for kind in ("secrets", "configs") for o in cluster.kept[kind]}
+    secret, config = container["Secrets"][0], container["Configs"][0]
+    assert (ids[secret["SecretID"]], ids[config["ConfigID"]]) == (secret["SecretName"], config["ConfigName"])
+    assert (secret["File"]["Name"], config["File"]["Name"]) == ("tok", "conf")
+    return [secret["SecretName"], config["ConfigName"]]
+
+
+def test_new_content_is_a_new_version_that_services_move_to_and_back_from(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
 ) -> None:
     deploy(fleet, folder)
-    (folder / name).write_text("other")
-    (folder / "stack.yml").write_text(FILE.replace("img:1", "img:2"))
+    assert used(cluster) == ["s_tok", "s_conf"]
+    for number in (2, 3):
+        (folder / "tok.txt").write_text(f"secret {number}")
+        (folder / "conf.txt").write_text(f"conf {number}")
+        ran = deploy(fleet, folder)
+        assert (ran.code, ran.err) == (0, "")
+        assert f"Creating secret s_tok_{number}" in ran.out
+        assert used(cluster) == [f"s_tok_{number}", f"s_conf_{number}"]
+    assert names(cluster, "secrets") == ["s_tok", "s_tok_2", "s_tok_3"]
+    assert cluster.kept["configs"][2]["Spec"]["Labels"] == {LABEL: "s", "fleet.stack.version-of": "s_conf"}
+    assert "up to date" in deploy(fleet, folder).out
+    (folder / "tok.txt").write_text("secret")
+    (folder / "conf.txt").write_text("conf 2")
+    assert "Creating" not in deploy(fleet, folder).out
+    assert used(cluster) == ["s_tok", "s_conf_2"]
+
+
+def test_a_name_of_ones_own_is_changed_by_its_owner(fleet: Any, cluster: Cluster, folder: Path) -> None:
+    own = FILE.replace("file: ./tok.txt", "name: tok-v1, file: ./tok.txt").replace(
+        "{file: ./conf", "{name: c1, file: ./conf"
+    )
+    (folder / "stack.yml").write_text(own)
+    deploy(fleet, folder)
+    (folder / "conf.txt").write_text("other")
     ran = deploy(fleet, folder)
-    assert ran.code == 2
-    assert words in ran.err
-    assert engine.sent("POST", "/services/.*/update") == []
+    assert (ran.code, "config c1 exists with other content" in ran.err) == (2, True)
+    (folder / "conf.txt").write_text("conf")
+    (folder / "tok.txt").write_text("other")
+    ran = deploy(fleet, folder)
+    assert (ran.code, "secret tok-v1 exists with other content" in ran.err) == (2, True)
+
+
+def test_versions_that_nothing_can_go_back_to_are_removed(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet.cli.converge.wait", lambda *_, **__: 0)
+    for number in (1, 2, 3):
+        (folder / "conf.txt").write_text(f"conf {number}")
+        ran = fleet("stack", "deploy", "-c", str(folder / "stack.yml"), "s")
+        assert ran.code == 0, ran.err
+    assert names(cluster, "configs") == ["s_conf_2", "s_conf_3"], "the second is what a rollback needs"
+    cluster.kept["configs"].append(
+        {"ID": "x", "Version": {"Index": 1}, "Spec": {"Name": "s_conf_9", "Labels": {LABEL: "s"}}}
+    )
+    (folder / "stack.yml").write_text(FILE.replace("replicas: 2", "replicas: 3"))
+    ran = fleet("stack", "deploy", "-c", str(folder / "stack.yml"), "s")
+    assert "Removing config s_conf_2 (unused)" in ran.out
+    assert names(cluster, "configs") == ["s_conf_3", "s_conf_9"], "the last is not of that kind"
 
 
 def test_network_that_would_have_to_change_is_refused(

@@ -302,7 +302,7 @@ configs: {conf: {content: "x=${V}"}, e: {environment: V}}
         ("user: true", 4, "quotes"),
         ("cap_add: NET_ADMIN: x", 4, "YAML"),
         ("mem_limit: 1g", 4, "deploy.resources.limits.memory"),
-        ("extends: {service: x}", 4, "refused"),
+        ("extends: {service: x}", 4, "there is no service 'x' in f.yml; there are: web"),
         ("env_file: missing.env", 4, "no file missing.env"),
         ("healthcheck: {test: [curl]}", 4, "CMD-SHELL"),
         ("image: ${V:?give V}", 4, "give V"),
@@ -326,11 +326,11 @@ def test_file_without_a_service_that_can_run_is_refused(text: str) -> None:
 
 
 def test_key_that_is_not_honoured_is_named_with_its_line() -> None:
-    text = "services:\n  web:\n    image: img\n    container_name: x\n    privileged: false\n    depends_on: [db]\n"
+    text = "services:\n  web:\n    image: img\n    container_name: x\n    privileged: false\n    ipc: host\n"
     warnings = load([("f.yml", text)], environment={}).warnings
     assert [w.partition(" is not honoured")[0] for w in warnings] == [
         "f.yml:4: services.web.container_name",
-        "f.yml:6: services.web.depends_on",
+        "f.yml:6: services.web.ipc",
     ]
 
 

@@ -1,0 +1,107 @@
+"""A stack's name and its Compose files, read from where the command stands."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from fleet import errors
+from fleet.cli.app import App
+
+if TYPE_CHECKING:
+    from fleet.compose.convert import Stack
+    from fleet.compose.load import Loaded
+
+__all__ = ["checked_name", "convert_files", "load_files"]
+
+FILE_MAX: Final = 1024 * 1024
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+def checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise errors.UserError(
+            f"{name!r} is not a stack name; expected letters, digits, '-' and '_', at most 63, beginning with a letter or digit"
+        )
+    return name
+
+
+def _read_files(paths: tuple[str, ...]) -> tuple[list[tuple[str, str]], str]:
+    """(name, text) of each file and the directory relative paths start from: that of the first file."""
+    files = []
+    for path in paths:
+        try:
+            if path == "-":
+                data = sys.stdin.buffer.read(FILE_MAX + 1)
+            else:
+                with Path(path).open("rb") as file:
+                    data = file.read(FILE_MAX + 1)
+        except OSError as cause:
+            raise errors.UserError(f"cannot read {path}: {cause.strerror or cause}") from cause
+        if len(data) > FILE_MAX:
+            raise errors.TooLargeError(f"{path} is larger than the {FILE_MAX} bytes allowed")
+        try:
+            files.append(("stdin" if path == "-" else path, data.decode()))
+        except UnicodeDecodeError as cause:
+            raise errors.UserError(f"{path} is not UTF-8 text (byte {cause.start})") from cause
+    first = paths[0]
+    return files, str(Path.cwd() if first == "-" else Path(first).resolve().parent)
+
+
+def _environment(app: App, directory: str) -> dict[str, str]:
+    """The caller's variables over those of a ``.env`` file beside the Compose file."""
+    path = Path(directory) / ".env"
+    if not path.is_file():
+        return dict(app.environment)
+    from fleet.compose.env_file import parse_env_file
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            found = parse_env_file(file.read(FILE_MAX), environment=app.environment)
+    except (OSError, UnicodeDecodeError) as cause:
+        raise errors.UserError(f"cannot read {path}: {cause}") from cause
+    except errors.UserError as cause:
+        raise errors.UserError(f"{path}{cause}") from cause
+    return {**{name: value for name, value in found.items() if value is not None}, **app.environment}
+
+
+def load_files(
+    app: App, paths: tuple[str, ...], *, profiles: tuple[str, ...] = (), interpolate: bool = True
+) -> tuple[Loaded, str, dict[str, str]]:
+    from fleet.compose.load import load
+
+    files, directory = _read_files(paths)
+    environment = _environment(app, directory)
+
+    def read(path: str) -> str:
+        with (Path(directory) / path).open("rb") as file:
+            data = file.read(FILE_MAX + 1)
+        if len(data) > FILE_MAX:
+            raise errors.TooLargeError(f"{path} is larger than the {FILE_MAX} bytes allowed")
+        try:
+            return data.decode()
+        except UnicodeDecodeError as cause:
+            raise errors.UserError(f"{path} is not UTF-8 text (byte {cause.start})") from cause
+
+    chosen = {*profiles, *filter(None, environment.get("COMPOSE_PROFILES", "").split(","))}
+    loaded = load(files, environment=environment, interpolate_variables=interpolate, read=read, profiles=chosen)
+    for warning in loaded.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    return loaded, directory, environment
+
+
+def convert_files(app: App, paths: tuple[str, ...], name: str, *, profiles: tuple[str, ...]) -> Stack:
+    from fleet.compose.convert import Sources, convert
+
+    loaded, directory, environment = load_files(app, paths, profiles=profiles)
+
+    def read_file(path: str, size_max: int) -> bytes:
+        with (Path(directory) / path).open("rb") as file:
+            return file.read(size_max + 1)
+
+    sources = Sources(environment=environment, directory=directory, read_file=read_file)
+    return convert(loaded.document, stack=name, sources=sources)
