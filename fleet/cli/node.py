@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import click
 
+from fleet import errors
 from fleet.api.client import EngineClient
 from fleet.cli.app import App, filters_of, part, pass_app, retry_conflicts
 from fleet.cli.rebalance import rebalance
@@ -21,6 +22,10 @@ COLUMNS: Final = (
     ("Availability", "AVAILABILITY"),
     ("ManagerStatus", "MANAGER STATUS"),
     ("EngineVersion", "ENGINE VERSION"),
+)
+TAINT_PREFIX: Final = "fleet.taint."
+TAINT_HELP: Final = (
+    "Keep tasks away that do not tolerate it: no-schedule, prefer-no-schedule, or no-execute (running ones too)."
 )
 
 
@@ -87,7 +92,9 @@ def _change_once(app: App, name: str, change: Json, *, add: tuple[str, ...] = ()
     labels = dict(current["Spec"].get("Labels") or {})
     for label in remove:
         if labels.pop(label, None) is None:
-            raise click.UsageError(f"--label-rm {label}: node {name} has no such label")
+            taint = label.removeprefix(TAINT_PREFIX)
+            kind = "label" if taint == label else "taint"
+            raise click.UsageError(f"--{kind}-rm {taint}: node {name} has no such {kind}")
     for pair in add:
         key, _, value = pair.partition("=")
         if not key:
@@ -97,11 +104,31 @@ def _change_once(app: App, name: str, change: Json, *, add: tuple[str, ...] = ()
     app.client.post(f"/nodes/{current['ID']}/update", spec, version=current["Version"]["Index"])
 
 
+def _taint_label(text: str) -> str:
+    """``KEY[=VALUE]:EFFECT`` as the label ``fleet.taint.KEY=VALUE:EFFECT``."""
+    name, colon, effect = text.rpartition(":")
+    key, _, value = name.partition("=")
+    label = f"{TAINT_PREFIX}{key}"
+    if not colon:
+        raise click.UsageError(
+            f"--taint-add {text!r} has no effect; expected KEY[=VALUE]:EFFECT, such as {text}:no-schedule"
+        )
+    from fleet.model.taints import parse_taint  # only those who give the flag pay for it
+
+    try:
+        parse_taint(label, f"{value}:{effect}")
+    except errors.UserError as cause:
+        raise click.UsageError(f"--taint-add {text!r}: {str(cause).partition(': ')[2]}") from cause
+    return f"{label}={value}:{effect}"
+
+
 @node.command()
 @click.option("--availability", type=click.Choice(["active", "pause", "drain"]), help="Whether tasks run there.")
 @click.option("--role", type=click.Choice(["worker", "manager"]), help="Role of the node.")
 @click.option("--label-add", multiple=True, metavar="NAME=VALUE", help="Add or change a label.")
 @click.option("--label-rm", multiple=True, metavar="NAME", help="Remove a label.")
+@click.option("--taint-add", multiple=True, metavar="KEY[=VALUE]:EFFECT", help=TAINT_HELP)
+@click.option("--taint-rm", multiple=True, metavar="KEY", help="Remove a taint.")
 @click.argument("name", metavar="NODE")
 @pass_app
 def update(
@@ -112,11 +139,15 @@ def update(
     role: str | None,
     label_add: tuple[str, ...],
     label_rm: tuple[str, ...],
+    taint_add: tuple[str, ...],
+    taint_rm: tuple[str, ...],
 ) -> None:
-    """Change a node."""
+    """Change a node. Taints are labels of it that keep away tasks of services that do not tolerate them."""
+    label_add = (*label_add, *map(_taint_label, taint_add))
+    label_rm = (*label_rm, *(f"{TAINT_PREFIX}{key}" for key in taint_rm))
     change = {key: value for key, value in (("Availability", availability), ("Role", role)) if value}
     if not change and not label_add and not label_rm:
-        raise click.UsageError("nothing to change; expected --availability, --role, --label-add or --label-rm")
+        raise click.UsageError("nothing to change; expected --availability, --role, --label-add, --taint-add ...")
     _change(app, name, change, add=label_add, remove=label_rm)
     echo(name)
 

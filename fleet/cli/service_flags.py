@@ -325,6 +325,20 @@ LABEL_FLAGS: Final[tuple[LabelFlag, ...]] = (
 )  # fmt: skip
 
 
+def _toleration(text: str) -> str:
+    from fleet.model.taints import parse_toleration  # only those who give the flag pay for it
+
+    parse_toleration(text)
+    return "".join(text.split())
+
+
+def _tolerations(name: str, text: str) -> Callable[[Command], Command]:
+    """They are entries of one label, and written like a list."""
+    metavar = "KEY[=VALUE][:EFFECT]"
+    kind = Parsed(_toleration, name="TOLERATION")
+    return click.option(f"--{name}", type=kind, multiple=True, metavar=metavar, help=text)
+
+
 def _pair(text: str) -> tuple[str, str]:
     return values.parse_pair(text, what="NAME=VALUE")
 
@@ -393,6 +407,7 @@ def create_options(command: Command) -> Command:
             help=entry.help,
         )(command)  # fmt: skip
     modes = ("replicated", "global", "replicated-job", "global-job")
+    command = _tolerations("toleration", "Taints of nodes that do not keep its tasks away; key * is any.")(command)
     command = click.option("--env-file", multiple=True, metavar="FILE", help="File of environment variables.")(command)
     command = click.option(
         "--mode", type=Parsed(_one_of(*modes), name="MODE"), default="replicated", metavar="|".join(modes),
@@ -423,6 +438,8 @@ def update_options(command: Command) -> Command:
             f"--{entry.name}-add", type=Parsed(_pair, name="NAME=VALUE"), multiple=True, metavar="NAME=VALUE",
             help=f"Add or change: {entry.help}",
         )(command)  # fmt: skip
+    command = _tolerations("toleration-rm", "Remove: what it tolerates, by key alone or as it was written.")(command)
+    command = _tolerations("toleration-add", "Add: taints of nodes that do not keep its tasks away.")(command)
     command = click.option("--force", is_flag=True, help="Replace the tasks even if nothing changed.")(command)
     command = click.option("--rollback", is_flag=True, help="Go back to the previous specification.")(command)
     command = click.option(

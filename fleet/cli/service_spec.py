@@ -24,6 +24,7 @@ _UPDATE_DEFAULTS: Final = {
     "MaxFailureRatio": 0,
     "Order": "stop-first",
 }
+_TOLERATION: Final = "fleet.placement.toleration"
 _CONTAINER: Final = "TaskTemplate.ContainerSpec"
 
 
@@ -74,8 +75,26 @@ def create_spec(flags: Mapping[str, Any], *, image: str, arguments: Sequence[str
         given = _flatten(flags[item.parameter], item)
         if given:
             _put(spec, item.path, list({item.name_of(value): value for value in given}.values()))
+    _tolerate(spec, add=flags["toleration"], remove=())
     _apply_values(spec, flags)
     return spec
+
+
+def _tolerate(spec: Spec, *, add: Sequence[str], remove: Sequence[str]) -> None:
+    """Entries of one label; what is removed is named by its key, or as it was written."""
+    if not add and not remove:
+        return
+    before = [item.strip() for item in ((spec.get("Labels") or {}).get(_TOLERATION) or "").split(",")]
+    for text in remove:
+        if not any(_is_toleration(item, text) for item in before):
+            raise errors.UserError(f"--toleration-rm {text}: the service does not tolerate that")
+    kept = [item for item in before if item and not any(_is_toleration(item, text) for text in remove)]
+    text = ",".join(dict.fromkeys([*kept, *add]))
+    _update_map(spec, "Labels", add=[(_TOLERATION, text)] if text else [], remove=[_TOLERATION])
+
+
+def _is_toleration(item: str, text: str) -> bool:
+    return text in (item, item.partition(":")[0].partition("=")[0])
 
 
 def _mode(flags: Mapping[str, Any]) -> Spec:
@@ -112,6 +131,7 @@ def update_spec(current: Spec, flags: Mapping[str, Any]) -> Spec:
         _update_map(spec, entry.path, add=flags[f"{entry.parameter}_add"], remove=flags[f"{entry.parameter}_rm"])
     for item in LIST_FLAGS:
         _update_list(spec, item, add=flags[f"{item.parameter}_add"], remove=flags[f"{item.parameter}_rm"])
+    _tolerate(spec, add=flags["toleration_add"], remove=flags["toleration_rm"])
     if flags["image"]:
         _put(spec, f"{_CONTAINER}.Image", flags["image"])
     if flags["args"] is not None:

@@ -1,8 +1,8 @@
-"""Global services: one task on each node that is ready, active and satisfies the constraints (ORC-03, ORC-04).
+"""Global services: one task on each node that is ready, active, tolerated and satisfies the constraints (ORC-03, ORC-04).
 
 The node is the slot: tasks are made with it, and the scheduler only checks whether they fit. A paused or silent node
-keeps what it has and gets nothing new; a drained or lost one is emptied, so that updates do not wait for it, and filled
-again when it comes back.
+keeps what it has and gets nothing new, as does one with a taint *no-schedule*; a taint *no-execute* takes it away. A drained
+or lost node is emptied, so that updates do not wait for it, and filled again when it comes back.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from fleet.model.node import Availability, Node, NodeState
+from fleet.model.taints import keeps_away
 from fleet.orchestrator.eviction import is_lost
 from fleet.orchestrator.plan import NewId, Plan, new_task
 from fleet.orchestrator.restart import plan_release
@@ -48,13 +49,19 @@ def is_eligible(view: ServiceView, node: Node) -> bool:
         and node.status.state is NodeState.READY
         and node.spec.availability is Availability.ACTIVE
         and view.fits(wanted_spec(view.service), node)
+        and not keeps_away(node.spec.labels, view.tolerations)
     )
 
 
 def plan_ineligible(view: ServiceView, slot: Slot, plan: Plan, *, now: datetime, start_first: bool) -> None:
     """What becomes of the tasks on a node that gets none: gone for good, or stopped until it is eligible again."""
     node = view.nodes.get(slot.tasks[0].node_id)
-    if node is None or node.removed or not view.fits(wanted_spec(view.service), node):
+    if (
+        node is None
+        or node.removed
+        or not view.fits(wanted_spec(view.service), node)
+        or keeps_away(node.spec.labels, view.tolerations, is_running=True)
+    ):
         for task in slot.tasks:
             plan.want_removal(task, now=now)
         return

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fleet.model.node import Availability, NodeState
-from fleet.scheduler.filters import Demand, holds
+from fleet.model.taints import Effect, repels
+from fleet.scheduler.filters import AVOIDED_WEIGHT, HARD, Demand, holds
 from fleet.scheduler.node_view import NodeView
 from fleet.scheduler.pool import NodePool
 from fleet.scheduler.spread import rank
@@ -16,10 +17,12 @@ __all__ = ["NodeVerdict", "explain_nodes"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeVerdict:
     """``reasons`` against the node: all of them; none for a node that can take the task. The numbers are what ``rank`` compares:
-    ``score`` the weight of wishes that hold, ``failures`` recent ones if there are enough to count."""
+    ``score`` the weight of wishes that hold, ``failures`` recent ones if there are enough to count. ``notes``: what of the score
+    no label of the service says."""
 
     view: NodeView
     reasons: tuple[str, ...]
+    notes: tuple[str, ...]
     score: int
     failures: int
     service_tasks: int
@@ -31,6 +34,7 @@ def explain_nodes(demand: Demand, pool: NodePool) -> list[NodeVerdict]:
         NodeVerdict(
             view=view,
             reasons=tuple(_reasons(demand, view)),
+            notes=tuple(_notes(demand, view)),
             score=demand.score(view),
             failures=view.recent_failures(demand.service_id, demand.spec_version),
             service_tasks=view.count(demand.service_id),
@@ -50,6 +54,11 @@ def _reasons(demand: Demand, view: NodeView) -> list[str]:
     return found
 
 
+def _notes(demand: Demand, view: NodeView) -> list[str]:
+    avoided = repels(view.taints, demand.tolerations, Effect.PREFER_NO_SCHEDULE)
+    return [f"taint {taint} (weight -{AVOIDED_WEIGHT})" for taint in avoided]
+
+
 def _details(name: str, demand: Demand, view: NodeView) -> list[str]:
     node = view.node
     match name:
@@ -66,6 +75,8 @@ def _details(name: str, demand: Demand, view: NodeView) -> list[str]:
         case "constraints":
             pairs = zip(demand.constraint_texts, demand.constraints, strict=True)
             return [f"{text} does not hold" for text, satisfies in pairs if not satisfies(node)]
+        case "taints":
+            return [f"taint {taint} is not tolerated" for taint in repels(view.taints, demand.tolerations, *HARD)]
         case "platform":
             platform = node.description.platform
             return [f"is {platform.os}/{platform.architecture}, for which there is no image"]

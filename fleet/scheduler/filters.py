@@ -13,14 +13,17 @@ from typing import Final, assert_never
 from fleet.model.ids import ServiceId
 from fleet.model.node import Availability, NodeState
 from fleet.model.service import TaskSpec
+from fleet.model.taints import Effect, repels
 from fleet.model.task import Task
 from fleet.scheduler.constraints import matcher, normal_architecture, parse_constraints
 from fleet.scheduler.node_view import HostPort, NodeView, host_ports
 from fleet.scheduler.wishes import Affinity, Strategy, parse_wishes
 
 __all__ = [
+    "AVOIDED_WEIGHT",
     "FILTERS",
     "Demand",
+    "HARD",
     "Filter",
     "explain_counts",
     "explain_pending",
@@ -29,6 +32,10 @@ __all__ = [
     "failing_filter_of_kind",
     "holds",
 ]
+
+AVOIDED_WEIGHT: Final = 100
+"""What a taint *prefer-no-schedule* takes from a node's score: a wish of more weight outweighs it, strategy does not."""
+HARD: Final = (Effect.NO_SCHEDULE, Effect.NO_EXECUTE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +83,7 @@ class Demand:
         "shrinking_filters",
         "spec_version",
         "strategy",
+        "tolerations",
     )
 
     def __init__(
@@ -111,6 +119,7 @@ class Demand:
         self.plugins = tuple(_plugins(spec, network_drivers))
         wishes = parse_wishes(task.service_labels, service_name=task.service_name, strategy=strategy)
         self.strategy = wishes.strategy
+        self.tolerations = wishes.tolerations
         self.prefer = tuple((matcher(constraint), weight) for constraint, weight in wishes.prefer)
         self.affinities = tuple(
             (self.service_id if each.service == task.service_name else service_id_of(each.service), each)
@@ -134,10 +143,17 @@ class Demand:
 
     def score(self, view: NodeView) -> int:
         """What the node is worth by the wishes that have a weight."""
-        score = sum(weight for satisfies, weight in self.prefer if satisfies(view.node))
+        score = self.preferred(view)
         for service_id, affinity in self.affinities:
             if affinity.weight and holds(service_id, affinity, view):
                 score += affinity.weight
+        return score
+
+    def preferred(self, view: NodeView) -> int:
+        """The part of the score that is the node's own, whatever is placed."""
+        score = sum(weight for satisfies, weight in self.prefer if satisfies(view.node))
+        if view.taints:
+            score -= AVOIDED_WEIGHT * len(repels(view.taints, self.tolerations, Effect.PREFER_NO_SCHEDULE))
         return score
 
     def load(self, view: NodeView) -> tuple[int, int]:
@@ -217,6 +233,10 @@ def _satisfies_constraints(demand: Demand, view: NodeView) -> bool:
     return all(satisfies(node) for satisfies in demand.constraints)
 
 
+def _tolerates_taints(demand: Demand, view: NodeView) -> bool:
+    return not view.taints or not repels(view.taints, demand.tolerations, *HARD)
+
+
 def _runs_platform(demand: Demand, view: NodeView) -> bool:
     own = view.node.description.platform
     architecture, system = normal_architecture(own.architecture), own.os.lower()
@@ -268,6 +288,12 @@ FILTERS: Final = (
         applies=lambda d: bool(d.constraints),
         check=_satisfies_constraints,
         explain=_on_nodes("scheduling constraints not satisfied"),
+    ),
+    Filter(
+        name="taints",
+        applies=lambda _: True,
+        check=_tolerates_taints,
+        explain=_on_nodes("taints not tolerated"),
     ),
     Filter(
         name="platform",

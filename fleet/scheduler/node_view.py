@@ -18,6 +18,7 @@ from fleet.model.common import DiscreteResource, GenericResource, NamedResource
 from fleet.model.ids import NodeId, ServiceId, TaskId
 from fleet.model.node import Node
 from fleet.model.service import PortConfig, Protocol, PublishMode
+from fleet.model.taints import taints_of
 from fleet.model.task import Task, TaskState, is_runnable
 
 __all__ = ["FAILURES_MAX", "FailureLog", "NodeView", "host_ports"]
@@ -41,6 +42,7 @@ class NodeView:
         "node",
         "plugins",
         "ports",
+        "taints",
         "tasks_by_service",
         "tasks_total",
     )
@@ -48,6 +50,7 @@ class NodeView:
     def __init__(self, node: Node, *, failures: Mapping[tuple[ServiceId, int], int] | None = None) -> None:
         resources = node.description.resources
         self.node = node
+        self.taints = taints_of(node.spec.labels)
         self.nano_cpus_free = resources.nano_cpus
         self.memory_free_bytes = resources.memory_bytes
         self.discrete_free: dict[str, int] = {}

@@ -3,7 +3,7 @@
 Each move takes a task from the node where its service is worst off to the one where the scheduler would put its next task, and
 only if that makes things better by this order, which no later move undoes, so that there is an end:
 
-1. the weight of constraints preferred (``fleet.placement.prefer``) grows, or stays and
+1. the weight of constraints preferred (``fleet.placement.prefer``), less that of taints to avoid, grows, or stays and
 2. the service's tasks are more even over the values of each spread preference, then over nodes (strategy *spread*), or stay and
 3. all tasks are more even over nodes, or stay and (strategy *balanced*)
 4. the shares of nodes that are reserved are more even, by more than the odd percent.
@@ -191,7 +191,7 @@ class _Service:
         return sorted(steady, key=how_bad)
 
     def _preferred(self, view: NodeView) -> int:
-        return sum(weight for satisfies, weight in self.demand.prefer if satisfies(view.node))
+        return self.demand.preferred(view)
 
     def _affinity(self, view: NodeView) -> int:
         return sum(a.weight for id_, a in self.demand.affinities if a.weight and holds(id_, a, view))

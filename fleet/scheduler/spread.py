@@ -38,7 +38,7 @@ Entry = tuple[int, int, int, NodeId]
 def rank(view: NodeView, demand: Demand) -> Rank:
     """How good the node is for one more such task (SCH-10, SCH-11)."""
     failures = view.recent_failures(demand.service_id, demand.spec_version) if view.failures else 0
-    score = demand.score(view) if demand.has_weights else 0
+    score = demand.score(view) if demand.has_weights or view.taints else 0
     if demand.strategy is Strategy.SPREAD:
         return (failures, -score, view.tasks_by_service.get(demand.service_id, 0), view.tasks_total, 0, view.node.id)
     return (failures, -score, 0, *demand.load(view), view.node.id)

@@ -4,6 +4,7 @@
     fleet.placement.prefer         node.labels.disk==ssd:10; node.labels.zone in (eu, us):5
     fleet.placement.affinity       cache, db:20        nodes with tasks of these services
     fleet.placement.anti-affinity  batch, web:20       nodes without
+    fleet.placement.toleration     gpu=a100:no-schedule, maintenance      taints of nodes that do not matter (``model.taints``)
 
 *Spread* equalises the service's tasks over nodes, as Swarm does. *Binpack* fills the fullest node that has room; *balanced*
 takes the one of which the least is reserved. Full and least go by the larger share of CPUs and memory, then by tasks.
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fleet import errors
+from fleet.model.taints import Toleration, parse_tolerations
 from fleet.scheduler.constraints import Constraint, parse_constraint
 
 __all__ = ["PREFIX", "STRATEGY_LABEL", "Affinity", "Strategy", "Wishes", "default_strategy", "parse_wishes"]
@@ -29,6 +31,7 @@ STRATEGY_LABEL: Final = f"{PREFIX}strategy"
 """Of a service; of the cluster, for services that do not say."""
 WEIGHT_MAX: Final = 1000
 ITEMS_MAX: Final = 32
+_KNOWN: Final = ("strategy", "prefer", "affinity", "anti-affinity", "toleration")
 
 
 class Strategy(enum.StrEnum):
@@ -51,6 +54,7 @@ class Wishes:
     strategy: Strategy = Strategy.SPREAD
     prefer: tuple[tuple[Constraint, int], ...] = ()
     affinities: tuple[Affinity, ...] = ()
+    tolerations: tuple[Toleration, ...] = ()
 
 
 def default_strategy(labels: Mapping[str, str]) -> Strategy:
@@ -68,6 +72,7 @@ def parse_wishes(labels: Mapping[str, str], *, service_name: str, strategy: Stra
     """``strategy``: where no label says one. Raises ``UserError`` that names the label, for one that is not known too."""
     prefer: tuple[tuple[Constraint, int], ...] = ()
     affinities: list[Affinity] = []
+    tolerations: tuple[Toleration, ...] = ()
     for label, text in sorted(labels.items()):
         if not label.startswith(PREFIX):
             continue
@@ -80,11 +85,13 @@ def parse_wishes(labels: Mapping[str, str], *, service_name: str, strategy: Stra
                 case "affinity" | "anti-affinity" as kind:
                     against = kind == "anti-affinity"
                     affinities += (_affinity(item, against, service_name) for item in _items(text, ","))
+                case "toleration":
+                    tolerations = parse_tolerations(text)
                 case _:
-                    raise errors.UserError("is not known; known are strategy, prefer, affinity, anti-affinity")
+                    raise errors.UserError(f"is not known; known are {', '.join(_KNOWN)}")
         except errors.UserError as cause:
             raise errors.UserError(f"label {label}: {cause}") from cause
-    return Wishes(strategy=strategy, prefer=prefer, affinities=tuple(affinities))
+    return Wishes(strategy=strategy, prefer=prefer, affinities=tuple(affinities), tolerations=tolerations)
 
 
 def _strategy(text: str) -> Strategy:

@@ -22,6 +22,15 @@ from fleet.scheduler.spread import rank
 from fleet.scheduler.wishes import Strategy
 
 ZONES = ("", "eu", "us")
+TAINTS = st.sampled_from(
+    [
+        {},
+        {},
+        {"fleet.taint.gpu": "a:no-schedule"},
+        {"fleet.taint.old": ":no-execute"},
+        {"fleet.taint.x": ":prefer-no-schedule"},
+    ]
+)
 
 
 @st.composite
@@ -30,7 +39,7 @@ def clusters(draw: st.DrawFn) -> list[Node]:
     return [
         a_node(
             f"n{i}",
-            labels={"zone": zone} if (zone := draw(st.sampled_from(ZONES))) else {},
+            labels=draw(TAINTS) | ({"zone": zone} if (zone := draw(st.sampled_from(ZONES))) else {}),
             cpus=draw(st.integers(0, 4)),
         )
         for i in range(count)
@@ -56,6 +65,7 @@ WISHES = st.fixed_dictionaries(
         ),
         "fleet.placement.affinity": st.sampled_from(["other", "other:4", "nobody:4"]),
         "fleet.placement.anti-affinity": st.sampled_from(["web", "web:4, other:5", "other"]),
+        "fleet.placement.toleration": st.sampled_from(["gpu", "gpu=b", "*:no-execute", "x, old:no-execute"]),
     },
 )
 
@@ -67,6 +77,7 @@ def oracle(waiting: list[Task], views: NodePool) -> dict[TaskId, NodeId]:
         demand = Demand(task, service_id_of=views.service_id_of)
         pool = list(views.values())
         able = [view for view in pool if failing_filter(demand, view) is None]
+        assert not any(_is_kept_away(task, view.node) for view in able)
         if not able:
             continue
         for preference in task.spec.placement.preferences:
@@ -82,6 +93,15 @@ def oracle(waiting: list[Task], views: NodePool) -> dict[TaskId, NodeId]:
         winner.assume(task)
         chosen[task.id] = winner.node.id
     return chosen
+
+
+def _is_kept_away(task: Task, node: Node) -> bool:
+    """By taints, as a person would go through the four that there are here."""
+    tolerated = task.service_labels.get("fleet.placement.toleration", "")
+    taints = node.spec.labels.keys() & {"fleet.taint.gpu", "fleet.taint.old"}
+    if "fleet.taint.gpu" in taints:
+        return tolerated != "gpu"
+    return "fleet.taint.old" in taints and tolerated not in ("*:no-execute", "x, old:no-execute")
 
 
 @st.composite
@@ -115,6 +135,7 @@ def test_heaps_place_as_the_oracle_does(data: st.DataObject) -> None:
 @settings(deadline=None)
 @given(clusters().filter(bool), st.integers(0, 30))
 def test_unconstrained_tasks_spread_within_one(nodes: list[Node], count: int) -> None:
+    nodes = [node for node in nodes if not any("taint" in label for label in node.spec.labels)] or [a_node("n")]
     result = place([a_task(slot=i) for i in range(count)], build_views(nodes, []))
     per_node = Counter(result.assignments.values())
     numbers = [per_node[node.id] for node in nodes]
@@ -160,7 +181,9 @@ def test_pool_kept_through_events_decides_as_one_built_anew(data: st.DataObject)
         match data.draw(st.sampled_from(["node", "node", "gone", "place", "place", "place", "end", "leave"])):
             case "node":
                 zone, state = data.draw(st.sampled_from(ZONES)), data.draw(st.sampled_from(list(NodeState)))
-                nodes[name] = a_node(name, labels={"zone": zone}, cpus=data.draw(st.integers(0, 4)), state=state)
+                nodes[name] = a_node(
+                    name, labels={"zone": zone} | data.draw(TAINTS), cpus=data.draw(st.integers(0, 4)), state=state
+                )
                 pool.set_node(nodes[name])
             case "gone":
                 nodes.pop(name, None)

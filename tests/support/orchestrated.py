@@ -12,6 +12,7 @@ from support.decision_builders import NOW
 from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import Node
 from fleet.model.service import Service, TaskSpec
+from fleet.model.taints import keeps_away, service_tolerations
 from fleet.model.task import Task, TaskState, is_runnable
 from fleet.orchestrator.check_plan import apply_plan, check_plan
 from fleet.orchestrator.plan import Plan
@@ -165,6 +166,7 @@ class Cluster:
             and node.status.state.value == "ready"
             and node.spec.availability.value == "active"
             and fits(task.spec, node)
+            and not keeps_away(node.spec.labels, service_tolerations(task.service_labels))
         ]
         load = dict.fromkeys(ready, 0)
         for other in self.tasks.values():

@@ -12,6 +12,7 @@ from fleet.manager.control.context import Context, required_version
 from fleet.manager.control.filters import any_prefix, has_labels, one_of
 from fleet.manager.control.service_spec import check_labels
 from fleet.model.node import Node, NodeRole, NodeSpec, NodeState
+from fleet.model.taints import check_taints
 from fleet.store import Transaction
 
 __all__ = ["NodeControl"]
@@ -39,11 +40,12 @@ class NodeControl:
     async def update(self, text: str, spec: NodeSpec, *, version: int | None) -> Node:
         """Replace the node's spec. An empty name keeps the node's host name as its name.
 
-        Raises ``UserError`` (last manager demoted), ``UnsupportedError`` (more managers than the engine serves),
-        ``OutOfSequenceError``.
+        Raises ``UserError`` (last manager demoted, a taint that is none), ``UnsupportedError`` (more managers than the engine
+        serves), ``OutOfSequenceError``.
         """
         read_at = required_version(version, what="node")
         check_labels(spec.labels, what="node")
+        check_taints(spec.labels)
         node = self.find(text)
 
         def attempt() -> Transaction:

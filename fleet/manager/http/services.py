@@ -156,6 +156,7 @@ def _placement_json(report: PlacementReport) -> Json:
                 "ID": verdict.view.node.id,
                 "Hostname": verdict.view.node.description.hostname,
                 "Reasons": verdict.reasons,
+                "Notes": verdict.notes,
                 "Score": verdict.score,
                 "Failures": verdict.failures,
                 "ServiceTasks": verdict.service_tasks,

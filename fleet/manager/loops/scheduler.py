@@ -19,6 +19,7 @@ from fleet.manager.loops.writing import write_all
 from fleet.manager.matching import cluster_strategy
 from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import Node, NodeState
+from fleet.model.service import Service
 from fleet.model.task import Task, TaskState, TaskStatus
 from fleet.scheduler.node_view import FailureLog
 from fleet.scheduler.place import Placements, place
@@ -60,7 +61,7 @@ class SchedulerLoop:
 
     async def run(self) -> None:
         """Until cancelled. Raises ``UnavailableError`` when the store is closed or this manager leads no more."""
-        with self._store.subscribe(Kind.TASK, Kind.NODE) as subscription:
+        with self._store.subscribe(Kind.TASK, Kind.NODE, Kind.SERVICE) as subscription:
             self._look_at_everything()
             began = self._clock.monotonic()
             await self._schedule(began)
@@ -85,7 +86,7 @@ class SchedulerLoop:
                 return
         self._pool.set_failures(self._failures.recent(now))
         drivers = {network.id: network.spec.driver for network in self._store.networks.all()}
-        waiting = list(self._waiting.values())
+        waiting = [self._as_asked_now(task) for task in self._waiting.values()]
         placements = place(waiting, self._pool, network_drivers=drivers, strategy=cluster_strategy(self._store))
         changed = list(_outcomes(waiting, placements, now=now))
         if not changed:
@@ -106,6 +107,13 @@ class SchedulerLoop:
                 refused=refused,
                 reason=next(iter(placements.pending.values()), ""),
             )
+
+    def _as_asked_now(self, task: Task) -> Task:
+        """With the labels that its service has now: one that waits is helped by what was said after it was made."""
+        service = self._store.services.get(task.service_id)
+        if service is None or service.spec.labels == task.service_labels:
+            return task
+        return msgspec.structs.replace(task, service_labels=service.spec.labels)
 
     def _measure(self, written: Iterable[Task], started: float) -> None:
         """``written``: as this pass wanted them; one that somebody else changed meanwhile is not counted."""
@@ -134,7 +142,7 @@ class SchedulerLoop:
                 self._pool.remove_node(node_id)
             else:
                 self._pool.set_node(node)
-        else:
+        elif change.kind is Kind.TASK:
             if isinstance(change.new, Task):
                 self._failures.record(change.new)
             self._set_task(TaskId(change.id), self._store.tasks.get(TaskId(change.id)))
@@ -171,11 +179,13 @@ def _waits(task: Task) -> bool:
 
 
 def _gives_work_or_room(change: Change) -> bool:
-    """Nodes may have changed in any way; tasks matter when they begin to wait, get a node (others may want to be near), cease
-    to be wanted, end or go."""
+    """Nodes may have changed in any way, services in their labels; tasks matter when they begin to wait, get a node (others may
+    want to be near), cease to be wanted, end or go."""
     new, old = change.new, change.old
+    if isinstance(new, Service):
+        return isinstance(old, Service) and new.spec.labels != old.spec.labels
     if not isinstance(new, Task):
-        return True
+        return change.kind is not Kind.SERVICE
     if _waits(new):
         return not isinstance(old, Task) or not _waits(old)
     if not isinstance(old, Task):

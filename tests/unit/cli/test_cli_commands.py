@@ -246,6 +246,43 @@ def test_node_update_keeps_labels_and_sends_the_version(fleet: Any, engine: Fake
     assert request.body == {"Labels": {"disk": "ssd"}, "Role": "worker", "Availability": "drain"}
 
 
+def test_taints_of_a_node_are_written_as_labels_and_taken_away_by_key(fleet: Any, engine: FakeEngine) -> None:
+    tainted = {**NODE["Spec"], "Labels": {"fleet.taint.old": "x:no-execute"}}
+    engine.on("GET", "/nodes/w1", {**NODE, "Spec": tainted})
+    engine.on("POST", "/nodes/.*/update", None)
+    ran = fleet(
+        "node",
+        "update",
+        "--taint-add",
+        "gpu=a100:no-schedule",
+        "--taint-add",
+        "k:no-execute",
+        "--taint-rm",
+        "old",
+        "w1",
+    )
+    assert (ran.code, ran.out) == (0, "w1\n")
+    (request,) = engine.sent("POST", f"/nodes/{NODE['ID']}/update")
+    assert request.body["Labels"] == {"fleet.taint.gpu": "a100:no-schedule", "fleet.taint.k": ":no-execute"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "said"),
+    [
+        ("--taint-add", "gpu", "has no effect; expected KEY[=VALUE]:EFFECT, such as gpu:no-schedule"),
+        ("--taint-add", "gpu:never", "effect 'never' is none of no-schedule, prefer-no-schedule, no-execute"),
+        ("--taint-add", "=x:no-execute", "'' is no key of a taint"),
+        ("--taint-add", "a=b c:no-execute", "'b c' is no value of a taint"),
+        ("--taint-rm", "gpu", "--taint-rm gpu: node w1 has no such taint"),
+    ],
+)
+def test_a_taint_that_is_none_is_refused(fleet: Any, engine: FakeEngine, flag: str, text: str, said: str) -> None:
+    engine.on("GET", "/nodes/w1", NODE)
+    ran = fleet("node", "update", flag, text, "w1")
+    assert ran.code == 2 and said in ran.err
+    assert not engine.sent("POST", ".*")
+
+
 def test_node_self_is_resolved_by_the_client(fleet: Any, engine: FakeEngine) -> None:
     engine.on("GET", "/info", INFO)
     engine.on("GET", f"/nodes/{NODE['ID']}", NODE)

@@ -425,3 +425,24 @@ def test_flags_of_placement_are_labels_and_an_empty_one_takes_its_label_away(fle
     (request,) = engine.sent("POST", "/services/.*/update")
     del labels["fleet.placement.affinity"]
     assert request.body["Labels"] == {**labels, "fleet.placement.prefer": "node.role==worker:3"}
+
+
+def test_tolerations_are_entries_of_one_label(fleet: Any, engine: FakeEngine) -> None:
+    flags = ("--toleration", "gpu=a100:no-schedule", "--toleration", "old")
+    assert fleet("service", "create", "-d", "--no-resolve-image", *flags, "img").code == 0
+    assert created(engine)["Labels"] == {"fleet.placement.toleration": "gpu=a100:no-schedule,old"}
+    engine.on("GET", "/services/.*", {"ID": ID, "Version": {"Index": 7}, "Spec": {**created(engine), "Name": "x"}})
+    engine.on("POST", "/services/.*/update", {})
+    for flags, labels in (
+        (
+            ("--toleration-rm", "gpu", "--toleration-add", "*:no-execute"),
+            {"fleet.placement.toleration": "old,*:no-execute"},
+        ),
+        (("--toleration-rm", "gpu=a100:no-schedule", "--toleration-rm", "old"), {}),
+    ):
+        ran = fleet("service", "update", "-d", *flags, "x")
+        assert ran.code == 0, ran.err
+        assert engine.sent("POST", "/services/.*/update")[-1].body["Labels"] == labels
+    assert "the service does not tolerate that" in fleet("service", "update", "-d", "--toleration-rm", "g", "x").err
+    ran = fleet("service", "update", "-d", "--toleration-add", "gpu:sometimes", "x")
+    assert ran.code == 2 and "effect 'sometimes' is none of no-schedule" in ran.err

@@ -39,6 +39,16 @@ def test_a_node_is_updated_at_its_version(run) -> None:
     run(body)
 
 
+def test_a_taint_that_is_none_is_refused(run) -> None:
+    async def body(world) -> None:
+        await world.store.commit(Transaction().create(make_node("w1")))
+        version = world.api.nodes.find("w1").version.index
+        with pytest.raises(errors.UserError, match=r"label fleet\.taint\.gpu: effect 'off' is none of no-schedule"):
+            await world.api.nodes.update("w1", NodeSpec(labels={"fleet.taint.gpu": "x:off"}), version=version)
+
+    run(body)
+
+
 def test_the_last_manager_stays_one(run) -> None:
     async def body(world) -> None:
         await world.store.commit(Transaction().create(replace(make_node("m1"), spec=MANAGER)))

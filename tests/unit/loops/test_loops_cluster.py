@@ -175,6 +175,23 @@ def test_task_without_a_node_says_why_and_is_placed_when_one_comes() -> None:
     run(scenario)
 
 
+def test_waiting_task_is_placed_when_its_service_begins_to_tolerate_the_taint() -> None:
+    async def scenario(lab: Lab) -> None:
+        await lab.add(a_node("a", labels={"fleet.taint.gpu": "x:no-schedule"}), a_service())
+        await lab.until(lambda: any(t.status.err for t in lab.store.tasks.all()), "the task says why it is pending")
+        (task,) = lab.store.tasks.all()
+        assert task.status.err == "no suitable node (taints not tolerated on 1 node)"
+        (service,) = lab.store.services.all()
+        labels = {"fleet.placement.toleration": "gpu"}
+        spec = msgspec.structs.replace(service.spec, labels=labels)
+        await lab.store.commit(Transaction().replace(msgspec.structs.replace(service, spec=spec)))
+        await lab.until(lambda: [t.id for t in lab.running()] == [task.id], "the same task runs")
+        (task,) = lab.running()
+        assert task.service_labels == labels
+
+    run(scenario)
+
+
 def test_task_that_wants_to_be_near_another_service_is_placed_once_that_runs() -> None:
     async def scenario(lab: Lab) -> None:
         web = a_service("web")

@@ -231,6 +231,57 @@ def test_task_leaves_a_node_that_no_longer_satisfies_its_constraints() -> None:
     assert (len(plan.shut_down), len(plan.create)) == (1, 1)
 
 
+def relabelled(**labels: str) -> Callable[[Node], Node]:
+    named = {f"fleet.taint.{key}": text for key, text in labels.items()}
+    return lambda node: msgspec.structs.replace(node, spec=msgspec.structs.replace(node.spec, labels=named))
+
+
+def tolerate(cluster: Cluster, text: str) -> None:
+    cluster.update(labels={"fleet.placement.toleration": text})
+
+
+def test_no_execute_moves_running_tasks_at_once_and_no_schedule_leaves_them() -> None:
+    cluster = Cluster(a_service(replicas=2), [a_node("a"), a_node("b")])
+    cluster.run()
+    cluster.change_node("a", relabelled(gpu="x:no-schedule", slow=":prefer-no-schedule"))
+    assert cluster.plan().is_empty
+    cluster.change_node("a", relabelled(gpu="x:no-execute"))
+    plan = cluster.plan()
+    assert [task.node_id for task in plan.shut_down] == ["a"]
+    assert plan.create[0].hold is not None and plan.create[0].hold.not_before is None, (
+        "nothing failed: no restart delay"
+    )
+    cluster.run()
+    assert [task.node_id for task in cluster.running()] == ["b", "b"]
+
+
+def test_task_stays_where_its_service_tolerates_the_taint_now() -> None:
+    """The label counts as it is, not as it was when the task was made: it can be set without replacing a task."""
+    cluster = Cluster(a_service(), [a_node("a"), a_node("b")])
+    cluster.run()
+    tolerate(cluster, "gpu=x, other")
+    cluster.change_node("a", relabelled(gpu="x:no-execute"))
+    assert cluster.plan().is_empty
+    tolerate(cluster, "gpu=y")
+    assert len(cluster.plan().shut_down) == 1
+
+
+def test_global_task_stays_beside_no_schedule_but_none_comes_and_leaves_at_no_execute() -> None:
+    cluster = Cluster(
+        a_service(is_global=True), [a_node("a"), a_node("b"), a_node("c", labels={"fleet.taint.x": ":no-schedule"})]
+    )
+    cluster.run()
+    assert cluster.slots() == ["a", "b"]
+    cluster.change_node("a", relabelled(x=":no-schedule"))
+    assert cluster.plan().is_empty
+    cluster.change_node("b", relabelled(x=":no-execute"))
+    cluster.run()
+    assert cluster.slots() == ["a"]
+    tolerate(cluster, "x")
+    cluster.run()
+    assert cluster.slots() == ["a", "b", "c"]
+
+
 def test_tasks_doubled_by_two_leaders_become_one_and_the_running_one_stays() -> None:
     tasks = [
         a_task(slot=1, node="a", state=S.PREPARING, task_id="older"),

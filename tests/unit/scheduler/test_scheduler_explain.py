@@ -51,6 +51,12 @@ def running(service: str = "web", slot: int = 1, **fields: object) -> Task:
             (),
             ("node.labels.zone in (us, asia) does not hold",),
         ),
+        (
+            a_node("a", labels={"fleet.taint.gpu": "a100:no-schedule", "fleet.taint.old": ":no-execute"}),
+            a_task(service_labels={"fleet.placement.toleration": "old:no-schedule"}),
+            (),
+            ("taint gpu=a100:no-schedule is not tolerated", "taint old:no-execute is not tolerated"),
+        ),
         (a_node("a"), a_task(host_port=80), (running("db", host_port=80),), ("port 80/tcp is in use",)),
         (
             a_node("a"),

@@ -65,6 +65,29 @@ def test_nodes_of_more_weight_come_first_and_others_when_these_are_full() -> Non
     assert counts(nodes, waiting) == {"b": 2, "c": 2}
 
 
+def test_tainted_node_gets_tasks_of_services_that_tolerate_it_alone() -> None:
+    nodes = [
+        a_node("a", labels={"fleet.taint.gpu": "a100:no-schedule"}),
+        a_node("b", labels={"fleet.taint.x": ":no-execute"}),
+    ]
+    assert pending(nodes, a_wish()) == "no suitable node (taints not tolerated on 2 nodes)"
+    assert (
+        pending(nodes, a_wish(toleration="gpu=v100, x:no-schedule"))
+        == "no suitable node (taints not tolerated on 2 nodes)"
+    )
+    assert counts(nodes, a_wish(count=2, toleration="gpu=a100:no-schedule")) == {"a": 2}
+    assert counts(nodes, a_wish(count=2, toleration="gpu, x")) == {"a": 1, "b": 1}
+    assert counts(nodes, a_wish(count=2, toleration="*")) == {"a": 1, "b": 1}
+
+
+def test_node_to_avoid_is_taken_when_others_are_full_or_a_wish_weighs_more() -> None:
+    nodes = [a_node("a", labels={"fleet.taint.old": ":prefer-no-schedule"}, cpus=4), a_node("b", cpus=2)]
+    assert counts(nodes, a_wish(count=3, cpus=1)) == {"b": 2, "a": 1}
+    assert counts(nodes, a_wish(count=2, cpus=1, prefer="node.id == a:101")) == {"a": 2}
+    assert counts(nodes, a_wish(count=2, cpus=1, prefer="node.id == a:99")) == {"b": 2}
+    assert counts(nodes, a_wish(count=2, cpus=1, toleration="old")) == {"a": 1, "b": 1}
+
+
 def test_affinity_must_hold_and_says_so_while_it_does_not() -> None:
     nodes = [a_node(n) for n in "abc"]
     waiting = a_wish(count=3, affinity="cache")

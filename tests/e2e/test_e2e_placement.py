@@ -1,0 +1,69 @@
+"""What keeps tasks away from nodes, on real hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.lab import TestLab
+
+pytestmark = pytest.mark.e2e
+
+SLEEP = ("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done")
+
+
+@pytest.fixture(autouse=True)
+def image(lab: TestLab) -> None:
+    lab.load_hello()
+
+
+@pytest.fixture
+def services(lab: TestLab) -> Iterator[list[str]]:
+    made: list[str] = []
+    yield made
+    for name in made:
+        lab.fleet("service", "rm", name, check=False)
+
+
+def create(lab: TestLab, services: list[str], name: str, *flags: str) -> None:
+    services.append(name)
+    lab.fleet("service", "create", "--name", name, *flags, "fleet/hello:1", *SLEEP)
+
+
+def hosts(lab: TestLab, service: str) -> list[str]:
+    names = {node["ID"]: node["Description"]["Hostname"] for node in lab.get("/nodes")}
+    tasks = [t for t in lab.tasks(service) if t["DesiredState"] == "running" and t["Status"]["State"] == "running"]
+    return sorted(names[t["NodeID"]] for t in tasks)
+
+
+def test_taints_keep_tasks_away_and_no_execute_drives_them_out(lab: TestLab, services: list[str]) -> None:
+    lab.fleet("node", "update", "--taint-add", "gpu=a100:no-schedule", "w1")
+    try:
+        create(lab, services, "web", "--replicas", "4")
+        assert set(hosts(lab, "web")) == {"m1", "w2"}
+        create(lab, services, "train", "--replicas", "3", "--toleration", "gpu=a100")
+        assert hosts(lab, "train") == ["m1", "w1", "w2"]
+        create(lab, services, "everywhere", "--mode", "global")
+        assert hosts(lab, "everywhere") == ["m1", "w2"]
+        assert "taint gpu=a100:no-schedule is not tolerated" in lab.fleet("service", "explain", "web").stdout
+
+        lab.fleet("node", "update", "--taint-add", "upkeep:no-execute", "w2")
+        lab.wait_until(lambda: hosts(lab, "web") == ["m1"] * 4, 30, what="the tainted host is empty")
+        lab.wait_until(lambda: hosts(lab, "everywhere") == ["m1"], 30, what="of global tasks too")
+
+        waits = ("--detach", "--constraint", "node.hostname == w2")
+        create(lab, services, "stuck", *waits)
+        lab.wait_until(
+            lambda: any("taints not tolerated on" in t["Status"].get("Err", "") for t in lab.tasks("stuck")), 20
+        )
+        lab.fleet("service", "update", "--toleration-add", "upkeep", "stuck")
+        assert hosts(lab, "stuck") == ["w2"]
+
+        lab.fleet("node", "update", "--taint-rm", "upkeep", "w2")
+        lab.wait_until(lambda: hosts(lab, "everywhere") == ["m1", "w2"], 30, what="it comes back")
+    finally:
+        for node, key in (("w1", "gpu"), ("w2", "upkeep")):
+            lab.fleet("node", "update", "--taint-rm", key, node, check=False)
+    refused = lab.fleet("node", "update", "--label-add", "fleet.taint.gpu=a100", "w1", check=False)
+    assert refused.returncode != 0
+    assert "label fleet.taint.gpu: 'a100' has no effect; expected VALUE:EFFECT" in refused.stderr
