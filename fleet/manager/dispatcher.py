@@ -30,6 +30,7 @@ from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.manager.assignments import Assembler, difference
 from fleet.manager.figures import ManagerFigures
+from fleet.manager.held_images import HeldImages
 from fleet.manager.managers import certified_role, change_node
 from fleet.manager.root_rotation import trust_of
 from fleet.manager.withdrawals import LINGER_S, Withdrawals
@@ -122,7 +123,8 @@ class Dispatcher:
         self._sessions: dict[NodeId, _Session] = {}
         self._is_running = False
         self._silent: dict[NodeId, _Silence] = {}
-        self._images: dict[NodeId, tuple[str, ...]] = {}
+        self.images = HeldImages()
+        """What agents said that they have."""
         self._trust: dispatch.Trust | None = None
         self._reports: list[tuple[_Session, dispatch.Report]] = []
         self._reports_ready = asyncio.Event()
@@ -151,7 +153,7 @@ class Dispatcher:
 
     def holders_of(self, image: str) -> list[Node]:
         """Live nodes whose agents said they have ``image`` (a reference or a digest)."""
-        nodes = (self._store.nodes.get(node_id) for node_id, names in self._images.items() if image in names)
+        nodes = (self._store.nodes.get(node_id) for node_id in sorted(self.images.named(image)))
         return [node for node in nodes if node is not None and node.id in self._sessions]
 
     # Loops ----------------------------------------------------------------------------------------------------
@@ -241,7 +243,7 @@ class Dispatcher:
         older = self._sessions.pop(node_id, None)
         self._sessions[node_id] = session
         self._silent.pop(node_id, None)
-        self._images[node_id] = hello.images
+        self.images.set(node_id, hello.images)
         if older is not None:
             await older.channel.close("replaced by a newer session of this node")
         await self._register(node_id, hello)
@@ -328,7 +330,7 @@ class Dispatcher:
                 case dispatch.Applied():
                     self._withdrawals.confirmed(session.id, message.number)
                 case dispatch.Describe():
-                    self._images[session.node_id] = message.images
+                    self.images.set(session.node_id, message.images)
                     await self._redescribe(session.node_id, message.description)
                 case dispatch.Hello():
                     raise errors.UserError(f"session of node {session.node_id}: a second Hello")

@@ -125,10 +125,15 @@ class ManagerRole:
             rotate_token=self.admission.rotate_token,
             signing=signing,
             managers_max=MANAGERS_MAX,
+            holders=self._holders,
         )
 
     def _new_id(self) -> str:
         return new_id(self._entropy)
+
+    def _holders(self, image: str) -> frozenset[NodeId]:
+        """None where another manager leads: agents tell it."""
+        return self._dispatcher.images.holders(image) if self._dispatcher is not None else frozenset()
 
     def _is_eligible(self) -> bool:
         node = self.store.nodes.get(self.node_id)
@@ -173,7 +178,13 @@ class ManagerRole:
             "dispatcher": dispatcher.run,
             "allocator": Allocator(store, clock).run,
             "orchestrator": OrchestratorLoop(store, clock, self._entropy).run,
-            "scheduler": SchedulerLoop(store, clock, is_connected=dispatcher.is_connected, figures=self.figures).run,
+            "scheduler": SchedulerLoop(
+                store,
+                clock,
+                is_connected=dispatcher.is_connected,
+                holders=dispatcher.images.holders,
+                figures=self.figures,
+            ).run,
             "reaper": ReaperLoop(store, clock).run,
             "rebalancer": RebalanceLoop(store, clock).run,
             "root rotation": RotationLoop(store, clock).run,

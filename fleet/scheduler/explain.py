@@ -17,8 +17,8 @@ __all__ = ["NodeVerdict", "explain_nodes"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeVerdict:
     """``reasons`` against the node: all of them; none for a node that can take the task. The numbers are what ``rank`` compares:
-    ``score`` the weight of wishes that hold, ``failures`` recent ones if there are enough to count. ``notes``: what of the score
-    no label of the service says."""
+    ``score`` the weight of wishes that hold, ``failures`` recent ones if there are enough to count. ``notes``: what else
+    counts, and no label of the service says."""
 
     view: NodeView
     reasons: tuple[str, ...]
@@ -56,7 +56,8 @@ def _reasons(demand: Demand, view: NodeView) -> list[str]:
 
 def _notes(demand: Demand, view: NodeView) -> list[str]:
     avoided = repels(view.taints, demand.tolerations, Effect.PREFER_NO_SCHEDULE)
-    return [f"taint {taint} (weight -{AVOIDED_WEIGHT})" for taint in avoided]
+    notes = [f"taint {taint} (weight -{AVOIDED_WEIGHT})" for taint in avoided]
+    return [*notes, "has the image"] if view.node.id in demand.holders else notes
 
 
 def _details(name: str, demand: Demand, view: NodeView) -> list[str]:

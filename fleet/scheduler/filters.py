@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from fleet.model.ids import ServiceId
+from fleet.model.ids import NodeId, ServiceId
 from fleet.model.node import Availability, NodeState
 from fleet.model.service import TaskSpec
 from fleet.model.taints import Effect, repels
@@ -25,17 +25,29 @@ __all__ = [
     "Demand",
     "HARD",
     "Filter",
+    "Holders",
     "explain_counts",
     "explain_pending",
     "failing_filter",
     "failing_filter_after",
     "failing_filter_of_kind",
     "holds",
+    "nobody",
 ]
 
 AVOIDED_WEIGHT: Final = 100
 """What a taint *prefer-no-schedule* takes from a node's score: a wish of more weight outweighs it, strategy does not."""
 HARD: Final = (Effect.NO_SCHEDULE, Effect.NO_EXECUTE)
+HOLDERS_MAX: Final = 256
+"""An image that more nodes have is no reason to choose among them; these few are ranked apart for each group (``spread``)."""
+
+Holders = Callable[[str], frozenset[NodeId]]
+"""Which nodes have an image, by the name that services give it."""
+
+
+def nobody(_image: str) -> frozenset[NodeId]:
+    """Where nobody knows who has which image."""
+    return frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +80,7 @@ class Demand:
         "filters",
         "generic",
         "has_weights",
+        "holders",
         "key",
         "kind_filters",
         "max_replicas",
@@ -93,8 +106,9 @@ class Demand:
         network_drivers: Iterable[str] = (),
         service_id_of: Callable[[str], ServiceId | None] = lambda _name: None,
         strategy: Strategy = Strategy.SPREAD,
+        holders: Holders = nobody,
     ) -> None:
-        """``service_id_of`` knows the services that have tasks by name; ``strategy``: the cluster's.
+        """``service_id_of`` knows the services that have tasks by name; ``strategy``: the cluster's; ``holders``: of images.
 
         Raises ``UserError`` when the task's constraints or wishes do not parse; the API refuses those on the way in.
         """
@@ -126,6 +140,8 @@ class Demand:
             for each in wishes.affinities
         )
         self.has_weights = bool(self.prefer) or any(each.weight for each in wishes.affinities)
+        holding = holders(spec.container_spec.image)
+        self.holders = holding if len(holding) <= HOLDERS_MAX else frozenset()
         self.preferences = spec.placement.preferences
         self.filters = tuple(each for each in FILTERS if each.applies(self))
         self.kind_filters = tuple(each for each in self.filters if each.of_kind)

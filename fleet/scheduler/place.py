@@ -17,7 +17,7 @@ from fleet.model.common import GenericResource
 from fleet.model.ids import NetworkId, NodeId, ServiceId, TaskId
 from fleet.model.service import PortConfig
 from fleet.model.task import Task
-from fleet.scheduler.filters import Demand, explain_pending, failing_filter, failing_filter_after
+from fleet.scheduler.filters import Demand, Holders, explain_pending, failing_filter, failing_filter_after, nobody
 from fleet.scheduler.node_view import NodeView
 from fleet.scheduler.pool import NodePool
 from fleet.scheduler.spread import SpreadTree
@@ -44,13 +44,16 @@ def place(
     *,
     network_drivers: Mapping[NetworkId, str] | None = None,
     strategy: Strategy = Strategy.SPREAD,
+    holders: Holders = nobody,
 ) -> Placements:
     """Place as many of ``tasks`` as fit, oldest first within a service. Those placed count in ``pool`` at once.
 
-    ``strategy``: of services that say none.
+    ``strategy``: of services that say none. ``holders``: nodes that have an image, which are rather taken of several alike.
     """
     pool.refresh()
-    make_demand = functools.partial(_demand_of, pool=pool, drivers=network_drivers or {}, strategy=strategy)
+    make_demand = functools.partial(
+        _demand_of, pool=pool, drivers=network_drivers or {}, strategy=strategy, holders=holders
+    )
     result = Placements()
     preassigned: list[Task] = []
     directed: list[Task] = []
@@ -90,10 +93,12 @@ def _guarded(
         )
 
 
-def _demand_of(task: Task, *, pool: NodePool, drivers: Mapping[NetworkId, str], strategy: Strategy) -> Demand:
+def _demand_of(
+    task: Task, *, pool: NodePool, drivers: Mapping[NetworkId, str], strategy: Strategy, holders: Holders
+) -> Demand:
     networks = (attachment.network_id for attachment in task.network_attachments)
     known = [drivers[network] for network in networks if network in drivers]
-    return Demand(task, network_drivers=known, service_id_of=pool.service_id_of, strategy=strategy)
+    return Demand(task, network_drivers=known, service_id_of=pool.service_id_of, strategy=strategy, holders=holders)
 
 
 def _validate(tasks: list[Task], pool: NodePool, demand: Demand, result: Placements) -> None:
@@ -120,7 +125,8 @@ def _place_toward(tasks: list[Task], pool: NodePool, demand: Demand, result: Pla
 
 def _place_group(tasks: list[Task], pool: NodePool, demand: Demand, result: Placements) -> None:
     candidates = pool.candidates(demand)
-    tree = SpreadTree(pool, candidates, pool.special(demand.service_id, demand.spec_version), demand)
+    special = pool.special(demand.service_id, demand.spec_version, also=demand.holders)
+    tree = SpreadTree(pool, candidates, special, demand)
     used: set[NodeId] = set()
     may_fill = bool(demand.shrinking_filters)
     for done, task in enumerate(tasks):

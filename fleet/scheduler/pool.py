@@ -161,9 +161,12 @@ class NodePool(Mapping[NodeId, NodeView]):
         """The service of that name; None when it has no tasks."""
         return self._service_ids.get(name)
 
-    def special(self, service_id: ServiceId, spec_version: int) -> list[NodeView]:
-        """Views of nodes that carry the service or on which this version fails; all others are alike but for their load."""
-        nodes = self._hosts.get(service_id, frozenset()) | self._failing.get((service_id, spec_version), frozenset())
+    def special(
+        self, service_id: ServiceId, spec_version: int, *, also: frozenset[NodeId] = frozenset()
+    ) -> list[NodeView]:
+        """Views of nodes that carry the service, on which this version fails, or which are named; all others are alike but for
+        their load."""
+        nodes = also | self._hosts.get(service_id, also) | self._failing.get((service_id, spec_version), also)
         return [self._views[node_id] for node_id in nodes if node_id in self._views]
 
     def assumed(self, task: Task, view: NodeView, picked: tuple[GenericResource, ...]) -> None:

@@ -4,8 +4,8 @@ One level a preference, one branch a value; a node without the label is in the b
 goes to the branch with the fewest tasks of the service that still has a node for it, then likewise one level down, and
 at the bottom to the best node. A branch without room is left out, so its share overflows to the others.
 
-The tree is made for one group from two sources: the nodes that are special to the service (they carry it, or it fails
-there), ranked here in a heap; and all others that can take the task, which lie in order already (``Candidates``).
+The tree is made for one group from two sources: the nodes that are special to the service (they carry it, have its image, or
+it fails there), ranked here in a heap; and all others that can take the task, which lie in order already (``Candidates``).
 O(special nodes + branches) to make, O(levels * log nodes) a task; nodes that are not chosen are not looked at.
 """
 
@@ -27,21 +27,23 @@ from fleet.scheduler.wishes import Strategy
 
 __all__ = ["Rank", "SpreadTree", "parse_preferences", "rank"]
 
-Rank = tuple[int, int, int, int, int, NodeId]
+Rank = tuple[int, int, int, int, int, bool, NodeId]
 """Least is best: recent failures, minus the score, tasks of the service if they are to spread, load by the strategy (to
-spread: tasks in all), and the id so that equals are decided alike."""
+spread: tasks in all), whether it has to fetch the image, and the id so that equals are decided alike."""
 
 Entry = tuple[int, int, int, NodeId]
-"""(minus the score, the load, the node): what is left of a rank when there are neither failures nor tasks of the service."""
+"""(minus the score, the load, the node): what is left of a rank without failures, tasks of the service, and its image."""
 
 
 def rank(view: NodeView, demand: Demand) -> Rank:
     """How good the node is for one more such task (SCH-10, SCH-11)."""
+    node_id = view.node.id
     failures = view.recent_failures(demand.service_id, demand.spec_version) if view.failures else 0
     score = demand.score(view) if demand.has_weights or view.taints else 0
     if demand.strategy is Strategy.SPREAD:
-        return (failures, -score, view.tasks_by_service.get(demand.service_id, 0), view.tasks_total, 0, view.node.id)
-    return (failures, -score, 0, *demand.load(view), view.node.id)
+        own = view.tasks_by_service.get(demand.service_id, 0)
+        return (failures, -score, own, view.tasks_total, 0, node_id not in demand.holders, node_id)
+    return (failures, -score, 0, *demand.load(view), node_id not in demand.holders, node_id)
 
 
 def parse_preferences(preferences: Sequence[PlacementPreference]) -> list[Callable[[Node], str]]:
@@ -136,7 +138,7 @@ class _Leaf:
     def take(self) -> NodeView | None:
         if self._has_other():
             score, load, tasks, node_id = self._others[0]
-            if not self._heap or (0, score, 0, load, tasks, node_id) < self._heap[0][0]:
+            if not self._heap or (0, score, 0, load, tasks, True, node_id) < self._heap[0][0]:
                 heapq.heappop(self._others)
                 self._is_top = False
                 return self._views[node_id]

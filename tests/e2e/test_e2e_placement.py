@@ -36,6 +36,24 @@ def hosts(lab: TestLab, service: str) -> list[str]:
     return sorted(names[t["NodeID"]] for t in tasks)
 
 
+def test_task_goes_where_its_image_is_and_further_ones_spread(lab: TestLab, services: list[str]) -> None:
+    lab.load_hello("w2")
+    lab.fleet("image", "tag", "fleet/hello:1", "fleet/here:1", host="w2")
+
+    def is_known() -> bool:
+        lab.fleet("service", "create", "--name", "probe", "--replicas", "0", "fleet/here:1", check=False)
+        rows = lab.fleet("service", "explain", "probe").stdout.splitlines()
+        return any("w2" in row and "has the image" in row for row in rows)
+
+    services.append("probe")
+    lab.wait_until(is_known, 20, what="its agent says that it has the image")
+    services.append("one")
+    lab.fleet("service", "create", "--name", "one", "fleet/here:1", *SLEEP)
+    assert hosts(lab, "one") == ["w2"]
+    lab.fleet("service", "update", "--replicas", "3", "one")
+    assert hosts(lab, "one") == ["m1", "w1", "w2"]
+
+
 def test_taints_keep_tasks_away_and_no_execute_drives_them_out(lab: TestLab, services: list[str]) -> None:
     lab.fleet("node", "update", "--taint-add", "gpu=a100:no-schedule", "w1")
     try:

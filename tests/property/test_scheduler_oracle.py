@@ -70,11 +70,11 @@ WISHES = st.fixed_dictionaries(
 )
 
 
-def oracle(waiting: list[Task], views: NodePool) -> dict[TaskId, NodeId]:
+def oracle(waiting: list[Task], views: NodePool, holding: frozenset[NodeId] = frozenset()) -> dict[TaskId, NodeId]:
     """One task at a time; every node filtered again; branches counted again; the least rank wins."""
     chosen: dict[TaskId, NodeId] = {}
     for task in waiting:
-        demand = Demand(task, service_id_of=views.service_id_of)
+        demand = Demand(task, service_id_of=views.service_id_of, holders=lambda _image: holding)
         pool = list(views.values())
         able = [view for view in pool if failing_filter(demand, view) is None]
         assert not any(_is_kept_away(task, view.node) for view in able)
@@ -126,8 +126,9 @@ def test_heaps_place_as_the_oracle_does(data: st.DataObject) -> None:
         msgspec.structs.replace(a_task(slot=i, spec=spec, task_id=f"t{i:02}"), service_labels=labels)
         for i in range(data.draw(st.integers(0, 20)))
     ]
-    result = place(waiting, build_views(nodes, running))
-    assert result.assignments == oracle(waiting, build_views(nodes, running))
+    holding = frozenset(node.id for node in nodes if data.draw(st.booleans()))
+    result = place(waiting, build_views(nodes, running), holders=lambda _image: holding)
+    assert result.assignments == oracle(waiting, build_views(nodes, running), holding)
     assert set(result.assignments) | set(result.pending) == {task.id for task in waiting}
     assert not set(result.assignments) & set(result.pending)
 
@@ -141,6 +142,23 @@ def test_unconstrained_tasks_spread_within_one(nodes: list[Node], count: int) ->
     numbers = [per_node[node.id] for node in nodes]
     assert sum(numbers) == count
     assert max(numbers) - min(numbers) <= 1
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_images_are_no_reason_to_be_less_even(data: st.DataObject) -> None:
+    """Who has the image changes which of equal nodes are taken, never how many tasks nodes have."""
+    nodes, spec = data.draw(clusters()), data.draw(specs())
+    running = data.draw(loads(nodes, spec))
+    holding = frozenset(node.id for node in nodes if data.draw(st.booleans()))
+    waiting = [a_task(slot=i) for i in range(data.draw(st.integers(0, 20)))]
+
+    def totals(holding: frozenset[NodeId]) -> list[int]:
+        views = build_views(nodes, running)
+        place(waiting, views, holders=lambda _image: holding)
+        return sorted(view.tasks_total for view in views.values())
+
+    assert totals(holding) == totals(frozenset())
 
 
 @settings(deadline=None)

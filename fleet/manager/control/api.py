@@ -15,6 +15,7 @@ from fleet.manager.control.rebalance import RebalanceControl
 from fleet.manager.control.services import ServiceControl
 from fleet.manager.control.tasks import TaskControl
 from fleet.manager.signing import Signing
+from fleet.scheduler.filters import Holders, nobody
 from fleet.store import Store
 
 __all__ = ["ControlApi"]
@@ -26,7 +27,7 @@ class ControlApi:
 
     ``entropy(n)`` gives n random bytes; ``rotate_token`` replaces a role's join token; ``signing`` is
     who signs certificates; ``managers_max`` is how many
-    managers the state engine serves.
+    managers the state engine serves; ``holders`` tells which nodes have an image.
     """
 
     def __init__(
@@ -38,12 +39,13 @@ class ControlApi:
         rotate_token: RotateToken | None = None,
         signing: Signing | None = None,
         managers_max: int = 1,
+        holders: Holders = nobody,
     ) -> None:
         context = Context(store, clock, entropy)
         self.store = store
         self.services = ServiceControl(context)
         self.tasks = TaskControl(context)
-        self.placement = PlacementControl(context)
+        self.placement = PlacementControl(context, holders=holders)
         self.rebalance = RebalanceControl(context)
         self.nodes = NodeControl(context, managers_max=managers_max)
         self.networks = NetworkControl(context)

@@ -10,7 +10,7 @@ from fleet.model.ids import NetworkId, NodeId, TaskId
 from fleet.model.service import Service
 from fleet.model.task import Attachment, Task, TaskState, TaskStatus
 from fleet.scheduler.explain import NodeVerdict, explain_nodes
-from fleet.scheduler.filters import Demand
+from fleet.scheduler.filters import Demand, Holders, nobody
 from fleet.scheduler.node_view import FailureLog
 from fleet.scheduler.place import place
 from fleet.scheduler.pool import build_views
@@ -32,7 +32,8 @@ class PlacementReport:
 class PlacementControl:
     """Reads alone."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, *, holders: Holders = nobody) -> None:
+        self._holders = holders
         self._context = context
         self._store = context.store
 
@@ -61,13 +62,21 @@ class PlacementControl:
         pool = build_views(self._store.nodes.all(), tasks, failures=failures.recent(now))
         strategy = cluster_strategy(self._store)
         known = [drivers[network] for network in networks if network in drivers]
-        demand = Demand(following, network_drivers=known, service_id_of=pool.service_id_of, strategy=strategy)
+        demand = Demand(
+            following,
+            network_drivers=known,
+            service_id_of=pool.service_id_of,
+            strategy=strategy,
+            holders=self._holders,
+        )
         verdicts = explain_nodes(demand, pool)
         trial = build_views(self._store.nodes.all(), tasks, failures=failures.recent(now))
         return PlacementReport(
             service=service,
             strategy=demand.strategy.value,
-            chosen=place([following], trial, network_drivers=drivers, strategy=strategy).assignments.get(following.id),
+            chosen=place(
+                [following], trial, network_drivers=drivers, strategy=strategy, holders=self._holders
+            ).assignments.get(following.id),
             nodes=verdicts,
             waiting=[
                 task

@@ -21,6 +21,7 @@ from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import Node, NodeState
 from fleet.model.service import Service
 from fleet.model.task import Task, TaskState, TaskStatus
+from fleet.scheduler.filters import Holders, nobody
 from fleet.scheduler.node_view import FailureLog
 from fleet.scheduler.place import Placements, place
 from fleet.scheduler.pool import NodePool, build_views
@@ -38,7 +39,7 @@ _LOOK_S: Final = 0.1
 
 class SchedulerLoop:
     """One a leader. ``is_connected``: whether a node has a session here. One that is *ready* and has none is passed over, and
-    at the beginning of a term waited for: its state was written by the leader before."""
+    at the beginning of a term waited for: its state was written by the leader before. ``holders``: which nodes have an image."""
 
     def __init__(
         self,
@@ -46,12 +47,14 @@ class SchedulerLoop:
         clock: Clock,
         *,
         is_connected: Callable[[NodeId], bool] = lambda _node_id: True,
+        holders: Holders = nobody,
         figures: ManagerFigures | None = None,
     ) -> None:
         self._figures = figures or ManagerFigures()
         self._store = store
         self._clock = clock
         self._is_connected = is_connected
+        self._holders = holders
         self._again_at: datetime | None = None
         self._failures = FailureLog()
         self._pool = NodePool()
@@ -87,7 +90,13 @@ class SchedulerLoop:
         self._pool.set_failures(self._failures.recent(now))
         drivers = {network.id: network.spec.driver for network in self._store.networks.all()}
         waiting = [self._as_asked_now(task) for task in self._waiting.values()]
-        placements = place(waiting, self._pool, network_drivers=drivers, strategy=cluster_strategy(self._store))
+        placements = place(
+            waiting,
+            self._pool,
+            network_drivers=drivers,
+            strategy=cluster_strategy(self._store),
+            holders=self._holders,
+        )
         changed = list(_outcomes(waiting, placements, now=now))
         if not changed:
             return

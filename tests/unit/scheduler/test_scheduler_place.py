@@ -105,6 +105,16 @@ def test_host_port_is_given_once_a_node() -> None:
     assert reason(result) == "no suitable node (host-mode port already in use on 2 nodes)"
 
 
+def test_of_equal_nodes_the_one_with_the_image_is_taken_and_spread_goes_on_over_the_others() -> None:
+    nodes = [a_node(n) for n in "abcd"]
+    has = {"app:1": frozenset({NodeId("c")})}.__getitem__
+    for count, expected in ((1, "c"), (2, "ca"), (5, "cabdc")):
+        waiting = [a_task(slot=i) for i in range(count)]
+        assert "".join(place(waiting, build_views(nodes, []), holders=has).assignments.values()) == expected
+    busy = a_task("db", node="c", state=TaskState.RUNNING)
+    assert set(place([a_task()], build_views(nodes, [busy]), holders=has).assignments.values()) == {"a"}
+
+
 def test_max_replicas_per_node_is_obeyed_across_passes() -> None:
     spec = a_task_spec(max_replicas=2)
     running = [a_task(node="a", state=TaskState.RUNNING, spec=spec)]
