@@ -16,6 +16,7 @@ from fleet.cli.swarm_unlock import sealing_key, show_unlock_key, unlock, unlock_
 Json = dict[str, Any]
 
 AVAILABILITY = click.Choice(["active", "pause", "drain"])
+QUOTA_PREFIX = "fleet.quota."
 DEFAULT_LISTEN = "0.0.0.0:2377"
 
 
@@ -98,6 +99,16 @@ def init(app: App, **flags: Any) -> None:
         show_unlock_key(app)
 
 
+def _quota(text: str) -> tuple[str, str]:
+    """``stack=NAME:cpu=4,tasks=50`` as the label ``fleet.quota.stack=NAME`` and its value."""
+    name, colon, limits = text.rpartition(":")
+    if not colon or not limits:
+        raise click.UsageError(
+            f"--quota {text!r} has no limits; expected stack=NAME or label=KEY=VALUE, and :cpu=4,memory=8G,tasks=50"
+        )
+    return f"{QUOTA_PREFIX}{name}", limits
+
+
 def _settings(spec: Json, flags: Json) -> Json:
     """The cluster's settings that flags name, over ``spec``."""
     spec = {**spec}
@@ -117,6 +128,14 @@ def _settings(spec: Json, flags: Json) -> Json:
     if given := {key: value for key, value in raft.items() if value is not None}:
         spec["Raft"] = {**(spec.get("Raft") or {}), **given}
     labels = {"fleet.rebalance": flags.get("rebalance"), "fleet.placement.strategy": flags.get("placement_strategy")}
+    quotas = dict(_quota(text) for text in flags.get("quota") or ())
+    for name in flags.get("quota_rm") or ():
+        if f"{QUOTA_PREFIX}{name}" not in (spec.get("Labels") or {}):
+            raise click.UsageError(f"--quota-rm {name}: there is no such quota")
+        quotas[f"{QUOTA_PREFIX}{name}"] = ""
+    if quotas:
+        kept = {**(spec.get("Labels") or {}), **quotas}
+        spec["Labels"] = {label: text for label, text in kept.items() if text or not label.startswith(QUOTA_PREFIX)}
     if named := {label: word for label, word in labels.items() if word}:
         spec["Labels"] = {**(spec.get("Labels") or {}), **named}
     if flags["autolock"] is not None:
@@ -200,6 +219,13 @@ def leave(app: App, *, force: bool) -> None:
     type=click.Choice(["spread", "binpack", "balanced"]),
     help="How tasks of services that do not say so are placed.",
 )
+@click.option(
+    "--quota",
+    multiple=True,
+    metavar="stack=NAME|label=KEY=VALUE:LIMITS",
+    help="How much its tasks may take together, such as stack=shop:cpu=4,memory=8G,tasks=50.",
+)
+@click.option("--quota-rm", multiple=True, metavar="stack=NAME|label=KEY=VALUE", help="Remove a quota.")
 @click.option(
     "--rebalance",
     type=click.Choice(["off", "manual", "automatic"]),

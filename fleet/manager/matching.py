@@ -9,10 +9,11 @@ from fleet import errors
 from fleet.model.node import Node
 from fleet.model.service import TaskSpec
 from fleet.scheduler.constraints import matcher, parse_constraints
+from fleet.scheduler.quotas import Quota, quotas_of
 from fleet.scheduler.wishes import Strategy, default_strategy
 from fleet.store import Store
 
-__all__ = ["cluster_strategy", "satisfies_constraints"]
+__all__ = ["cluster_quotas", "cluster_strategy", "satisfies_constraints"]
 
 
 def cluster_strategy(store: Store) -> Strategy:
@@ -21,6 +22,11 @@ def cluster_strategy(store: Store) -> Strategy:
         return next((default_strategy(cluster.spec.labels) for cluster in store.clusters.all()), Strategy.SPREAD)
     except errors.UserError:
         return Strategy.SPREAD
+
+
+def cluster_quotas(store: Store) -> tuple[Quota, ...]:
+    """Of stacks and labels. What can not be read limits nothing; the API refuses it."""
+    return next((quotas_of(cluster.spec.labels) for cluster in store.clusters.all()), ())
 
 
 def satisfies_constraints(spec: TaskSpec, node: Node) -> bool:

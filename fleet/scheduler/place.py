@@ -20,6 +20,7 @@ from fleet.model.task import Task
 from fleet.scheduler.filters import Demand, Holders, explain_pending, failing_filter, failing_filter_after, nobody
 from fleet.scheduler.node_view import NodeView
 from fleet.scheduler.pool import NodePool
+from fleet.scheduler.quotas import over_quota
 from fleet.scheduler.spread import SpreadTree
 from fleet.scheduler.wishes import Strategy
 
@@ -104,7 +105,10 @@ def _demand_of(
 def _validate(tasks: list[Task], pool: NodePool, demand: Demand, result: Placements) -> None:
     for task in tasks:
         view = pool.get(task.node_id)
-        if view is None:
+        over = over_quota(pool.budgets(task.service_labels), task)
+        if over is not None:
+            result.pending[task.id] = over
+        elif view is None:
             result.pending[task.id] = f"no suitable node (node {task.node_id} is gone)"
         elif failing_filter(demand, view) is not None:
             result.pending[task.id] = explain_pending(demand, [view])
@@ -116,7 +120,11 @@ def _validate(tasks: list[Task], pool: NodePool, demand: Demand, result: Placeme
 def _place_toward(tasks: list[Task], pool: NodePool, demand: Demand, result: Placements) -> None:
     (task,) = tasks
     view = pool.get(task.toward)
-    if view is None or failing_filter(demand, view) is not None:
+    if (
+        over_quota(pool.budgets(task.service_labels), task) is not None
+        or view is None
+        or failing_filter(demand, view) is not None
+    ):
         _place_group(tasks, pool, demand, result)
         return
     _assume(task, view, pool, result)
@@ -128,13 +136,18 @@ def _place_group(tasks: list[Task], pool: NodePool, demand: Demand, result: Plac
     special = pool.special(demand.service_id, demand.spec_version, also=demand.holders)
     tree = SpreadTree(pool, candidates, special, demand)
     used: set[NodeId] = set()
+    budgets = pool.budgets(tasks[0].service_labels)
+    over: str | None = None
     may_fill = bool(demand.shrinking_filters)
     for done, task in enumerate(tasks):
-        view = tree.take()
+        over = over_quota(budgets, task)
+        view = tree.take() if over is None else None
         if view is None:
             left = tasks[done:]
             break
         _assume(task, view, pool, result)
+        for budget in budgets:
+            budget.take(task)
         used.add(view.node.id)
         if may_fill and failing_filter_after(demand, view) is not None:
             tree.drop()
@@ -144,7 +157,9 @@ def _place_group(tasks: list[Task], pool: NodePool, demand: Demand, result: Plac
         left = []
     tree.close()
     pool.touch_all(demand.service_id, used)
-    if left:
+    if left and over is not None:
+        result.pending.update((task.id, over) for task in left)
+    elif left:
         candidates = pool.candidates(demand)
         reason = candidates.explain(full=len(candidates))  # any that could still take it have all they may have of it
         result.pending.update((task.id, reason) for task in left)

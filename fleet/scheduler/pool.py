@@ -29,6 +29,7 @@ from fleet.model.task import Task, TaskState, is_runnable
 from fleet.scheduler.candidates import Candidates
 from fleet.scheduler.filters import Demand
 from fleet.scheduler.node_view import FAILURES_MAX, NodeView
+from fleet.scheduler.quotas import Budget, Quota, QuotaLedger
 
 __all__ = ["NodePool", "build_views"]
 
@@ -56,6 +57,7 @@ class NodePool(Mapping[NodeId, NodeView]):
         """Node -> number of its last change, in the order of these numbers."""
         self._changes = 0
         self._candidates: dict[object, Candidates] = {}
+        self._quotas = QuotaLedger()
 
     def __getitem__(self, node_id: NodeId) -> NodeView:
         return self._views[node_id]
@@ -97,6 +99,7 @@ class NodePool(Mapping[NodeId, NodeView]):
         if known_on is not None and known_on != task.node_id:
             self.remove_task(task.id)
             known_on = None
+        self._quotas.look(task)
         here = self._tasks_on.setdefault(task.node_id, {})
         known = here.get(task.id)
         here[task.id] = task
@@ -113,6 +116,7 @@ class NodePool(Mapping[NodeId, NodeView]):
 
     def remove_task(self, task_id: TaskId) -> None:
         """The task ended or is gone; idempotent."""
+        self._quotas.forget(task_id)
         node_id = self._node_of.pop(task_id, None)
         if node_id is not None:
             del self._tasks_on[node_id][task_id]
@@ -132,6 +136,14 @@ class NodePool(Mapping[NodeId, NodeView]):
             for version, count in counts.items():
                 if count >= FAILURES_MAX:
                     self._failing.setdefault(version, set()).add(node_id)
+
+    def set_quotas(self, quotas: tuple[Quota, ...]) -> None:
+        """In place of those set before."""
+        if quotas != self._quotas.quotas:
+            self._quotas = QuotaLedger(quotas)
+            for tasks in self._tasks_on.values():
+                for task in tasks.values():
+                    self._quotas.look(task)
 
     def refresh(self) -> None:
         """Build the views of nodes that lost tasks; to be called after events, before placing."""
@@ -161,6 +173,10 @@ class NodePool(Mapping[NodeId, NodeView]):
         """The service of that name; None when it has no tasks."""
         return self._service_ids.get(name)
 
+    def budgets(self, service_labels: Mapping[str, str]) -> list[Budget]:
+        """What is left for a service with these labels, if it has quotas."""
+        return self._quotas.budgets(service_labels)
+
     def special(
         self, service_id: ServiceId, spec_version: int, *, also: frozenset[NodeId] = frozenset()
     ) -> list[NodeView]:
@@ -173,6 +189,7 @@ class NodePool(Mapping[NodeId, NodeView]):
         """Note a task that ``view.assume`` has counted. ``touch_all`` must follow for its node."""
         node_id = view.node.id
         self._node_of[task.id] = node_id
+        self._quotas.assume(task)
         counted = msgspec.structs.replace(task, assigned_generic_resources=picked) if picked else task
         self._tasks_on.setdefault(node_id, {})[task.id] = counted
 

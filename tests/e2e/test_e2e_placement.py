@@ -54,6 +54,30 @@ def test_task_goes_where_its_image_is_and_further_ones_spread(lab: TestLab, serv
     assert hosts(lab, "one") == ["m1", "w1", "w2"]
 
 
+def test_quota_of_a_label_holds_tasks_back_until_it_grows(lab: TestLab, services: list[str]) -> None:
+    lab.fleet("swarm", "update", "--quota", "label=team=red:tasks=3,memory=64M")
+    try:
+        create(lab, services, "red", "--detach", "--replicas", "4", "--label", "team=red", "--reserve-memory", "16M")
+        create(lab, services, "free", "--replicas", "4", "--reserve-memory", "16M")
+
+        def held(text: str) -> bool:
+            return [t["Status"].get("Err") for t in lab.tasks("red", state="pending")] == [text]
+
+        lab.wait_until(lambda: held("beyond quota label=team=red (tasks=3)"), 20)
+        lab.wait_until(lambda: len(hosts(lab, "red")) == 3, 20)
+        told = lab.fleet("service", "explain", "red").stdout
+        assert "Another task would wait: beyond quota label=team=red (tasks=3)" in told
+        assert "Quota label=team=red: tasks 3 of 3, memory 48M of 64M" in told
+        lab.fleet("swarm", "update", "--quota", "label=team=red:memory=60M")
+        lab.wait_until(lambda: held("beyond quota label=team=red (memory=60M)"), 20)
+        lab.fleet("swarm", "update", "--quota-rm", "label=team=red")
+        lab.wait_until(lambda: len(hosts(lab, "red")) == 4, 20, what="without a quota all run")
+    finally:
+        lab.fleet("swarm", "update", "--quota-rm", "label=team=red", check=False)
+    refused = lab.fleet("swarm", "update", "--quota", "stack=shop:disk=4", check=False)
+    assert refused.returncode != 0 and "'disk=4' is no limit" in refused.stderr
+
+
 def test_taints_keep_tasks_away_and_no_execute_drives_them_out(lab: TestLab, services: list[str]) -> None:
     lab.fleet("node", "update", "--taint-add", "gpu=a100:no-schedule", "w1")
     try:

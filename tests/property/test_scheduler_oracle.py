@@ -18,6 +18,7 @@ from fleet.scheduler.filters import Demand, explain_pending, failing_filter
 from fleet.scheduler.node_view import NodeView
 from fleet.scheduler.place import place
 from fleet.scheduler.pool import NodePool, build_views
+from fleet.scheduler.quotas import Quota, parse_quota
 from fleet.scheduler.spread import rank
 from fleet.scheduler.wishes import Strategy
 
@@ -67,6 +68,20 @@ WISHES = st.fixed_dictionaries(
         "fleet.placement.anti-affinity": st.sampled_from(["web", "web:4, other:5", "other"]),
         "fleet.placement.toleration": st.sampled_from(["gpu", "gpu=b", "*:no-execute", "x, old:no-execute"]),
     },
+)
+
+
+def _quota(team: str, text: str) -> Quota:
+    return parse_quota(f"fleet.quota.label=team={team}", text)
+
+
+QUOTAS = st.sampled_from(
+    [
+        (),
+        (_quota("red", "tasks=3"),),
+        (_quota("red", "tasks=4,cpu=2"), _quota("blue", "cpu=1.5")),
+        (_quota("blue", "tasks=0"), _quota("red", "cpu=1")),
+    ]
 )
 
 
@@ -134,6 +149,56 @@ def test_heaps_place_as_the_oracle_does(data: st.DataObject) -> None:
 
 
 @settings(deadline=None)
+@given(st.data())
+def test_quotas_keep_away_what_is_beyond_them_and_nothing_else(data: st.DataObject) -> None:
+    """Compared with counting by hand, one task after the other, what runs and what was placed."""
+    nodes, quotas = data.draw(clusters()), data.draw(QUOTAS)
+    teams = {service: {"team": data.draw(st.sampled_from(["red", "blue"]))} for service in ("web", "db")}
+    shapes = {service: a_task_spec(cpus=data.draw(st.sampled_from([0, 0.5, 1]))) for service in teams}
+
+    def of(service: str, slot: int, **more: object) -> Task:
+        task = a_task(service, slot=slot, spec=shapes[service], **more)  # type: ignore[arg-type]
+        return msgspec.structs.replace(task, service_labels=teams[service])
+
+    there = [
+        of(
+            data.draw(st.sampled_from(["web", "db"])),
+            100 + i,
+            node=data.draw(st.sampled_from([node.id for node in nodes])),
+            state=data.draw(st.sampled_from([TaskState.RUNNING, TaskState.FAILED])),
+            desired=data.draw(st.sampled_from([TaskState.RUNNING, TaskState.SHUTDOWN])),
+        )
+        for i in range(data.draw(st.integers(0, 4)) if nodes else 0)
+    ]
+    waiting = [
+        of(service, i, task_id=f"{service}{i}") for service in teams for i in range(data.draw(st.integers(0, 6)))
+    ]
+    pool = build_views(nodes, there)
+    pool.set_quotas(quotas)
+    result = place(waiting, pool)
+
+    taken = [t for t in there if t.status.state is TaskState.RUNNING and t.desired_state is TaskState.RUNNING]
+    first_of: dict[str, int] = {}
+    for task in sorted(waiting, key=lambda task: (task.created_at, task.slot, task.id)):
+        first_of.setdefault(task.service_id, len(first_of))
+    for task in sorted(waiting, key=lambda task: (first_of[task.service_id], task.slot)):
+        is_beyond = False
+        for quota in quotas:
+            mine = [t for t in [*taken, task] if t.service_labels["team"] == quota.value]
+            if task.service_labels["team"] != quota.value:
+                continue
+            cpus = sum(t.spec.resources.reservations.nano_cpus for t in mine)
+            is_beyond |= quota.tasks is not None and len(mine) > quota.tasks
+            needs = task.spec.resources.reservations.nano_cpus
+            is_beyond |= quota.nano_cpus is not None and needs > 0 and cpus > quota.nano_cpus
+        if task.id in result.assignments:
+            assert not is_beyond
+            taken.append(task)
+        else:
+            assert result.pending[task.id].startswith("beyond quota") == is_beyond
+
+
+@settings(deadline=None)
 @given(clusters().filter(bool), st.integers(0, 30))
 def test_unconstrained_tasks_spread_within_one(nodes: list[Node], count: int) -> None:
     nodes = [node for node in nodes if not any("taint" in label for label in node.spec.labels)] or [a_node("n")]
@@ -190,10 +255,12 @@ def test_placing_again_from_the_result_changes_nothing(data: st.DataObject) -> N
 def test_pool_kept_through_events_decides_as_one_built_anew(data: st.DataObject) -> None:
     """Nodes and tasks come, change and go in any order between passes; some of what was placed is never written."""
     names, shapes = [f"n{i}" for i in range(5)], [data.draw(specs()) for _ in range(2)]
-    labels = {service: data.draw(WISHES) for service in ("web", "db")}
+    labels = {service: {**data.draw(WISHES), "team": team} for service, team in (("web", "red"), ("db", "blue"))}
     nodes: dict[str, Node] = {}
     tasks: dict[TaskId, Task] = {}
+    quotas = data.draw(QUOTAS)
     pool = NodePool()
+    pool.set_quotas(quotas)
     for step in range(data.draw(st.integers(1, 12))):
         name = data.draw(st.sampled_from(names))
         match data.draw(st.sampled_from(["node", "node", "gone", "place", "place", "place", "end", "leave"])):
@@ -222,14 +289,15 @@ def test_pool_kept_through_events_decides_as_one_built_anew(data: st.DataObject)
                     for i in range(data.draw(st.integers(0, 6)))
                 ]
                 anew = build_views(nodes.values(), tasks.values())
+                anew.set_quotas(quotas)
                 expected, result = place(waiting, anew), place(waiting, pool)
                 assert result == expected
                 for task in waiting:
                     chosen = result.assignments.get(task.id)
-                    if chosen is None:
+                    if chosen is None and not result.pending[task.id].startswith("beyond quota"):
                         demand = Demand(task, service_id_of=anew.service_id_of)
                         assert result.pending[task.id] == explain_pending(demand, anew.values())
-                    elif data.draw(st.booleans()):
+                    elif chosen is not None and data.draw(st.booleans()):
                         tasks[task.id] = _with(task, state=TaskState.ASSIGNED, node=chosen)
                         pool.set_task(tasks[task.id])
                     else:  # the write was refused

@@ -20,6 +20,7 @@ from fleet.model.cluster import ROOT_AUTHORITY, SEALING_AUTHORITY, Authority, Cl
 from fleet.model.common import SECOND_NS, Version
 from fleet.model.node import NodeRole
 from fleet.orchestrator.moves import parse_mode
+from fleet.scheduler.quotas import check_quotas
 from fleet.scheduler.wishes import default_strategy
 from fleet.store import Transaction
 from fleet.store.sealing import KEY_BYTES
@@ -154,6 +155,7 @@ def _check(before: SwarmSpec, after: SwarmSpec) -> None:
     check_labels(after.labels, what="swarm")
     parse_mode(after.labels)
     default_strategy(after.labels)
+    check_quotas(after.labels)
     if after.name != before.name:
         raise errors.UserError(f"the swarm is named {before.name!r}; it cannot be renamed")
     if not -1 <= after.orchestration.task_history_retention_limit <= _HISTORY_MAX:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fleet.manager.control.context import Context
-from fleet.manager.matching import cluster_strategy
+from fleet.manager.matching import cluster_quotas, cluster_strategy
 from fleet.model.ids import NetworkId, NodeId, TaskId
 from fleet.model.service import Service
 from fleet.model.task import Attachment, Task, TaskState, TaskStatus
@@ -14,17 +14,21 @@ from fleet.scheduler.filters import Demand, Holders, nobody
 from fleet.scheduler.node_view import FailureLog
 from fleet.scheduler.place import place
 from fleet.scheduler.pool import build_views
+from fleet.scheduler.quotas import Budget
 
 __all__ = ["PlacementControl", "PlacementReport"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementReport:
-    """``chosen``: the node that the next task would get; none when it would wait. ``waiting``: tasks that wait for a node."""
+    """``chosen``: the node that the next task would get; none when it would wait, for the ``reason``. ``quotas``: those it counts
+    for, and what is used of them. ``waiting``: tasks that wait for a node."""
 
     service: Service
     strategy: str
     chosen: NodeId | None
+    reason: str
+    quotas: list[Budget]
     nodes: list[NodeVerdict]
     waiting: list[Task]
 
@@ -70,13 +74,16 @@ class PlacementControl:
             holders=self._holders,
         )
         verdicts = explain_nodes(demand, pool)
+        pool.set_quotas(cluster_quotas(self._store))
         trial = build_views(self._store.nodes.all(), tasks, failures=failures.recent(now))
+        trial.set_quotas(cluster_quotas(self._store))
+        placed = place([following], trial, network_drivers=drivers, strategy=strategy, holders=self._holders)
         return PlacementReport(
             service=service,
             strategy=demand.strategy.value,
-            chosen=place(
-                [following], trial, network_drivers=drivers, strategy=strategy, holders=self._holders
-            ).assignments.get(following.id),
+            chosen=placed.assignments.get(following.id),
+            reason=placed.pending.get(following.id, ""),
+            quotas=pool.budgets(service.spec.labels),
             nodes=verdicts,
             waiting=[
                 task

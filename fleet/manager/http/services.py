@@ -151,6 +151,8 @@ def _placement_json(report: PlacementReport) -> Json:
         "ServiceID": report.service.id,
         "Strategy": report.strategy,
         "Chosen": report.chosen or "",
+        "Reason": report.reason,
+        "Quotas": [budget.explain() for budget in report.quotas],
         "Nodes": [
             {
                 "ID": verdict.view.node.id,

@@ -16,7 +16,8 @@ from fleet.logs import get_logger
 from fleet.manager.figures import ManagerFigures
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import write_all
-from fleet.manager.matching import cluster_strategy
+from fleet.manager.matching import cluster_quotas, cluster_strategy
+from fleet.model.cluster import Cluster
 from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import Node, NodeState
 from fleet.model.service import Service
@@ -64,7 +65,7 @@ class SchedulerLoop:
 
     async def run(self) -> None:
         """Until cancelled. Raises ``UnavailableError`` when the store is closed or this manager leads no more."""
-        with self._store.subscribe(Kind.TASK, Kind.NODE, Kind.SERVICE) as subscription:
+        with self._store.subscribe(Kind.TASK, Kind.NODE, Kind.SERVICE, Kind.CLUSTER) as subscription:
             self._look_at_everything()
             began = self._clock.monotonic()
             await self._schedule(began)
@@ -87,6 +88,7 @@ class SchedulerLoop:
             self._again_at = now + timedelta(seconds=_LOOK_S)
             if self._clock.monotonic() - began < _ARRIVAL_S:
                 return
+        self._pool.set_quotas(cluster_quotas(self._store))
         self._pool.set_failures(self._failures.recent(now))
         drivers = {network.id: network.spec.driver for network in self._store.networks.all()}
         waiting = [self._as_asked_now(task) for task in self._waiting.values()]
@@ -188,9 +190,11 @@ def _waits(task: Task) -> bool:
 
 
 def _gives_work_or_room(change: Change) -> bool:
-    """Nodes may have changed in any way, services in their labels; tasks matter when they begin to wait, get a node (others may
-    want to be near), cease to be wanted, end or go."""
+    """Nodes may have changed in any way, services and the cluster in their labels; tasks matter when they begin to wait, get a
+    node (others may want to be near), cease to be wanted, end or go."""
     new, old = change.new, change.old
+    if isinstance(new, Cluster):
+        return not isinstance(old, Cluster) or new.spec.labels != old.spec.labels
     if isinstance(new, Service):
         return isinstance(old, Service) and new.spec.labels != old.spec.labels
     if not isinstance(new, Task):

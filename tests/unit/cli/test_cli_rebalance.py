@@ -68,3 +68,19 @@ def test_swarm_update_writes_labels_and_keeps_others(fleet: Any, engine: FakeEng
     (request,) = engine.sent("POST", "/swarm/update")
     labels = {"a": "b", "fleet.rebalance": "automatic", "fleet.placement.strategy": "balanced"}
     assert request.body["Labels"] == labels
+
+
+def test_quotas_are_labels_of_the_swarm_and_are_taken_away_by_name(fleet: Any, engine: FakeEngine) -> None:
+    labels = {"a": "b", "fleet.quota.stack=old": "tasks=1"}
+    engine.on("GET", "/swarm", {"Version": {"Index": 3}, "Spec": {"Name": "default", "Labels": labels}})
+    engine.on("POST", "/swarm/update", None)
+    flags = ("--quota", "stack=shop:cpu=4,tasks=50", "--quota", "label=team=red:tasks=2", "--quota-rm", "stack=old")
+    assert fleet("swarm", "update", *flags).out == "Swarm updated.\n"
+    (request,) = engine.sent("POST", "/swarm/update")
+    assert request.body["Labels"] == {
+        "a": "b",
+        "fleet.quota.stack=shop": "cpu=4,tasks=50",
+        "fleet.quota.label=team=red": "tasks=2",
+    }
+    assert "has no limits; expected stack=NAME" in fleet("swarm", "update", "--quota", "stack=shop").err
+    assert "there is no such quota" in fleet("swarm", "update", "--quota-rm", "stack=none").err

@@ -519,5 +519,8 @@ def test_swarm_labels_that_fleet_reads_are_checked(run) -> None:
             spec = {**shown["Spec"], "Labels": {f"fleet.{label}": "no"}}
             answer = await world.call("POST", path, status=400, json=spec)
             assert answer["message"].endswith(f"label fleet.{label}: 'no' is none of {known}")
+        spec = {**shown["Spec"], "Labels": {"fleet.quota.stack=shop": "tasks"}}
+        answer = await world.call("POST", path, status=400, json=spec)
+        assert "label fleet.quota.stack=shop: 'tasks' is no limit; expected tasks=N, cpu=N" in answer["message"]
 
     run(body)

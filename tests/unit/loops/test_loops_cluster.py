@@ -8,13 +8,15 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 import pytest
-from support.decision_builders import a_node, a_service, a_task, a_task_spec
+from support.decision_builders import NOW, a_node, a_service, a_task, a_task_spec
 from support.memory_engine import MemoryEngine
 
 from fleet import errors
 from fleet.clock import SystemClock
 from fleet.manager.loops import OrchestratorLoop, ReaperLoop, SchedulerLoop
+from fleet.model.cluster import Cluster, SwarmSpec
 from fleet.model.common import MILLISECOND_NS
+from fleet.model.ids import ClusterId
 from fleet.model.node import Availability, Node, NodeState
 from fleet.model.service import ReplicatedMode, RestartPolicy, Service, ServiceMode, UpdateConfig
 from fleet.model.task import Task, TaskState, is_runnable
@@ -188,6 +190,32 @@ def test_waiting_task_is_placed_when_its_service_begins_to_tolerate_the_taint() 
         await lab.until(lambda: [t.id for t in lab.running()] == [task.id], "the same task runs")
         (task,) = lab.running()
         assert task.service_labels == labels
+
+    run(scenario)
+
+
+def test_task_beyond_a_quota_is_placed_when_the_quota_grows_and_when_others_end() -> None:
+    async def scenario(lab: Lab) -> None:
+        cluster = Cluster(id=ClusterId("default"), created_at=NOW, updated_at=NOW, spec=limited(2))
+        web = a_service(replicas=4)
+        spec = msgspec.structs.replace(web.spec, labels={"team": "red"})
+        await lab.add(a_node("a"), cluster, msgspec.structs.replace(web, spec=spec))
+        await lab.until(lambda: len(lab.running()) == 2, "two run")
+        await lab.until(lambda: errs(lab) == ["beyond quota label=team=red (tasks=2)"] * 2, "two say why they wait")
+        (cluster,) = lab.store.clusters.all()
+        await lab.store.commit(Transaction().replace(msgspec.structs.replace(cluster, spec=limited(3))))
+        await lab.until(lambda: len(lab.running()) == 3, "one more runs")
+        await lab.until(lambda: errs(lab) == ["beyond quota label=team=red (tasks=3)"], "the other says why it waits")
+        gone = lab.running()[0]
+        status = msgspec.structs.replace(gone.status, state=S.FAILED)
+        await lab.store.commit(Transaction().replace(msgspec.structs.replace(gone, status=status)))
+        await lab.until(lambda: len(lab.running()) == 3 and gone.id not in {t.id for t in lab.running()}, "it has room")
+
+    def limited(tasks: int) -> SwarmSpec:
+        return SwarmSpec(labels={"fleet.quota.label=team=red": f"tasks={tasks}"})
+
+    def errs(lab: Lab) -> list[str]:
+        return [t.status.err for t in lab.store.tasks.all() if t.status.state is S.PENDING]
 
     run(scenario)
 
