@@ -320,6 +320,8 @@ LABEL_FLAGS: Final[tuple[LabelFlag, ...]] = (
               help="Only (with a weight: rather) on nodes with tasks of these services."),
     LabelFlag(name="anti-affinity", label="fleet.placement.anti-affinity", metavar="SERVICE[:WEIGHT][,...]",
               help="Only (with a weight: rather) on nodes without tasks of these services."),
+    LabelFlag(name="priority", label="fleet.placement.priority", metavar="N",
+              help="From -1000 to 1000: its tasks take the room of tasks of less when there is none (default 0)."),
     LabelFlag(name="rebalance", label="fleet.rebalance", metavar="off|manual|automatic",
               help="Whether its tasks move to balance nodes (default: as the swarm says)."),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from fleet.model.network import Network
 from fleet.model.node import Node
 from fleet.model.secret import Config, Secret
 from fleet.model.service import Service
+from fleet.model.task import Task
 from fleet.store import Action, Change, Kind, Store
 
 __all__ = ["EventLog", "matches"]
@@ -89,7 +90,7 @@ class EventLog:
 
     async def follow_store(self, store: Store) -> None:
         """Until cancelled."""
-        kinds = (Kind.SERVICE, Kind.NODE, Kind.NETWORK, Kind.SECRET, Kind.CONFIG)
+        kinds = (Kind.SERVICE, Kind.NODE, Kind.NETWORK, Kind.SECRET, Kind.CONFIG, Kind.TASK)
         with store.subscribe(*kinds) as subscription:
             while True:
                 for change in await subscription.wait():
@@ -97,11 +98,28 @@ class EventLog:
 
     def _add_change(self, change: Change) -> None:
         obj = change.new or change.old
+        if isinstance(obj, Task):
+            self._add_preemption(change)
+            return
         attributes = _attributes(obj, change)
         if attributes is None or obj is None:
             return
         action = {Action.CREATE: "create", Action.UPDATE: "update", Action.REMOVE: "remove"}[change.action]
         self.add(kind=str(change.kind), action=action, actor=obj.id, scope="swarm", attributes=attributes)
+
+    def _add_preemption(self, change: Change) -> None:
+        """Docker has no events of tasks; that one gives its room to another is told as one of its service."""
+        old, new = change.old, change.new
+        if not isinstance(new, Task) or new.preempted is None or (isinstance(old, Task) and old.preempted is not None):
+            return
+        attributes = {
+            "name": new.service_name,
+            "task": new.id,
+            "slot": str(new.slot),
+            "node": new.node_id,
+            "for": new.preempted.service,
+        }
+        self.add(kind="service", action="preempt", actor=new.service_id, scope="swarm", attributes=attributes)
 
 
 def _attributes(obj: object, change: Change) -> dict[str, str] | None:

@@ -27,6 +27,7 @@ __all__ = [
     "ContainerStatus",
     "Hold",
     "Move",
+    "Preempted",
     "PortStatus",
     "Task",
     "TaskState",
@@ -152,6 +153,15 @@ class Move(Value, frozen=True, kw_only=True):
     ended: str = ""
 
 
+class Preempted(Value, frozen=True, kw_only=True):
+    """A running task is to give its room to one of higher priority. Set by the scheduler; the rest is the orchestrator's."""
+
+    by: TaskId
+    service: str
+    """Whose task that is, by name."""
+    since: datetime
+
+
 class Task(Value, frozen=True, kw_only=True):
     """See the module. ``slot`` is 1.. for replicated services, 0 for global ones (keyed by node)."""
 
@@ -180,6 +190,7 @@ class Task(Value, frozen=True, kw_only=True):
     hold: Hold | None = None
     """Set by the orchestrator with desired state *ready*; cleared on release."""
     move: Move | None = None
+    preempted: Preempted | None = None
     toward: NodeId = NodeId("")
     """The node that the orchestrator would have it on; the scheduler takes another when that can not take it."""
 

@@ -1,4 +1,4 @@
-"""Tasks whose place is lost: node drained, down, removed, tainted, or no longer satisfying their constraints (SCH-22).
+"""Tasks whose place is lost: node drained, down, removed, tainted, against their constraints (SCH-22), or given to another.
 
 One road for all: desired state *shutdown* for the task, a replacement at once, without the restart delay, because
 nothing failed. A drained node is alive, so the replacement waits until the old task has stopped; a lost one can not
@@ -23,7 +23,7 @@ class Place(enum.Enum):
 
     GOOD = "good"
     UNSUITABLE = "unsuitable"
-    """Drained, tainted so that it is not tolerated, or against its constraints: it must leave, and can be told so."""
+    """Drained, tainted and not tolerating it, against its constraints, or preempted: it must leave, and can be told so."""
     MOVING = "moving"
     """To leave it for a better one (``moves``)."""
     LOST = "lost"
@@ -40,6 +40,8 @@ def place_of(task: Task, view: ServiceView) -> Place:
     if node.spec.availability is Availability.DRAIN:
         return Place.UNSUITABLE
     if task.spec.placement.constraints and not view.fits(task.spec, node):
+        return Place.UNSUITABLE
+    if task.preempted is not None:
         return Place.UNSUITABLE
     if keeps_away(node.spec.labels, view.tolerations, is_running=True):
         return Place.UNSUITABLE

@@ -6,6 +6,7 @@ Texts are Swarm's to the letter, since people search for them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, assert_never
@@ -153,7 +154,7 @@ class Demand:
             self.preferences,
             self.ports,
             self.plugins,
-            wishes,
+            dataclasses.replace(wishes, priority=0),
             tuple(service_id for service_id, _ in self.affinities),
         )
 

@@ -12,6 +12,8 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from fleet import errors
 from fleet.model.common import GenericResource
 from fleet.model.ids import NetworkId, NodeId, ServiceId, TaskId
@@ -22,9 +24,9 @@ from fleet.scheduler.node_view import NodeView
 from fleet.scheduler.pool import NodePool
 from fleet.scheduler.quotas import over_quota
 from fleet.scheduler.spread import SpreadTree
-from fleet.scheduler.wishes import Strategy
+from fleet.scheduler.wishes import Strategy, priority_of
 
-__all__ = ["Placements", "place"]
+__all__ = ["Placements", "make_demand_of", "place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +48,81 @@ def place(
     network_drivers: Mapping[NetworkId, str] | None = None,
     strategy: Strategy = Strategy.SPREAD,
     holders: Holders = nobody,
+    nominated: Mapping[TaskId, NodeId] | None = None,
 ) -> Placements:
-    """Place as many of ``tasks`` as fit, oldest first within a service. Those placed count in ``pool`` at once.
+    """Place as many of ``tasks`` as fit, higher priority first, oldest first within a service. They count in ``pool`` at once.
 
-    ``strategy``: of services that say none. ``holders``: nodes that have an image, which are rather taken of several alike.
+    ``strategy``: of services that say none. ``holders``: nodes that have an image, rather taken of several alike.
+    ``nominated``: where room is made for tasks that wait; what is free there is kept from those after them.
     """
     pool.refresh()
-    make_demand = functools.partial(
-        _demand_of, pool=pool, drivers=network_drivers or {}, strategy=strategy, holders=holders
-    )
+    make_demand = make_demand_of(pool, network_drivers=network_drivers, strategy=strategy, holders=holders)
     result = Placements()
+    room = _Room(pool, nominated or {})
     preassigned: list[Task] = []
     directed: list[Task] = []
     groups: dict[tuple[ServiceId, int, tuple[PortConfig, ...]], list[Task]] = {}
     for task in sorted(tasks, key=lambda task: (task.created_at, task.slot, task.id)):
         if task.node_id:
             preassigned.append(task)
+        elif (
+            task.id in room.nominated
+        ):  # to where its room was made, or another would be short of what it takes elsewhere
+            directed.append(msgspec.structs.replace(task, toward=room.nominated[task.id]))
         elif task.toward:
             directed.append(task)
         else:
             groups.setdefault((task.service_id, task.spec_version, task.ports), []).append(task)
-    for task in preassigned:
+    for task in sorted(preassigned, key=_urgency):
         _guarded(_validate, [task], pool, make_demand, result)
-    for task in directed:
+        room.keep(task, result)
+    for task in sorted(directed, key=_urgency):
         _guarded(_place_toward, [task], pool, make_demand, result)
-    for group in groups.values():
+        room.keep(task, result)
+    for group in sorted(groups.values(), key=lambda group: _urgency(group[0])):
         _guarded(_place_group, group, pool, make_demand, result)
+    room.give_back()
     return result
+
+
+def make_demand_of(
+    pool: NodePool,
+    *,
+    network_drivers: Mapping[NetworkId, str] | None = None,
+    strategy: Strategy = Strategy.SPREAD,
+    holders: Holders = nobody,
+) -> Callable[[Task], Demand]:
+    """What ``place`` takes a task to demand, by the same arguments. Raises ``UserError`` as ``Demand``."""
+    return functools.partial(_demand_of, pool=pool, drivers=network_drivers or {}, strategy=strategy, holders=holders)
+
+
+def _urgency(task: Task) -> int:
+    return -priority_of(task.service_labels)
+
+
+class _Room:
+    """Room that is made for tasks that still wait: they are counted as if they were there, until the pass is over."""
+
+    def __init__(self, pool: NodePool, nominated: Mapping[TaskId, NodeId]) -> None:
+        self._pool = pool
+        self.nominated = nominated
+        self._kept: list[TaskId] = []
+
+    def keep(self, task: Task, result: Placements) -> None:
+        if task.id not in self.nominated or task.id not in result.pending:
+            return
+        view = self._pool.get(self.nominated[task.id])
+        if view is not None:
+            self._pool.assumed(task, view, view.assume(task))
+            self._pool.touch_all(task.service_id, {view.node.id})
+            self._kept.append(task.id)
+            result.pending[task.id] += f"; room is made on {view.node.description.hostname or view.node.id}"
+
+    def give_back(self) -> None:
+        for task_id in self._kept:
+            self._pool.remove_task(task_id)
+        if self._kept:
+            self._pool.refresh()
 
 
 _Step = Callable[[list[Task], NodePool, Demand, Placements], None]

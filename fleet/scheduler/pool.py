@@ -17,7 +17,7 @@ Bounded: entries of all ``Candidates`` together by ``ENTRIES_MAX``, the least re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -172,6 +172,10 @@ class NodePool(Mapping[NodeId, NodeView]):
     def service_id_of(self, name: str) -> ServiceId | None:
         """The service of that name; None when it has no tasks."""
         return self._service_ids.get(name)
+
+    def tasks_on(self, node_id: NodeId) -> Collection[Task]:
+        """Tasks that have that node and have not ended."""
+        return self._tasks_on.get(node_id, {}).values()
 
     def budgets(self, service_labels: Mapping[str, str]) -> list[Budget]:
         """What is left for a service with these labels, if it has quotas."""

@@ -4,6 +4,7 @@
     fleet.placement.prefer         node.labels.disk==ssd:10; node.labels.zone in (eu, us):5
     fleet.placement.affinity       cache, db:20        nodes with tasks of these services
     fleet.placement.anti-affinity  batch, web:20       nodes without
+    fleet.placement.priority       10                  comes before tasks of less, and takes their room (``preempt``); 0 without
     fleet.placement.toleration     gpu=a100:no-schedule, maintenance      taints of nodes that do not matter (``model.taints``)
 
 *Spread* equalises the service's tasks over nodes, as Swarm does. *Binpack* fills the fullest node that has room; *balanced*
@@ -24,14 +25,25 @@ from fleet import errors
 from fleet.model.taints import Toleration, parse_tolerations
 from fleet.scheduler.constraints import Constraint, parse_constraint
 
-__all__ = ["PREFIX", "STRATEGY_LABEL", "Affinity", "Strategy", "Wishes", "default_strategy", "parse_wishes"]
+__all__ = [
+    "PREFIX",
+    "STRATEGY_LABEL",
+    "Affinity",
+    "Strategy",
+    "Wishes",
+    "default_strategy",
+    "parse_wishes",
+    "priority_of",
+]
 
 PREFIX: Final = "fleet.placement."
 STRATEGY_LABEL: Final = f"{PREFIX}strategy"
 """Of a service; of the cluster, for services that do not say."""
+PRIORITY_LABEL: Final = f"{PREFIX}priority"
+PRIORITY_MAX: Final = 1000
 WEIGHT_MAX: Final = 1000
 ITEMS_MAX: Final = 32
-_KNOWN: Final = ("strategy", "prefer", "affinity", "anti-affinity", "toleration")
+_KNOWN: Final = ("strategy", "prefer", "affinity", "anti-affinity", "toleration", "priority")
 
 
 class Strategy(enum.StrEnum):
@@ -55,6 +67,7 @@ class Wishes:
     prefer: tuple[tuple[Constraint, int], ...] = ()
     affinities: tuple[Affinity, ...] = ()
     tolerations: tuple[Toleration, ...] = ()
+    priority: int = 0
 
 
 def default_strategy(labels: Mapping[str, str]) -> Strategy:
@@ -73,6 +86,7 @@ def parse_wishes(labels: Mapping[str, str], *, service_name: str, strategy: Stra
     prefer: tuple[tuple[Constraint, int], ...] = ()
     affinities: list[Affinity] = []
     tolerations: tuple[Toleration, ...] = ()
+    priority = 0
     for label, text in sorted(labels.items()):
         if not label.startswith(PREFIX):
             continue
@@ -85,13 +99,39 @@ def parse_wishes(labels: Mapping[str, str], *, service_name: str, strategy: Stra
                 case "affinity" | "anti-affinity" as kind:
                     against = kind == "anti-affinity"
                     affinities += (_affinity(item, against, service_name) for item in _items(text, ","))
+                case "priority":
+                    priority = _priority(text)
                 case "toleration":
                     tolerations = parse_tolerations(text)
                 case _:
                     raise errors.UserError(f"is not known; known are {', '.join(_KNOWN)}")
         except errors.UserError as cause:
             raise errors.UserError(f"label {label}: {cause}") from cause
-    return Wishes(strategy=strategy, prefer=prefer, affinities=tuple(affinities), tolerations=tolerations)
+    return Wishes(
+        strategy=strategy,
+        prefer=prefer,
+        affinities=tuple(affinities),
+        tolerations=tolerations,
+        priority=priority,
+    )
+
+
+def priority_of(labels: Mapping[str, str]) -> int:
+    """Of a service, from its labels. What does not parse, and came past the API, is 0."""
+    text = labels.get(PRIORITY_LABEL)
+    if text is None:
+        return 0
+    try:
+        return _priority(text)
+    except errors.UserError:
+        return 0
+
+
+def _priority(text: str) -> int:
+    digits = text.strip().removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 4 and int(digits) <= PRIORITY_MAX):
+        raise errors.UserError(f"{text!r} is not a whole number from -{PRIORITY_MAX} to {PRIORITY_MAX}")
+    return int(text)
 
 
 def _strategy(text: str) -> Strategy:

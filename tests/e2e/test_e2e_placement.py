@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -76,6 +77,35 @@ def test_quota_of_a_label_holds_tasks_back_until_it_grows(lab: TestLab, services
         lab.fleet("swarm", "update", "--quota-rm", "label=team=red", check=False)
     refused = lab.fleet("swarm", "update", "--quota", "stack=shop:disk=4", check=False)
     assert refused.returncode != 0 and "'disk=4' is no limit" in refused.stderr
+
+
+def test_task_of_higher_priority_takes_room_and_its_victims_service_keeps_its_floor(
+    lab: TestLab, services: list[str]
+) -> None:
+    lab.fleet("node", "update", "--label-add", "crowded=yes", "w1")
+    try:
+        total = next(n for n in lab.get("/nodes") if n["Description"]["Hostname"] == "w1")
+        share = str(total["Description"]["Resources"]["MemoryBytes"] // 4 + (1 << 20))  # three fit
+        there = ("--constraint", "node.labels.crowded == yes", "--reserve-memory", share)
+        create(lab, services, "batch", "--replicas", "3", "--priority", "-5", *there)
+        create(lab, services, "web", "--priority", "10", *there)
+        assert hosts(lab, "web") == ["w1"]
+        assert hosts(lab, "batch") == ["w1", "w1"]
+        told = lab.fleet("service", "explain", "batch").stdout
+        assert "was stopped on w1 for a task of web." in told
+        assert "waits: no suitable node" in told
+        events = lab.fleet("events", "--since", "5m", "--until", "0s", "--filter", "event=preempt").stdout
+        assert "service preempt" in events and "for=web" in events
+
+        lab.fleet("service", "update", "--detach", "--replicas", "2", "web")
+        lab.wait_until(lambda: lab.tasks("web", state="pending"), 20)
+        for _ in range(15):  # longer than the scheduler takes to look again
+            assert hosts(lab, "batch") == ["w1", "w1"], "not below what an update would leave running"
+            time.sleep(0.2)
+        lab.fleet("service", "rm", "web")
+        lab.wait_until(lambda: hosts(lab, "batch") == ["w1"] * 3, 30, what="what was stopped runs again")
+    finally:
+        lab.fleet("node", "update", "--label-rm", "crowded", "w1", check=False)
 
 
 def test_taints_keep_tasks_away_and_no_execute_drives_them_out(lab: TestLab, services: list[str]) -> None:

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 
 from fleet.manager.control.context import Context
 from fleet.manager.matching import cluster_quotas, cluster_strategy
+from fleet.manager.preemption import may_preempt, nominations, yielding
 from fleet.model.ids import NetworkId, NodeId, TaskId
 from fleet.model.service import Service
 from fleet.model.task import Attachment, Task, TaskState, TaskStatus
 from fleet.scheduler.explain import NodeVerdict, explain_nodes
 from fleet.scheduler.filters import Demand, Holders, nobody
 from fleet.scheduler.node_view import FailureLog
-from fleet.scheduler.place import place
+from fleet.scheduler.place import make_demand_of, place
 from fleet.scheduler.pool import build_views
-from fleet.scheduler.quotas import Budget
+from fleet.scheduler.preempt import Preemption, plan_preemptions
+from fleet.scheduler.quotas import Budget, over_quota
+from fleet.scheduler.wishes import priority_of
 
 __all__ = ["PlacementControl", "PlacementReport"]
 
@@ -22,7 +25,8 @@ __all__ = ["PlacementControl", "PlacementReport"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementReport:
     """``chosen``: the node that the next task would get; none when it would wait, for the ``reason``. ``quotas``: those it counts
-    for, and what is used of them. ``waiting``: tasks that wait for a node."""
+    for, and what is used of them. ``waiting``: tasks that wait for a node. ``preempted``: tasks that yield, or did, of or to
+    this service. ``preemption``: what would be stopped for the next task."""
 
     service: Service
     strategy: str
@@ -31,6 +35,8 @@ class PlacementReport:
     quotas: list[Budget]
     nodes: list[NodeVerdict]
     waiting: list[Task]
+    preempted: list[Task]
+    preemption: Preemption | None
 
 
 class PlacementControl:
@@ -78,7 +84,28 @@ class PlacementControl:
         trial = build_views(self._store.nodes.all(), tasks, failures=failures.recent(now))
         trial.set_quotas(cluster_quotas(self._store))
         placed = place([following], trial, network_drivers=drivers, strategy=strategy, holders=self._holders)
+        over = over_quota(pool.budgets(service.spec.labels), following)
+        able = may_preempt(self._store, [following]) if following.id in placed.pending and over is None else []
+        preemptions = plan_preemptions(
+            able,
+            pool,
+            yielding=yielding(self._store, below=priority_of(service.spec.labels), now=now) if able else {},
+            make_demand=make_demand_of(pool, network_drivers=drivers, strategy=strategy, holders=self._holders),
+            expected=[
+                (task, nominated[task.id])
+                for nominated in [nominations(tasks)]
+                for task in tasks
+                if task.id in nominated and task.status.state is TaskState.PENDING
+            ],
+        )
         return PlacementReport(
+            preempted=[
+                task
+                for task in tasks
+                if task.preempted is not None
+                and (task.service_id == service.id or task.preempted.service == service.spec.name)
+            ],
+            preemption=next(iter(preemptions), None),
             service=service,
             strategy=demand.strategy.value,
             chosen=placed.assignments.get(following.id),

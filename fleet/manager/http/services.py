@@ -16,6 +16,7 @@ from fleet.manager.control.services import FILTERS
 from fleet.manager.http.request import Control, filters_of, lookup, read_json, version_of
 from fleet.model import wire
 from fleet.model.service import ServiceSpec
+from fleet.model.wire import to_builtins
 
 __all__ = ["routes"]
 
@@ -152,6 +153,23 @@ def _placement_json(report: PlacementReport) -> Json:
         "Strategy": report.strategy,
         "Chosen": report.chosen or "",
         "Reason": report.reason,
+        "Preempted": [
+            {
+                "Name": f"{task.service_name}.{task.slot or task.id}",
+                "NodeID": task.node_id,
+                "Service": task.preempted.service,
+                "Since": to_builtins(task.preempted.since),
+                "HasEnded": task.status.state.is_terminal,
+            }
+            for task in report.preempted
+            if task.preempted is not None
+        ],
+        "Preempts": {
+            "NodeID": report.preemption.node_id,
+            "Names": [f"{victim.service_name}.{victim.slot or victim.id}" for victim in report.preemption.victims],
+        }
+        if report.preemption is not None
+        else None,
         "Quotas": [budget.explain() for budget in report.quotas],
         "Nodes": [
             {

@@ -1,11 +1,12 @@
 """The scheduler's loop: tasks that wait for a node are placed as soon as they, or room for them, appear.
 
-It writes ``node_id`` and the states *pending* (with the reason) and *assigned*, and nothing else.
+It writes ``node_id`` and the states *pending* (with the reason) and *assigned*, and marks tasks as *preempted* that are to give
+their room to one of higher priority; that they stop and are followed by others is the orchestrator's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -17,15 +18,19 @@ from fleet.manager.figures import ManagerFigures
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import write_all
 from fleet.manager.matching import cluster_quotas, cluster_strategy
+from fleet.manager.preemption import marks, may_preempt, nominations, yielding
 from fleet.model.cluster import Cluster
-from fleet.model.ids import NodeId, TaskId
+from fleet.model.ids import NetworkId, NodeId, TaskId
 from fleet.model.node import Node, NodeState
 from fleet.model.service import Service
 from fleet.model.task import Task, TaskState, TaskStatus
 from fleet.scheduler.filters import Holders, nobody
 from fleet.scheduler.node_view import FailureLog
-from fleet.scheduler.place import Placements, place
+from fleet.scheduler.place import Placements, make_demand_of, place
 from fleet.scheduler.pool import NodePool, build_views
+from fleet.scheduler.preempt import Preemption, plan_preemptions
+from fleet.scheduler.quotas import over_quota
+from fleet.scheduler.wishes import priority_of
 from fleet.store import Change, Kind, Store, Transaction
 
 __all__ = ["SchedulerLoop"]
@@ -36,6 +41,8 @@ log = get_logger("scheduler")
 _ARRIVAL_S: Final = 0.4
 """After a change of leaders agents come back within some tenths of a second; until then nobody knows which nodes still live."""
 _LOOK_S: Final = 0.1
+_PREEMPT_S: Final = 2.0
+"""A service may yield again once it is whole, which is not waited for; and looking means every task that might yield."""
 
 
 class SchedulerLoop:
@@ -60,6 +67,9 @@ class SchedulerLoop:
         self._failures = FailureLog()
         self._pool = NodePool()
         self._waiting: dict[TaskId, Task] = {}
+        self._victims: dict[TaskId, Task] = {}
+        """Tasks marked as preempted that have not ended."""
+        self._preempt_not_before = 0.0
         self._absent: dict[NodeId, Node] = {}
         """Nodes that say they are ready and have no session, as stored; the pool is told that they are disconnected."""
 
@@ -90,6 +100,7 @@ class SchedulerLoop:
                 return
         self._pool.set_quotas(cluster_quotas(self._store))
         self._pool.set_failures(self._failures.recent(now))
+        nominated = nominations(self._victims.values())
         drivers = {network.id: network.spec.driver for network in self._store.networks.all()}
         waiting = [self._as_asked_now(task) for task in self._waiting.values()]
         placements = place(
@@ -98,8 +109,16 @@ class SchedulerLoop:
             network_drivers=drivers,
             strategy=cluster_strategy(self._store),
             holders=self._holders,
+            nominated=nominated,
         )
+        left = [task for task in waiting if task.id in placements.pending and task.id not in nominated]
+        expected = [
+            (task, nominated[task.id]) for task in waiting if task.id in placements.pending and task.id in nominated
+        ]
+        preempting = self._preempt(left, drivers, expected=expected, now=now)
         changed = list(_outcomes(waiting, placements, now=now))
+        if preempting:
+            await self._mark(preempting, now=now)
         if not changed:
             return
         # A task refused here was changed by somebody else, whose change brings us back.
@@ -118,6 +137,55 @@ class SchedulerLoop:
                 refused=refused,
                 reason=next(iter(placements.pending.values()), ""),
             )
+
+    def _preempt(
+        self,
+        left: list[Task],
+        drivers: Mapping[NetworkId, str],
+        *,
+        expected: list[tuple[Task, NodeId]],
+        now: datetime,
+    ) -> list[Preemption]:
+        """Who is to yield to tasks that are ``left`` without a place. At most once a while, as it looks at many tasks."""
+        able = may_preempt(self._store, left) if left else []
+        able = [task for task in able if over_quota(self._pool.budgets(task.service_labels), task) is None]
+        if not able or self._absent:  # nodes that are away for a moment may have room
+            return []
+        self._look_again(now + timedelta(seconds=_PREEMPT_S))
+        if self._clock.monotonic() < self._preempt_not_before:
+            return []
+        self._preempt_not_before = self._clock.monotonic() + _PREEMPT_S / 2
+        highest = max(priority_of(task.service_labels) for task in able)
+        return plan_preemptions(
+            able,
+            self._pool,
+            yielding=yielding(self._store, below=highest, now=now),
+            expected=expected,
+            make_demand=make_demand_of(
+                self._pool,
+                network_drivers=drivers,
+                strategy=cluster_strategy(self._store),
+                holders=self._holders,
+            ),
+        )
+
+    async def _mark(self, preempting: list[Preemption], *, now: datetime) -> None:
+        refused = await write_all(self._store, marks(self._store, preempting, now=now))
+        for each in preempting:
+            for victim in each.victims:
+                self._set_task(victim.id, self._store.tasks.get(victim.id))
+        first = preempting[0]
+        log.info(
+            "making room",
+            begun=len(preempting) - refused,
+            refused=refused,
+            node=first.node_id,
+            task=f"{first.task.service_name}.{first.task.slot or first.task.id}",
+            stops=[f"{victim.service_name}.{victim.slot or victim.id}" for victim in first.victims],
+        )
+
+    def _look_again(self, at: datetime) -> None:
+        self._again_at = at if self._again_at is None else min(self._again_at, at)
 
     def _as_asked_now(self, task: Task) -> Task:
         """With the labels that its service has now: one that waits is helped by what was said after it was made."""
@@ -140,6 +208,7 @@ class SchedulerLoop:
         for task in tasks:
             self._failures.record(task)
         self._absent = {}
+        self._victims = {task.id: task for task in tasks if _yields(task)}
         self._waiting = {task.id: task for task in tasks if _waits(task)}
         self._pool = build_views(self._store.nodes.all(), tasks)
 
@@ -161,8 +230,13 @@ class SchedulerLoop:
     def _set_task(self, task_id: TaskId, task: Task | None) -> None:
         if task is None:
             self._waiting.pop(task_id, None)
+            self._victims.pop(task_id, None)
             self._pool.remove_task(task_id)
             return
+        if _yields(task):
+            self._victims[task_id] = task
+        else:
+            self._victims.pop(task_id, None)
         if _waits(task):
             self._waiting[task_id] = task
         else:
@@ -187,6 +261,10 @@ class SchedulerLoop:
 
 def _waits(task: Task) -> bool:
     return task.status.state is TaskState.PENDING and task.desired_state.rank <= TaskState.RUNNING.rank
+
+
+def _yields(task: Task) -> bool:
+    return task.preempted is not None and not task.status.state.is_terminal
 
 
 def _gives_work_or_room(change: Change) -> bool:

@@ -14,11 +14,21 @@ from support.memory_engine import MemoryEngine
 from fleet import errors
 from fleet.clock import SystemClock
 from fleet.manager.loops import OrchestratorLoop, ReaperLoop, SchedulerLoop
+from fleet.manager.preemption import yielding
 from fleet.model.cluster import Cluster, SwarmSpec
 from fleet.model.common import MILLISECOND_NS
 from fleet.model.ids import ClusterId
 from fleet.model.node import Availability, Node, NodeState
-from fleet.model.service import ReplicatedMode, RestartPolicy, Service, ServiceMode, UpdateConfig
+from fleet.model.service import (
+    ContainerSpec,
+    Mount,
+    ReplicatedMode,
+    RestartCondition,
+    RestartPolicy,
+    Service,
+    ServiceMode,
+    UpdateConfig,
+)
 from fleet.model.task import Task, TaskState, is_runnable
 from fleet.store import Kind, Store, Transaction
 
@@ -216,6 +226,59 @@ def test_task_beyond_a_quota_is_placed_when_the_quota_grows_and_when_others_end(
 
     def errs(lab: Lab) -> list[str]:
         return [t.status.err for t in lab.store.tasks.all() if t.status.state is S.PENDING]
+
+    run(scenario)
+
+
+def prioritised(name: str, priority: int, replicas: int, *, cpus: float = 1) -> Service:
+    service = a_service(name, replicas=replicas, spec=a_task_spec(cpus=cpus))
+    labels = {"fleet.placement.priority": str(priority)}
+    return msgspec.structs.replace(service, spec=msgspec.structs.replace(service.spec, labels=labels))
+
+
+def test_task_of_higher_priority_takes_the_room_of_one_of_less_and_no_service_comes_below_its_floor() -> None:
+    async def scenario(lab: Lab) -> None:
+        await lab.add(a_node("a", cpus=3), prioritised("low", -1, 3))
+        await lab.until(lambda: len(lab.running()) == 3, "the node is full")
+        await lab.add(prioritised("high", 5, 2))
+
+        def running(name: str) -> int:
+            return len([t for t in lab.running() if t.service_name == name])
+
+        await lab.until(lambda: running("high") == 1 and running("low") == 2, "one took the room of another")
+        marked = [t for t in lab.store.tasks.all() if t.preempted is not None]
+        assert [(t.service_name, t.preempted.service) for t in marked if t.preempted] == [("low", "high")]
+        assert all(t.desired_state is S.SHUTDOWN for t in marked)
+        waits = [
+            t.status.err for t in lab.store.tasks.all() if t.status.state is S.PENDING and t.service_name == "high"
+        ]
+        assert waits == ["no suitable node (insufficient resources on 1 node)"]
+        await lab.add(a_node("b", cpus=1))
+        await lab.until(lambda: running("high") == 2 and running("low") == 2, "the next room goes to the higher one")
+        await lab.add(a_node("c", cpus=1))
+        await lab.until(lambda: running("low") == 3, "what was stopped runs again where there is room")
+        assert len([t for t in lab.store.tasks.all() if t.preempted is not None]) == 1
+
+    run(scenario)
+
+
+def test_only_services_whose_tasks_are_made_again_and_may_be_fewer_yield() -> None:
+    async def scenario(lab: Lab) -> None:
+        never = RestartPolicy(condition=RestartCondition.NONE)
+        data = ContainerSpec(image="app:1", mounts=(Mount(type="volume", source="data", target="/data"),))
+        services = [
+            prioritised("yields", 0, 3),
+            prioritised("single", 0, 1),
+            prioritised("equal", 7, 3),
+            a_service("startfirst", replicas=3, update=UpdateConfig(order="start-first")),
+            a_service("once", replicas=3, spec=a_task_spec(restart=never)),
+            a_service("data", replicas=3, spec=msgspec.structs.replace(a_task_spec(), container_spec=data)),
+            a_service("everywhere", is_global=True),
+        ]
+        await lab.add(a_node("a", cpus=64), *services)
+        await lab.until(lambda: len(lab.running()) == 17, "all run")
+        found = yielding(lab.store, below=7, now=NOW)
+        assert {service_id: (len(each.tasks), each.at_once) for service_id, each in found.items()} == {"yields": (3, 1)}
 
     run(scenario)
 
