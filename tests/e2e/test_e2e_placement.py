@@ -125,9 +125,8 @@ def test_taints_keep_tasks_away_and_no_execute_drives_them_out(lab: TestLab, ser
 
         waits = ("--detach", "--constraint", "node.hostname == w2")
         create(lab, services, "stuck", *waits)
-        lab.wait_until(
-            lambda: any("taints not tolerated on" in t["Status"].get("Err", "") for t in lab.tasks("stuck")), 20
-        )
+        reason = "no suitable node (scheduling constraints not satisfied on 2 nodes; taints not tolerated on 1 node)"
+        lab.wait_until(lambda: [t["Status"].get("Err") for t in lab.tasks("stuck", state="pending")] == [reason], 20)
         lab.fleet("service", "update", "--toleration-add", "upkeep", "stuck")
         assert hosts(lab, "stuck") == ["w2"]
 
