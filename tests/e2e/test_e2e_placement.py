@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from support.lab import TestLab
@@ -31,6 +32,11 @@ def create(lab: TestLab, services: list[str], name: str, *flags: str) -> None:
     lab.fleet("service", "create", "--name", name, *flags, "fleet/hello:1", *SLEEP)
 
 
+def explained(lab: TestLab, service: str) -> Any:
+    """What ``fleet service explain`` is made of."""
+    return lab.get(f"/fleet/v1/services/{service}/placement")
+
+
 def hosts(lab: TestLab, service: str) -> list[str]:
     names = {node["ID"]: node["Description"]["Hostname"] for node in lab.get("/nodes")}
     tasks = [t for t in lab.tasks(service) if t["DesiredState"] == "running" and t["Status"]["State"] == "running"]
@@ -43,8 +49,7 @@ def test_task_goes_where_its_image_is_and_further_ones_spread(lab: TestLab, serv
 
     def is_known() -> bool:
         lab.fleet("service", "create", "--name", "probe", "--replicas", "0", "fleet/here:1", check=False)
-        rows = lab.fleet("service", "explain", "probe").stdout.splitlines()
-        return any("w2" in row and "has the image" in row for row in rows)
+        return any(n["Hostname"] == "w2" and "has the image" in n["Notes"] for n in explained(lab, "probe")["Nodes"])
 
     services.append("probe")
     lab.wait_until(is_known, 20, what="its agent says that it has the image")
@@ -66,9 +71,9 @@ def test_quota_of_a_label_holds_tasks_back_until_it_grows(lab: TestLab, services
 
         lab.wait_until(lambda: held("beyond quota label=team=red (tasks=3)"), 20)
         lab.wait_until(lambda: len(hosts(lab, "red")) == 3, 20)
-        told = lab.fleet("service", "explain", "red").stdout
-        assert "Another task would wait: beyond quota label=team=red (tasks=3)" in told
-        assert "Quota label=team=red: tasks 3 of 3, memory 48M of 64M" in told
+        told = explained(lab, "red")
+        assert told["Reason"] == "beyond quota label=team=red (tasks=3)"
+        assert told["Quotas"] == ["quota label=team=red: tasks 3 of 3, memory 48M of 64M"]
         lab.fleet("swarm", "update", "--quota", "label=team=red:memory=60M")
         lab.wait_until(lambda: held("beyond quota label=team=red (memory=60M)"), 20)
         lab.fleet("swarm", "update", "--quota-rm", "label=team=red")
@@ -91,9 +96,8 @@ def test_task_of_higher_priority_takes_room_and_its_victims_service_keeps_its_fl
         create(lab, services, "web", "--priority", "10", *there)
         assert hosts(lab, "web") == ["w1"]
         assert hosts(lab, "batch") == ["w1", "w1"]
-        told = lab.fleet("service", "explain", "batch").stdout
-        assert "was stopped on w1 for a task of web." in told
-        assert "waits: no suitable node" in told
+        assert [(each["Service"], each["HasEnded"]) for each in explained(lab, "batch")["Preempted"]] == [("web", True)]
+        assert "waits: no suitable node" in lab.fleet("service", "explain", "batch").stdout
         events = lab.fleet("events", "--since", "5m", "--until", "0s", "--filter", "event=preempt").stdout
         assert "service preempt" in events and "for=web" in events
 
