@@ -13,6 +13,7 @@ must leave is for the orchestrator to say, which does not know the scheduler.
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -128,10 +129,13 @@ def parse_tolerations(text: str) -> tuple[Toleration, ...]:
 
 
 def service_tolerations(labels: Mapping[str, str]) -> tuple[Toleration, ...]:
-    """Of a service, from its labels. What does not parse, and came past the API, tolerates nothing."""
+    """Of a service, from its labels as they are now. What does not parse, and came past the API, tolerates nothing."""
     text = labels.get(TOLERATION_LABEL)
-    if text is None:
-        return ()
+    return () if text is None else _read(text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(text: str) -> tuple[Toleration, ...]:
     try:
         return parse_tolerations(text)
     except errors.UserError:

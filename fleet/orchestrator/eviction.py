@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 
 from fleet.model.node import Availability, Node, NodeState
-from fleet.model.taints import keeps_away
+from fleet.model.taints import keeps_away, service_tolerations
 from fleet.model.task import Task
 from fleet.orchestrator.view import ServiceView
 
@@ -43,7 +43,7 @@ def place_of(task: Task, view: ServiceView) -> Place:
         return Place.UNSUITABLE
     if task.preempted is not None:
         return Place.UNSUITABLE
-    if keeps_away(node.spec.labels, view.tolerations, is_running=True):
+    if keeps_away(node.spec.labels, service_tolerations(view.service.spec.labels), is_running=True):
         return Place.UNSUITABLE
     return Place.MOVING if task.is_moving else Place.GOOD
 

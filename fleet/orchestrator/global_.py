@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from fleet.model.node import Availability, Node, NodeState
-from fleet.model.taints import keeps_away
+from fleet.model.taints import keeps_away, service_tolerations
 from fleet.orchestrator.eviction import is_lost
 from fleet.orchestrator.plan import NewId, Plan, new_task
 from fleet.orchestrator.restart import plan_release
@@ -49,7 +49,7 @@ def is_eligible(view: ServiceView, node: Node) -> bool:
         and node.status.state is NodeState.READY
         and node.spec.availability is Availability.ACTIVE
         and view.fits(wanted_spec(view.service), node)
-        and not keeps_away(node.spec.labels, view.tolerations)
+        and not keeps_away(node.spec.labels, service_tolerations(view.service.spec.labels))
     )
 
 
@@ -60,7 +60,7 @@ def plan_ineligible(view: ServiceView, slot: Slot, plan: Plan, *, now: datetime,
         node is None
         or node.removed
         or not view.fits(wanted_spec(view.service), node)
-        or keeps_away(node.spec.labels, view.tolerations, is_running=True)
+        or keeps_away(node.spec.labels, service_tolerations(view.service.spec.labels), is_running=True)
     ):
         for task in slot.tasks:
             plan.want_removal(task, now=now)

@@ -14,7 +14,6 @@ import msgspec
 from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import Node
 from fleet.model.service import Service, TaskSpec
-from fleet.model.taints import Toleration, service_tolerations
 from fleet.model.task import Task, TaskState, is_runnable
 
 __all__ = ["ServiceView", "Slot", "SlotKey", "ended_by_itself", "group_slots", "slot_key", "wanted_spec"]
@@ -39,11 +38,6 @@ class ServiceView:
     def tasks_by_id(self) -> Mapping[TaskId, Task]:
         """The same tasks, to be found."""
         return {task.id: task for task in self.tasks}
-
-    @functools.cached_property
-    def tolerations(self) -> tuple[Toleration, ...]:
-        """Of the service as it is now: what its running tasks may stay beside too, since labels replace no task."""
-        return service_tolerations(self.service.spec.labels)
 
     def slots(self) -> dict[SlotKey, Slot]:
         """Slots that exist, by key. One all of whose tasks are to be removed is free and does not exist."""
