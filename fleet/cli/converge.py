@@ -92,7 +92,11 @@ def judge(
         notes=tuple(_notes(name, tasks)),
         failed=failed if state != "rollback_started" else "",
         stuck=_stuck(
-            missing=desired - len(active) - completed, ended=ended, condition=condition, attempts=attempts, job=job
+            missing=desired - len(active) - completed,
+            ended=ended,
+            condition=condition,
+            attempts=attempts,
+            goes_on=job and bool(active),
         ),
     )
 
@@ -165,9 +169,10 @@ def _notes(name: str, tasks: Sequence[Json]) -> Iterable[tuple[str, str]]:
             yield str(task.get("ID", "")), f"{name}.{_slot_name(task)}: {_state(task)}: {error}"
 
 
-def _stuck(*, missing: int, ended: Sequence[Json], condition: str, attempts: int, job: bool) -> str:
+def _stuck(*, missing: int, ended: Sequence[Json], condition: str, attempts: int, goes_on: bool) -> str:
+    """``goes_on``: a job has tasks in work, and makes those that are missing after them."""
     failures = [t for t in ended if _state(t) in ("failed", "rejected", "orphaned")]
-    if missing <= 0 or not failures or (condition == "any" and not attempts) or job:
+    if missing <= 0 or not failures or (condition == "any" and not attempts) or goes_on:
         return ""
     ended_text = "1 task ended and is" if missing == 1 else f"{missing} tasks ended and are"
     policy = f"restart condition {condition}" + (f", at most {attempts} restarts" if attempts else "")

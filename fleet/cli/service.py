@@ -12,9 +12,11 @@ from fleet import errors
 from fleet.api.client import EngineClient
 from fleet.cli import references
 from fleet.cli.app import App, filters_of, part, pass_app, retry_conflicts
+from fleet.cli.exec import service_exec
 from fleet.cli.pinning import pinned
 from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
 from fleet.cli.service_flags import Parsed, create_options, image_name, update_options, wait_options
+from fleet.cli.service_power import restart, start, stop, wait
 from fleet.cli.service_spec import create_spec, mode_name, scale_spec, update_spec
 from fleet.cli.tasks import print_tasks, task_options
 
@@ -295,6 +297,8 @@ def rm(app: App, *, names: tuple[str, ...]) -> int:
 
 
 service.add_command(rm, "remove")
+for _each in (service_exec, stop, start, restart, wait):
+    service.add_command(_each)
 
 
 @service.command(name="logs")

@@ -144,7 +144,10 @@ class Deployment:
                 continue
             echo(f"Waiting for {needed.service} ({needed.condition.removeprefix('service_')}), which {name} depends on")
             changed = next((each for each in self.changed if each[1] == needed.service), None)
-            service_id, before = (changed[0], changed[2]) if changed else (needed.service, None)
+            if changed is None:  # it is as it was
+                service_id, before = str(self.client.get(f"/services/{needed.service}")["ID"]), None
+            else:
+                service_id, before = changed[0], changed[2]
             try:
                 if needed.condition is Condition.STARTED:
                     self._wait_until_started(service_id)

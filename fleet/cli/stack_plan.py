@@ -17,7 +17,7 @@ from fleet.compose.convert import Stack
 from fleet.model import wire
 from fleet.model.network import NetworkSpec
 from fleet.model.secret import ConfigSpec, SecretSpec
-from fleet.model.service import DnsConfig, EndpointSpec, Privileges, ServiceSpec
+from fleet.model.service import DnsConfig, EndpointSpec, JobMode, Privileges, ServiceSpec
 
 __all__ = ["Change", "Existing", "differences", "plan_stack", "replica_changes", "resolve_names", "spelled_out"]
 
@@ -131,8 +131,8 @@ def _plan_service(wanted: ServiceSpec, found: Json | None, *, networks: Mapping[
     current = comparable(wire.parse_builtins(found["Spec"], ServiceSpec, what=f"service {wanted.name}"))
     # Targets are ids in the cluster and names in the stack, until ``resolve_names``; ids of new networks do not exist.
     names = {str(item["Id"]): name for name, item in networks.items()}
-    current = _rename_targets(current, names)
-    merged = _carry_over(wanted, current)
+    current = _with_counts(_rename_targets(current, names))
+    merged = _with_counts(_carry_over(wanted, current))
     changed = tuple(differences(spelled_out(current), spelled_out(merged)))
     action: Literal["keep", "update"] = "update" if changed else "keep"
     return Change(
@@ -156,6 +156,14 @@ def comparable(spec: ServiceSpec) -> ServiceSpec:
         template = msgspec.structs.replace(template, networks=spec.networks)
     endpoint = spec.endpoint_spec or EndpointSpec()
     return msgspec.structs.replace(spec, task_template=template, networks=(), endpoint_spec=endpoint)
+
+
+def _with_counts(spec: ServiceSpec) -> ServiceSpec:
+    """A job with its numbers, which a file may leave to the cluster."""
+    if spec.mode.replicated_job is None:
+        return spec
+    job = JobMode(max_concurrent=spec.concurrency, total_completions=spec.completions)
+    return msgspec.structs.replace(spec, mode=msgspec.structs.replace(spec.mode, replicated_job=job))
 
 
 def _rename_targets(spec: ServiceSpec, names: Mapping[str, str]) -> ServiceSpec:

@@ -28,6 +28,7 @@ from fleet.daemon.membership import Membership
 from fleet.daemon.metrics import Exposition, RequestFigures
 from fleet.daemon.metrics.http import metrics_routes
 from fleet.daemon.moves import Moves
+from fleet.daemon.remote import RemoteTasks
 from fleet.daemon.staleness import StaleState
 from fleet.daemon.versions import VersionPrefix
 from fleet.images import ImageStore
@@ -72,4 +73,11 @@ def engine_app(
     ]
     for router in routers:
         app.include_router(router)
-    return VersionPrefix(Audit(requests.around(StaleState(app, membership.majority))))
+    remote = RemoteTasks(
+        app,
+        has_control=lambda: membership.has_control,
+        manager=membership.manager,
+        engine=engine,
+        peers=moves.peers,
+    )
+    return VersionPrefix(Audit(requests.around(StaleState(remote, membership.majority))))

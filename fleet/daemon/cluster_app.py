@@ -13,6 +13,9 @@ POST /cluster/v1/managers/kit, .../vote        managers                     mana
 GET  /cluster/v1/images/holders                the leader                   nodes
 GET  /cluster/v1/images/manifest, /blobs/...   every node                   nodes
 GET  /cluster/v1/containers/{name}/logs        every node                   managers
+GET  /cluster/v1/containers/{name}/json        every node                   managers, for containers of tasks
+POST /cluster/v1/containers/{name}/exec        every node                   managers, for containers of tasks
+...  /cluster/v1/exec/{id}/...                 every node                   managers, for containers of tasks
 POST /cluster/v1/moves/{id}/expect, .../run    every node                   managers
 POST /cluster/v1/moves/{id}/...                every node                   the node a manager announced
 POST /cluster/v1/doctor/{run}/...              every node                   managers
@@ -47,6 +50,7 @@ from fleet.daemon.listeners import TLS_EXTENSION
 from fleet.daemon.log_stream import LogQuery, container_log_frames
 from fleet.daemon.moves import Moves
 from fleet.daemon.moves.http import cluster_move_routes
+from fleet.daemon.remote import cluster_exec_routes
 from fleet.identity.certificates import PeerIdentity
 from fleet.identity.tls import verify_peer
 from fleet.images import ImageStore
@@ -224,6 +228,7 @@ def cluster_app(
 
     app.include_router(cluster_move_routes(moves, caller))
     app.include_router(cluster_doctor_routes(doctor, caller))
+    app.include_router(cluster_exec_routes(engine, caller))
 
     @app.websocket(dispatch.PATH)
     async def session(socket: WebSocket) -> None:

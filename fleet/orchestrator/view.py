@@ -58,9 +58,9 @@ class ServiceView:
             return True
         if task.ports != service.endpoint.ports:
             return True
-        if task.spec.placement == wanted.placement or not task.node_id:
+        if task.spec.placement == wanted.placement:
             return False
-        node = self.nodes.get(task.node_id)
+        node = self.nodes.get(task.node_id)  # without one it still waits for what its own placement says
         return node is None or not self.fits(wanted, node)
 
 

@@ -79,7 +79,9 @@ def other(than: str) -> str:
 
 
 def containers(lab: TestLab, hosts: tuple[str, ...]) -> set[tuple[str, str]]:
-    return {(host, c["Id"]) for host in hosts for c in lab.get("/containers/json", host=host)}
+    """Of the service that stays; those of others may be about to end."""
+    found = [(host, c) for host in hosts for c in lab.get("/containers/json", host=host)]
+    return {(host, c["Id"]) for host, c in found if c["Labels"].get("com.docker.swarm.service.name") == "s"}
 
 
 def scaled(lab: TestLab, replicas: int, *, at: str) -> bool:

@@ -492,13 +492,15 @@ def rewritten(bundle: Path, script: str) -> Path:
 
 
 def test_a_killed_create_leaves_no_process_and_is_deleted(oci: OciCommand, tmp_path: Path) -> None:
-    at = tmp_path / "at"
-    hooks = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", f"cat > {at}; exec sleep 5"]}]}
+    at, hook = tmp_path / "at", tmp_path / "hook"
+    script = f"echo $$ > {hook}; cat > {at}; exec sleep 60"
+    hooks = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}
     bundle = make_bundle(tmp_path / "b", "exec sleep 1000", hooks=hooks)
     with subprocess.Popen(oci.line("create", "--bundle", str(bundle), "t")) as creating:
         pid = json.loads(until(lambda: at.exists() and at.read_text()))["pid"]
         creating.send_signal(signal.SIGKILL)
         creating.wait()
+    os.kill(int(hook.read_text()), signal.SIGKILL)
     until(lambda: not os.path.exists(f"/proc/{pid}/exe") or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z")
     assert oci.state("t")["status"] == "stopped"
     assert oci("delete", "t").returncode == 0

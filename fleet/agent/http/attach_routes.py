@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import APIRouter, Request, Response
 
@@ -19,7 +19,17 @@ from fleet.containers.attach import frame
 from fleet.errors import FleetError, UserError
 from fleet.model.wire import Value
 
-__all__ = ["attach_routes"]
+__all__ = ["ExecBody", "StartBody", "Talker", "attach_routes", "exec_routes", "talk_exec"]
+
+
+class Talker(Protocol):
+    """Who is at the other end of an exec: bytes both ways. See ``Connection``."""
+
+    async def receive(self) -> bytes: ...
+
+    async def send(self, data: bytes) -> None: ...
+
+    async def wait_lost(self) -> None: ...
 
 
 class ExecBody(Value, frozen=True, kw_only=True):
@@ -47,7 +57,7 @@ def attach_routes(engine: ContainerEngine) -> APIRouter:
     """The router of attach, exec and resize."""
     router = APIRouter()
     _add_attach(router, engine)
-    _add_exec(router, engine)
+    router.include_router(exec_routes(engine))
     return router
 
 
@@ -87,7 +97,10 @@ def _add_attach(router: APIRouter, engine: ContainerEngine) -> None:
         return Response(status_code=200)
 
 
-def _add_exec(router: APIRouter, engine: ContainerEngine) -> None:
+def exec_routes(engine: ContainerEngine) -> APIRouter:
+    """Those of exec alone."""
+    router = APIRouter()
+
     @router.post("/containers/{name}/exec")
     async def create(name: str, request: Request) -> Response:
         body = await read_struct(request, ExecBody, what="exec")
@@ -114,22 +127,7 @@ def _add_exec(router: APIRouter, engine: ContainerEngine) -> None:
         engine.execs.check_startable(exec_id)
 
         async def run(connection: Connection) -> None:
-            try:
-                talk = await engine.execs.attach(exec_id)
-            except FleetError as cause:  # as Docker: the stream says why, the exit code (126, 127) is in the inspection
-                text = f"{cause}\r\n".encode()
-                await connection.send(text if session.config.tty else frame("stderr", text))
-                return
-            try:
-                await pump(connection, talk, keep=None)
-                # Clients ask for the exit code as soon as the connection closes, so it closes when that is known.
-                ending = asyncio.ensure_future(engine.execs.wait(exec_id))
-                leaving = asyncio.ensure_future(connection.wait_lost())
-                await asyncio.wait((ending, leaving), return_when=asyncio.FIRST_COMPLETED)
-                ending.cancel()
-                leaving.cancel()
-            finally:
-                talk.close()
+            await talk_exec(engine, exec_id, connection)
 
         return Hijacked(request, run, content_type=RAW if session.config.tty else MULTIPLEXED)
 
@@ -165,8 +163,30 @@ def _add_exec(router: APIRouter, engine: ContainerEngine) -> None:
         engine.execs.resize(exec_id, rows=rows, columns=columns)
         return Response(status_code=200)
 
+    return router
 
-async def pump(connection: Connection, talk: Attachment, *, keep: Callable[[bytes], bytes] | None) -> None:
+
+async def talk_exec(engine: ContainerEngine, exec_id: str, connection: Talker) -> None:
+    """Start the session and be its streams until it has ended, or the other side has gone."""
+    try:
+        talk = await engine.execs.attach(exec_id)
+    except FleetError as cause:  # as Docker: the stream says why, the exit code (126, 127) is in the inspection
+        text = f"{cause}\r\n".encode()
+        await connection.send(text if engine.execs.inspect(exec_id).config.tty else frame("stderr", text))
+        return
+    try:
+        await pump(connection, talk, keep=None)
+        # Clients ask for the exit code as soon as the connection closes, so it closes when that is known.
+        ending = asyncio.ensure_future(engine.execs.wait(exec_id))
+        leaving = asyncio.ensure_future(connection.wait_lost())
+        await asyncio.wait((ending, leaving), return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        leaving.cancel()
+    finally:
+        talk.close()
+
+
+async def pump(connection: Talker, talk: Attachment, *, keep: Callable[[bytes], bytes] | None) -> None:
     """Bytes both ways until the output ends or the client leaves. The client's end of input becomes the process's."""
 
     async def outwards() -> None:

@@ -107,6 +107,13 @@ def test_exhausted_restart_policy_is_stuck_and_names_the_last_error() -> None:
 # --- the loop, against a daemon ---------------------------------------------------------------------------------------
 
 
+def test_a_job_whose_task_failed_is_stuck_when_nothing_else_is_in_work() -> None:
+    job = service(template=NO_RESTART, spec={"Mode": {"ReplicatedJob": {"TotalCompletions": 3}}})
+    failed = task(1, "failed", desired="shutdown", err="exit 3")
+    assert "exit 3" in judge(job, [failed]).stuck
+    assert judge(job, [failed, task(2)]).stuck == "", "the third is yet to be made"
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(converge, "POLL_S", 0.005)

@@ -266,6 +266,14 @@ def test_services_are_deployed_when_what_they_depend_on_is_as_they_need_it(
     assert "up to date" in steps(fleet, engine, folder, monkeypatch)[0].out, "nothing to do is nothing to wait for"
 
 
+def test_a_job_without_numbers_is_left_alone(fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path) -> None:
+    (folder / "stack.yml").write_text(ORDERED)
+    fleet("stack", "deploy", "-d", "-c", str(folder / "stack.yml"), "s")
+    (job,) = [o for o in cluster.kept["services"] if o["Spec"]["Name"] == "s_migrate"]
+    job["Spec"]["Mode"] = {"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 1}}  # as a daemon fills them in
+    assert "up to date" in fleet("stack", "deploy", "-d", "-c", str(folder / "stack.yml"), "s").out
+
+
 def test_detached_keeps_the_order_and_says_that_nobody_waits(
     fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

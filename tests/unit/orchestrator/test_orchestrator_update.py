@@ -421,3 +421,20 @@ def test_overlap_on_a_paused_node_ends_when_the_order_becomes_stop_first() -> No
     cluster.settle()
     assert images(cluster) == ["app:1"]
     assert len(cluster.runnable()) == 1
+
+
+def test_a_task_that_fits_nowhere_is_made_anew_when_its_placement_changes() -> None:
+    """A constraint nobody meets, taken back while its task still waits for a node."""
+    cluster = Cluster(a_service(), [a_node("a")])
+    cluster.run()
+    (running,) = cluster.running()
+    cluster.update(spec=a_task_spec(constraints=["node.labels.no == such"]))
+    for _ in range(10):
+        cluster.plan()
+        cluster.run_agents()
+    (waiting,) = (task for task in cluster.runnable() if not task.node_id)
+    cluster.update(spec=a_task_spec())
+    cluster.run()
+    (task,) = cluster.running()
+    assert task.id not in (running.id, waiting.id)
+    assert task.spec.placement.constraints == ()
