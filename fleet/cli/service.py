@@ -267,14 +267,24 @@ def explain(app: App, *, name: str, fmt: str | None) -> None:
     print_rows(rows, columns=EXPLAIN_COLUMNS, fmt=fmt, quiet=False)
     if fmt not in (None, "table"):
         return
-    if not any(row["Why"] == "chosen" for row in rows):
-        echo("No node can take another task.")
+    if not any(row["ID"] == report["Chosen"] for row in rows):
+        reason = report.get("Reason", "")
+        echo(f"Another task would wait: {reason}" if reason.startswith("beyond") else "No node can take another task.")
+    hosts = {node["ID"]: node["Hostname"] or node["ID"] for node in report["Nodes"]}
+    if preempts := report.get("Preempts"):
+        stops, place = ", ".join(preempts["Names"]), hosts.get(preempts["NodeID"], preempts["NodeID"])
+        echo(f"For another task {stops} would stop on {place}, of lower priority.")
+    for task in report.get("Preempted", []):
+        verb = "was stopped" if task["HasEnded"] else "stops"
+        echo(f"{task['Name']} {verb} on {hosts.get(task['NodeID'], task['NodeID'])} for a task of {task['Service']}.")
+    for quota in report.get("Quotas", []):
+        echo(quota[0].upper() + quota[1:])
     for task in report["Waiting"]:
         echo(f"{name}.{task['Slot'] or task['ID']} waits: {task['Err'] or 'not looked at yet'}")
 
 
 def _verdict(number: int, node: Json, *, chosen: str) -> Json:
-    reasons = "; ".join(node["Reasons"])
+    is_chosen, reasons = node["ID"] == chosen, "; ".join(node["Reasons"])
     return {
         "ID": node["ID"],
         "Rank": "-" if reasons else number,
@@ -284,7 +294,7 @@ def _verdict(number: int, node: Json, *, chosen: str) -> Json:
         "Tasks": node["Tasks"],
         "Reserved": f"{node['ReservedPermille'] / 10:g}%",
         "Failures": node["Failures"],
-        "Why": "chosen" if node["ID"] == chosen else reasons,
+        "Why": "; ".join((["chosen"] if is_chosen else node["Reasons"]) + node.get("Notes", [])),
     }
 
 
