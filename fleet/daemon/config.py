@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fleet import __version__, errors
 from fleet.daemon.addresses import split_address
+from fleet.daemon.dashboard.pages import DashboardMode
 from fleet.images.registry import RegistryOptions, parse_mirrors
 
 __all__ = ["DEFAULT_CONFIG", "DEFAULT_SOCKET", "DaemonConfig", "load_config"]
@@ -47,6 +48,8 @@ class DaemonConfig(BaseModel):
     insecure_registries: tuple[str, ...] = ()
     registry_mirrors: tuple[str, ...] = ()
     registry_certs: Path = Path("/etc/fleet/certs.d")
+    dashboard: DashboardMode = DashboardMode.AUTO
+    dashboard_hosts: tuple[str, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
@@ -160,6 +163,22 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
     (
         ("--registry-certs",),
         {"metavar": "DIR", "help": "DIR/HOST[:PORT]/: ca.crt, client.cert, client.key (default /etc/fleet/certs.d)"},
+    ),
+    (
+        ("--dashboard",),
+        {
+            "choices": [mode.value for mode in DashboardMode],
+            "help": "page at /: auto (default; socket, and TCP with client certificates), on, off",
+        },
+    ),
+    (
+        ("--dashboard-host",),
+        {
+            "dest": "dashboard_hosts",
+            "action": "append",
+            "metavar": "NAME",
+            "help": "answer requests in the clear for this host name too, as behind a proxy (repeatable)",
+        },
     ),
     (("--store",), {"metavar": "etcd://HOST:PORT,...", "help": "keep cluster state in this etcd (default: own file)"}),
     (("--store-cacert",), {"metavar": "FILE", "help": "speak TLS to etcd, trust this authority"}),

@@ -34,6 +34,7 @@ from fleet.containers.engine import ContainerEngine
 from fleet.daemon.addresses import split_address
 from fleet.daemon.app import engine_app
 from fleet.daemon.config import METRICS_PORT, DaemonConfig
+from fleet.daemon.dashboard import BrowserGuard, DashboardPages
 from fleet.daemon.doctor import Doctor, HostDoctor
 from fleet.daemon.events import EventLog
 from fleet.daemon.listeners import Listener, tcp_socket, unix_socket
@@ -151,7 +152,9 @@ class Daemon:
                 requests=requests,
                 clock=clock,
             )
-            listeners = self._listeners(app, metrics_app(exposition))
+            pages = DashboardPages(app, mode=config.dashboard, is_verified=config.tlsverify)
+            guarded = BrowserGuard(pages, hosts=config.dashboard_hosts)
+            listeners = self._listeners(guarded, metrics_app(exposition))
             await membership.open()
             stack.push_async_callback(membership.close)
             tasks = [asyncio.create_task(listener.run(), name=listener.name) for listener in listeners]

@@ -83,7 +83,7 @@ class EventLog:
         """Until cancelled."""
         with engine.subscribe() as events:
             async for event in events:
-                action, _, kind = str(event.action.value).partition(" ")[::-1]
+                kind, _, action = str(event.action.value).rpartition(" ")
                 self.add(
                     kind=kind or "container", action=action, actor=event.id, scope="local", attributes=event.attributes
                 )

@@ -11,6 +11,7 @@ import pytest
 from fleet import errors
 from fleet.agent.templates import expand
 from fleet.clock import SystemClock
+from fleet.containers.events import Action, ContainerEvent, EventHub
 from fleet.daemon.addresses import choose_address, split_address
 from fleet.daemon.config import load_config
 from fleet.daemon.events import EventLog, matches
@@ -163,6 +164,25 @@ def test_events_are_kept_filtered_and_bounded_in_time() -> None:
         assert [event["Actor"]["ID"] for event in seen] == ["s0", "s1", "s2"]
         assert [matches(event, {"service": ("n1",)}) for event in seen] == [False, True, False]
         assert not matches(seen[0], {"type": ("node",)})
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("happened", "kind", "action"),
+    [(Action.START, "container", "start"), (Action.VOLUME_CREATE, "volume", "create")],
+)
+def test_events_of_containers_have_docker_s_type_and_action(happened: Action, kind: str, action: str) -> None:
+    async def main() -> None:
+        log, hub = EventLog(SystemClock()), EventHub()
+        following = asyncio.create_task(log.follow_containers(hub))  # type: ignore[arg-type]
+        seen = log.stream(since=None, until=None)
+        first = asyncio.ensure_future(anext(seen))
+        await asyncio.sleep(0)
+        hub.send(ContainerEvent(action=happened, id="c", time=SystemClock().now()))
+        event = await first
+        following.cancel()
+        assert (event["Type"], event["Action"]) == (kind, action)
 
     asyncio.run(main())
 
