@@ -137,6 +137,8 @@ def _shown_state(task: Json) -> str:
 
 def _desired(service: Json, active: Sequence[Json]) -> int:
     mode = (service.get("Spec") or {}).get("Mode") or {}
+    if _waits_for_its_time(service):
+        return 0
     if mode.get("ReplicatedJob") is not None:
         total = mode["ReplicatedJob"].get("TotalCompletions")
         return 1 if total is None else int(total)
@@ -145,6 +147,13 @@ def _desired(service: Json, active: Sequence[Json]) -> int:
         return 1 if replicas is None else int(replicas)
     counted = (service.get("ServiceStatus") or {}).get("DesiredTasks")
     return len(active) if counted is None else int(counted)
+
+
+def _waits_for_its_time(service: Json) -> bool:
+    """A job with a schedule that has not run yet has nothing to do now."""
+    labels = (service.get("Spec") or {}).get("Labels") or {}
+    iteration = ((service.get("JobStatus") or {}).get("JobIteration") or {}).get("Index") or 0
+    return "fleet.schedule.cron" in labels and not iteration
 
 
 def _restart_policy(spec: Json) -> tuple[str, int]:

@@ -25,6 +25,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "node": ("fleet.cli.node:node", "Manage nodes of the swarm"),
     "service": ("fleet.cli.service:service", "Manage services"),
     "stack": ("fleet.cli.stack:stack", "Manage stacks (Compose files)"),
+    "job": ("fleet.cli.job:job", "Run jobs, once or at set times"),
     "task": ("fleet.cli.task:task", "Look at tasks"),
     "network": ("fleet.cli.network:network", "Manage networks"),
     "secret": ("fleet.cli.objects:secret", "Manage secrets"),
@@ -71,7 +72,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "logs": ("fleet.cli.logs:logs", "Show logs of a container, service or task"),
 }
 _SECTIONS: Final = (
-    ("Cluster", ("swarm", "node", "service", "stack", "task", "network", "secret", "config")),
+    ("Cluster", ("swarm", "node", "service", "stack", "job", "task", "network", "secret", "config")),
     ("This host", ("container", "image", "volume", "system", "info", "version", "events", "daemon")),
     ("Containers", ("run", "create", "exec", "attach", "start", "stop", "restart", "kill", "pause", "unpause", "rm")),
     ("More of containers", ("rename", "update", "wait", "port", "diff", "stats", "cp", "export")),

@@ -35,6 +35,7 @@ from fleet.manager.loops import (
     SchedulerLoop,
     SealingLoop,
 )
+from fleet.manager.loops.schedule import ScheduleLoop
 from fleet.manager.majority import Majority
 from fleet.manager.managers import MANAGERS_MAX, manager_addresses
 from fleet.manager.secret_drivers import SecretDrivers
@@ -187,6 +188,7 @@ class ManagerRole:
             ).run,
             "reaper": ReaperLoop(store, clock).run,
             "rebalancer": RebalanceLoop(store, clock).run,
+            "schedules": ScheduleLoop(store, clock).run,
             "root rotation": RotationLoop(store, clock).run,
             "sealing key": SealingLoop(store, clock).run,
             "managers": ManagersLoop(

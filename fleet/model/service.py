@@ -394,9 +394,27 @@ class UpdateStatus(Value, frozen=True, kw_only=True):
     message: str = ""
 
 
+class JobRun(Value, frozen=True, kw_only=True):
+    """A run that a schedule began, or did not (``iteration`` 0). ``outcome``: running, succeeded, failed, skipped, missed."""
+
+    scheduled: datetime
+    iteration: int = 0
+    started_at: datetime | None = None
+    outcome: str
+    reason: str = ""
+
+
+RUNS_KEPT = 10
+
+
 class JobStatus(Value, frozen=True, kw_only=True):
+    """``scheduled``: the last instant of the service's schedule dealt with; ``runs``: what came of those, oldest first."""
+
     job_iteration: Version = Version()
     last_execution: datetime | None = None
+    # Below: fleet's own.
+    scheduled: datetime | None = None
+    runs: tuple[JobRun, ...] = ()
 
 
 class Service(Value, frozen=True, kw_only=True):

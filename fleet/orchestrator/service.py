@@ -8,6 +8,7 @@ from fleet.orchestrator.global_ import plan_global
 from fleet.orchestrator.job import plan_job
 from fleet.orchestrator.plan import NewId, Plan
 from fleet.orchestrator.replicated import plan_replicated
+from fleet.orchestrator.schedule import is_waiting_for_its_time
 from fleet.orchestrator.view import ServiceView
 
 __all__ = ["plan_service"]
@@ -25,6 +26,8 @@ def plan_service(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:
             plan.want_removal(task, now=now)
         return plan
     if service.spec.is_job:
+        if is_waiting_for_its_time(service):
+            return Plan()
         return plan_job(view, now=now, new_id=new_id)
     if service.spec.is_global:
         return plan_global(view, now=now, new_id=new_id)

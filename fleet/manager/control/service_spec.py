@@ -16,6 +16,7 @@ from fleet import errors
 from fleet.images.reference import parse_reference
 from fleet.model import wire
 from fleet.model.common import MILLISECOND_NS
+from fleet.model.schedule import parse_schedule
 from fleet.model.service import (
     ContainerSpec,
     DnsConfig,
@@ -80,6 +81,11 @@ def check_service_spec(spec: ServiceSpec) -> None:
     check_labels(spec.labels, what="service")
     parse_wishes(spec.labels, service_name=spec.name)
     parse_mode(spec.labels)
+    if parse_schedule(spec.labels) is not None and not spec.is_job:
+        raise errors.UserError(
+            f"service {spec.name} has a schedule and is {spec.mode_name}; only jobs have runs: "
+            "use mode replicated-job or global-job"
+        )
     _check_mode(spec)
     _check_task(spec.task_template)
     _check_update(spec.update_config, what="UpdateConfig", actions=_UPDATE_ACTIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -17,6 +18,7 @@ from fleet.manager.control.service_spec import check_service_spec, normal_spec
 from fleet.model.common import Version
 from fleet.model.defaults import restart_condition, restart_delay, stop_grace
 from fleet.model.ids import LoginId, ServiceId
+from fleet.model.schedule import parse_schedule
 from fleet.model.secret import Login
 from fleet.model.service import EndpointSpec, JobStatus, RestartPolicy, Service, ServiceSpec, UpdateStatus
 from fleet.model.task import Task, TaskState, is_runnable
@@ -90,7 +92,7 @@ class ServiceControl:
                         created_at=now,
                         updated_at=now,
                         spec=resolved.spec,
-                        job_status=JobStatus(last_execution=now) if resolved.spec.is_job else None,
+                        job_status=_first_job_status(resolved.spec, now),
                     )
                 )
             )
@@ -205,7 +207,9 @@ class ServiceControl:
         job_status, now = service.job_status, self._context.now()
         if spec.is_job and spec.task_template.force_update > service.spec.task_template.force_update:
             iteration = Version(index=(service.job_iteration or Version()).index + 1)
-            job_status = JobStatus(job_iteration=iteration, last_execution=now)
+            job_status = msgspec.structs.replace(job_status or JobStatus(), job_iteration=iteration, last_execution=now)
+        if spec.is_job and parse_schedule(spec.labels) != parse_schedule(service.spec.labels):
+            job_status = msgspec.structs.replace(job_status or JobStatus(), scheduled=now)  # what was due before is not
         return msgspec.structs.replace(
             service,
             spec=spec,
@@ -217,6 +221,13 @@ class ServiceControl:
             job_status=job_status,
             updated_at=now,
         )
+
+
+def _first_job_status(spec: ServiceSpec, now: datetime) -> JobStatus | None:
+    """A job runs at once, unless it has a schedule."""
+    if not spec.is_job:
+        return None
+    return JobStatus(last_execution=now) if parse_schedule(spec.labels) is None else JobStatus(scheduled=now)
 
 
 def _with_login(spec: ServiceSpec, login_id: LoginId) -> ServiceSpec:

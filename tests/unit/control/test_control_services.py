@@ -260,6 +260,29 @@ def test_the_spec_before_is_kept_and_rolled_back_to(run) -> None:
     run(body)
 
 
+def test_a_scheduled_job_runs_when_it_is_due_and_a_new_schedule_counts_from_now(run) -> None:
+    async def body(world) -> None:
+        api = world.api.services
+        mode = ServiceMode(replicated_job=JobMode(total_completions=1))
+        plain = await api.create(spec("plain", mode=mode))
+        assert plain.job_status.last_execution is not None
+        job = await api.create(spec(mode=mode, labels={"fleet.schedule.cron": "0 3 * * *"}))
+        assert (job.job_status.last_execution, job.job_status.scheduled) == (None, job.created_at)
+        other = replace(job.spec, labels={"fleet.schedule.cron": "0 4 * * *"})
+        changed = await api.update("web", other, version=job.version.index)
+        assert changed.job_status.scheduled > job.created_at
+        asked = replace(other, task_template=replace(other.task_template, force_update=1))
+        forced = await api.update("web", asked, version=changed.version.index)
+        assert forced.job_status.job_iteration.index == 1
+        assert forced.job_status.scheduled == changed.job_status.scheduled
+        with pytest.raises(errors.UserError, match="only jobs have runs"):
+            await api.create(spec("other", labels={"fleet.schedule.cron": "0 3 * * *"}))
+        with pytest.raises(errors.UserError, match="has 1 fields"):
+            await api.create(spec("bad", mode=mode, labels={"fleet.schedule.cron": "daily"}))
+
+    run(body)
+
+
 def test_rolling_a_job_back_leaves_no_update_that_nobody_ends(run) -> None:
     async def body(world) -> None:
         api = world.api.services
