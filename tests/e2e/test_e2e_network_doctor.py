@@ -63,11 +63,15 @@ def device(lab: TestLab, host: str, kind: str, network: str) -> str:
 
 
 def test_a_healthy_cluster_gets_a_word_for_each_thing_that_was_looked_at(lab: TestLab) -> None:
-    shown = report(lab)
-    assert shown["Healthy"] and {host["Hostname"] for host in shown["Hosts"]} == {"m1", "w1", "w2"}
-    for host in ("m1", "w1", "w2"):
-        looked_at = {finding["Check"] for finding in shown["Findings"] if finding["Host"] == host}
-        assert looked_at == {"kernel", "links", "forwarding", "rules", "names", "ports", "path"}
+    every = {"kernel", "links", "forwarding", "rules", "names", "ports", "path"}
+
+    def looked_at() -> dict[str, set[str]]:
+        shown = report(lab)
+        assert shown["Healthy"] and {host["Hostname"] for host in shown["Hosts"]} == {"m1", "w1", "w2"}
+        return {host: {f["Check"] for f in shown["Findings"] if f["Host"] == host} for host in ("m1", "w1", "w2")}
+
+    # names are asked from inside tasks: a host that was off a moment ago may have none yet
+    lab.wait_until(lambda: all(found == every for found in looked_at().values()), 30, what="each host, each thing")
     said = lab.fleet("network", "doctor", "front", "--node", "w1").stdout
     assert said == "w1: all is right\n"
 

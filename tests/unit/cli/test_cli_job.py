@@ -76,13 +76,17 @@ def test_history_is_newest_first_with_reasons(fleet: Any, engine: FakeEngine) ->
     ],
 )
 def test_run_ends_as_its_task_did_and_removes_it(
-    fleet: Any, engine: FakeEngine, tasks: list[dict[str, Any]], code: int, said: str
+    fleet: Any,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    tasks: list[dict[str, Any]],
+    code: int,
+    said: str,
 ) -> None:
+    monkeypatch.setattr("fleet.cli.logs.service_logs", lambda *_, **__: None)
     engine.on("GET", "/services/night", job(**{CRON: "0 3 * * *", "own": "label"}))
     engine.on("POST", "/services/create", Reply(201, {"ID": "new"}))
     engine.on("GET", "/services/new", job("new"))
-    engine.on("GET", "/services/id-new/logs", b"")
-    engine.on("GET", "/nodes", [])
     engine.on("GET", "/tasks", tasks)
     engine.on("DELETE", "/services/new", Reply(200, None))
     ran = fleet("job", "run", "--rm", "--from", "night", "-e", "B=3", "--name", "now", "x", "y")
