@@ -109,9 +109,14 @@ def _plan(app: App, chosen: _Chosen, name: str, *, asks: bool) -> _Plan:
         app, wanted.services, running=running, mode=chosen.resolve_image, with_auth=chosen.with_auth
     )
     wanted = dataclasses.replace(wanted, services=services)
-    return _Plan(
-        wanted=wanted, changes=plan_stack(wanted, existing, prune=chosen.prune), networks=networks, versions=versions
-    )
+    changes = plan_stack(wanted, existing, prune=chosen.prune)
+    for change in changes:
+        if change.kind == "network" and change.details:
+            click.echo(
+                f"Warning: network {change.name} stays as it is, its labels cannot be changed: {'; '.join(change.details)}",
+                err=True,
+            )
+    return _Plan(wanted=wanted, changes=changes, networks=networks, versions=versions)
 
 
 @stack.command()

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from fleet import errors
+from fleet.api.render import VXLAN_OPTION
 from fleet.cli.pinning import is_pin_of
 from fleet.compose.convert import Stack
 from fleet.model import wire
@@ -72,7 +73,8 @@ def plan_stack(stack: Stack, existing: Existing, *, prune: bool = False) -> list
             changes.append(Change(action="create", kind="network", name=network.name, spec=network))
         else:
             _check_network(network, found)
-            changes.append(Change(action="keep", kind="network", name=network.name, current=found))
+            details = tuple(differences(found.get("Labels") or {}, network.labels, "Labels"))
+            changes.append(Change(action="keep", kind="network", name=network.name, current=found, details=details))
     secrets = {item["Spec"]["Name"]: item for item in existing.secrets}
     changes += [
         _plan_secret(secret, secrets.get(secret.name), is_same=secret.name in existing.unchanged)
@@ -90,6 +92,9 @@ def _check_network(wanted: NetworkSpec, found: Json) -> None:
         ("driver", wanted.driver or "overlay", found.get("Driver") or "overlay"),
         ("internal", wanted.internal, bool(found.get("Internal"))),
         ("attachable", wanted.attachable, bool(found.get("Attachable"))),
+        ("enable_ipv6", bool(wanted.enable_ipv6), bool(found.get("EnableIPv6"))),
+        ("driver_opts", wanted.options, _given_options(found)),
+        *_ipam_pairs(wanted, found),
     )
     for what, new, old in pairs:
         if new != old:
@@ -97,6 +102,25 @@ def _check_network(wanted: NetworkSpec, found: Json) -> None:
                 f"network {wanted.name} exists with {what} {old}, the file says {new}; "
                 "a network cannot be changed: give it another name, or remove the stack first"
             )
+
+
+def _given_options(found: Json) -> Json:
+    """Without the one that the cluster adds."""
+    return {name: value for name, value in (found.get("Options") or {}).items() if name != VXLAN_OPTION}
+
+
+def _ipam_pairs(wanted: NetworkSpec, found: Json) -> Iterable[tuple[str, Any, Any]]:
+    """What the file says of addresses; what it leaves open the cluster has chosen."""
+    has = (found.get("IPAM") or {}).get("Config") or [{}]
+    for config, current in zip(wanted.ipam.config if wanted.ipam else (), has, strict=False):
+        for what, new, key in (
+            ("subnet", config.subnet, "Subnet"),
+            ("ip_range", config.ip_range, "IPRange"),
+            ("gateway", config.gateway, "Gateway"),
+            ("aux_addresses", config.auxiliary_addresses, "AuxiliaryAddresses"),
+        ):
+            if new:
+                yield f"ipam.config {what}", new, current.get(key) or "(nothing)"
 
 
 def _plan_secret(wanted: SecretSpec, found: Json | None, *, is_same: bool) -> Change:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from fleet import errors
-from fleet.compose.document import Node, parse
+from fleet.compose.document import NODES_MAX, Node, parse
 from fleet.compose.env_file import parse_env_file
 from fleet.compose.merge import interpolate_tree, merge
 from fleet.compose.reading import listed
@@ -22,6 +22,8 @@ __all__ = ["FILES_MAX", "Expander"]
 FILES_MAX: Final = 32
 """All files of a stack together, however they come in."""
 _DEPTH_MAX: Final = 8
+_CHAIN_MAX: Final = 32
+"""Services that one extends, by way of each other."""
 _SECTIONS: Final = ("services", "networks", "volumes", "configs", "secrets", "models")
 
 ReadText = Callable[[str], str]
@@ -48,6 +50,8 @@ class Expander:
         self._on_unset = on_unset
         self._interpolates = interpolates
         self._count = 0
+        self._copied = 0
+        """Values that services got by extending others; bounded as those of a file are."""
 
     def documents(self, name: str, text: str) -> list[Node]:
         """The file and all that it brings in, the weakest first, with nothing of ``include`` and ``extends`` left."""
@@ -59,7 +63,10 @@ class Expander:
         tree = self._parsed(name, text, environment)
         result: list[Node] = []
         for entry in listed(tree.mapping().get("include")):
-            result += self._included(entry, folder=folder, environment=environment, within=within)
+            found = self._included(entry, folder=folder, environment=environment, within=within)
+            if result:
+                _check_alike(merge(result), merge(found))
+            result += found
         own = _without(tree, "include")
         if result:
             _check_apart(merge(result), own)
@@ -159,6 +166,8 @@ class Expander:
             extends.fail(
                 f"{key} extends itself, by way of {', '.join(name for _, name in within[within.index(place) :])}"
             )
+        if len(within) >= _CHAIN_MAX:
+            extends.fail(f"extended {_CHAIN_MAX} services deep")
         fields = extends.mapping() if extends.kind == "mapping" else {"service": extends}
         if "service" not in fields:
             extends.fail("the key 'service' is missing")
@@ -174,6 +183,9 @@ class Expander:
             known = ", ".join(sorted(other.services())[:8]) or "none"
             fields["service"].fail(f"there is no service {base_key!r} in {other.tree.mark.file}; there are: {known}")
         base = self._resolved(other, base_key, environment=environment, files=files, within=(*within, place))
+        self._copied += sum(1 for _ in base.walk())
+        if self._copied > NODES_MAX:
+            extends.fail(f"more than {NODES_MAX} values with those of the services that are extended")
         if other is not document:
             base = _rebased_service(base, _relative(other.folder, document.folder))
         return merge([base, _without(service, "extends")])
@@ -212,6 +224,18 @@ def _check_apart(included: Node, own: Node) -> None:
             if key in theirs.entries:
                 other = theirs.entries[key].key_mark
                 child.fail(f"is defined at {other} too, which is included; put what differs into a further -c file")
+
+
+def _check_alike(first: Node, second: Node) -> None:
+    """Two included files may both bring in a third, and may not define the same thing in different ways."""
+    for section in _SECTIONS:
+        ours, theirs = first.entries.get(section), second.entries.get(section)
+        if ours is None or theirs is None:
+            continue
+        for key in ours.entries.keys() & theirs.entries.keys():
+            child, other = theirs.entries[key], ours.entries[key]
+            if child.plain() != other.plain():
+                child.fail(f"is defined differently at {other.key_mark}, which is included too")
 
 
 # --- paths

@@ -23,6 +23,12 @@ TEXT_MAX: Final = 1024 * 1024
 NODES_MAX: Final = 50_000
 """Values in one file, aliases expanded."""
 DEPTH_MAX: Final = 40
+_SHOWN_MAX: Final = 60
+"""Characters of a wrong value that are repeated in the error."""
+_INTEGER_MAX: Final = 1000
+"""Characters; Python refuses to print numbers of more than 4300 digits."""
+_UNFIT: Final = re.compile("[\0\ud800-\udfff]")
+"""What no path, variable or argument of a process may hold, and what no UTF-8 text can."""
 
 Kind = Literal["mapping", "list", "string", "integer", "number", "boolean", "null"]
 
@@ -52,13 +58,16 @@ class Node:
     entries: dict[str, Node] = dataclasses.field(default_factory=dict)
     items: tuple[Node, ...] = ()
     key_mark: Mark | None = None
+    merging: Literal["", "reset", "override"] = ""
+    """By the tags ``!reset`` and ``!override``: what an earlier file says is taken away, or replaced whole."""
 
     def fail(self, message: str) -> NoReturn:
         """Raise ``UserError`` with file, line and path in front."""
         raise errors.UserError(f"{self.key_mark or self.mark}: {self.path or 'the document'}: {message}")
 
     def _expected(self, what: str) -> NoReturn:
-        shown = f" {self.text!r}" if self.text else ""
+        text = self.text if len(self.text) <= _SHOWN_MAX else f"{self.text[:_SHOWN_MAX]}..."
+        shown = f" {text!r}" if text else ""
         self.fail(f"expected {what}, got {_article(self.kind)}{shown}")
 
     def apply(self, convert: Callable[[str], T]) -> T:
@@ -87,13 +96,13 @@ class Node:
 
     def integer(self) -> int:
         """A whole number; octal as YAML writes it (``0444``, ``0o444``)."""
-        text = self.scalar().replace("_", "")
         try:
-            if re.fullmatch(r"[-+]?0[0-7]+", text):
-                return int(text, 8)
-            return int(text, 0)
+            value = _integer(self.scalar())
         except ValueError:
             self._expected("a whole number")
+        if not -(2**63) <= value < 2**63:
+            self._expected("a whole number of at most 64 bits")
+        return value
 
     def number(self) -> float:
         """Any finite number."""
@@ -148,11 +157,24 @@ class Node:
             case "boolean":
                 return self.text.lower() == "true"
             case "integer":
-                return self.integer()
+                return _plain_integer(self.text)
             case "number":
                 return float(self.text)
             case "string":
                 return self.text
+
+
+def _plain_integer(text: str) -> int | str:
+    """As text when it is no number after all (``089``) or longer than Python prints."""
+    try:
+        return text if len(text) > _INTEGER_MAX else _integer(text)
+    except ValueError:
+        return text
+
+
+def _integer(text: str) -> int:
+    text = text.replace("_", "")
+    return int(text, 8) if re.fullmatch(r"[-+]?0[0-7]+", text) else int(text, 0)
 
 
 def _article(kind: str) -> str:
@@ -183,6 +205,8 @@ _KINDS: Final[dict[str, Kind]] = {
     "tag:yaml.org,2002:float": "number",
     "tag:yaml.org,2002:str": "string",
 }
+_MERGING: Final[dict[str, Literal["", "reset", "override"]]] = {"!reset": "reset", "!override": "override"}
+_COLLECTIONS: Final = frozenset({"tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"})
 
 
 def parse(text: str, *, file: str) -> Node:
@@ -222,18 +246,38 @@ class _Builder:
             )
         if depth > DEPTH_MAX:
             raise errors.UserError(f"{mark}: nested deeper than {DEPTH_MAX} levels (or an alias that holds itself)")
+        merging = _MERGING.get(node.tag, "")
         if isinstance(node, yaml.ScalarNode):
-            kind = _KINDS.get(node.tag)
+            kind = _KINDS.get(self.resolved(node) if merging else node.tag)
             if kind is None:
                 raise errors.UserError(f"{mark}: the tag {node.tag} is not known in Compose files")
-            return Node(kind=kind, mark=mark, path=path, text=node.value, key_mark=key_mark)
+            text = self.fit(node.value, mark=mark, path=path)
+            return Node(kind=kind, mark=mark, path=path, text=text, key_mark=key_mark, merging=merging)
+        self.check_tag(node, mark)
         if isinstance(node, yaml.SequenceNode):
             items = tuple(
                 self.build(child, path=f"{path}[{index}]", depth=depth + 1) for index, child in enumerate(node.value)
             )
-            return Node(kind="list", mark=mark, path=path, items=items, key_mark=key_mark)
+            return Node(kind="list", mark=mark, path=path, items=items, key_mark=key_mark, merging=merging)
         entries = self.entries(node, path=path, depth=depth)
-        return Node(kind="mapping", mark=mark, path=path, entries=entries, key_mark=key_mark)
+        return Node(kind="mapping", mark=mark, path=path, entries=entries, key_mark=key_mark, merging=merging)
+
+    def resolved(self, node: yaml.ScalarNode) -> str:
+        """The tag that the scalar would have without the one it was given."""
+        resolver: Any = _Loader("")
+        return str(resolver.resolve(yaml.ScalarNode, node.value, (node.style is None, node.style is not None)))
+
+    def check_tag(self, node: yaml.Node, mark: Mark) -> None:
+        if node.tag not in _MERGING and node.tag not in _COLLECTIONS:
+            raise errors.UserError(f"{mark}: the tag {node.tag} is not known in Compose files")
+
+    def fit(self, text: str, *, mark: Mark, path: str) -> str:
+        found = _UNFIT.search(text)
+        if found is not None:
+            raise errors.UserError(
+                f"{mark}: {path or 'the document'}: the character U+{ord(found[0]):04X} cannot be part of a text"
+            )
+        return text
 
     def entries(self, node: yaml.Node, *, path: str, depth: int) -> dict[str, Node]:
         if depth > DEPTH_MAX:
@@ -249,7 +293,7 @@ class _Builder:
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
                 raise errors.UserError(f"{key_mark}: {path or 'the document'}: a key must be a plain word")
-            key = str(key_node.value)
+            key = self.fit(str(key_node.value), mark=key_mark, path=path)
             if key in own:
                 first = own[key].key_mark
                 raise errors.UserError(

@@ -9,7 +9,7 @@ from fleet import errors
 from fleet.compose.compound import FILES_MAX, Expander
 from fleet.compose.diagnose import Diagnosis, diagnose
 from fleet.compose.document import Node
-from fleet.compose.merge import merge
+from fleet.compose.merge import merge, without_resets
 from fleet.compose.reading import listed
 
 __all__ = ["Loaded", "load"]
@@ -62,7 +62,7 @@ def load(
         documents += expander.documents(name, text)
     notes = [f"{mark}: the variable {variable} is not set; an empty string is used" for variable, mark in unset.items()]
     warned = dict.fromkeys((*notes, *map(str, warnings)))
-    return Loaded(document=_chosen(merge(documents), profiles), warnings=tuple(warned))
+    return Loaded(document=_chosen(without_resets(merge(documents)), profiles), warnings=tuple(warned))
 
 
 def _chosen(document: Node, profiles: Collection[str]) -> Node:

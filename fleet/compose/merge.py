@@ -2,7 +2,7 @@
 
 Mappings are merged key by key; ``command``, ``entrypoint`` and a health check's ``test`` are replaced; lists that are
 really mappings (environment, labels) are merged by name, ports and mounts by where they appear in the container; other
-lists are joined without repeating.
+lists are joined without repeating. ``!override`` replaces what earlier files say whole, ``!reset`` takes it away.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from fleet.compose.document import Node
 from fleet.compose.interpolate import interpolate
 
-__all__ = ["interpolate_tree", "merge"]
+__all__ = ["interpolate_tree", "merge", "without_resets"]
 
 _REPLACED: Final = frozenset({"command", "entrypoint", "test"})
 _LISTED: Final = frozenset({"env_file", "dns", "dns_search", "tmpfs"})
@@ -57,7 +57,22 @@ def merge(documents: Sequence[Node]) -> Node:
     return result
 
 
+def without_resets(node: Node) -> Node:
+    """The tree without what was tagged ``!reset``: for the end, since a reset must outlive each step of the merging."""
+    match node.kind:
+        case "mapping":
+            kept = {key: without_resets(child) for key, child in node.entries.items() if child.merging != "reset"}
+            return dataclasses.replace(node, entries=kept)
+        case "list":
+            items = tuple(without_resets(child) for child in node.items if child.merging != "reset")
+            return dataclasses.replace(node, items=items)
+        case _:
+            return node
+
+
 def _merge(base: Node, override: Node, *, key: str) -> Node:
+    if override.merging or base.merging == "reset":
+        return override
     if override.kind == "null":
         return base
     if base.kind == "null" or key in _REPLACED:

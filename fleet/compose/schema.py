@@ -109,10 +109,17 @@ _FILE_REFERENCE: Final = _honoured("source", "target", "uid", "gid", "mode")
 
 _SERVICE: Final = {
     **_honoured(
-        "image", "command", "entrypoint", "environment", "env_file", "labels", "cap_add", "cap_drop", "sysctls",
+        "image", "command", "entrypoint", "environment", "labels", "cap_add", "cap_drop", "sysctls",
         "ulimits", "init", "stop_signal", "stop_grace_period", "user", "group_add", "working_dir", "hostname",
         "extra_hosts", "dns", "dns_search", "dns_opt", "tty", "stdin_open", "read_only", "tmpfs", "oom_score_adj",
         "restart", "scale", "expose", "profiles",
+    ),
+    "env_file": Key(
+        below={
+            **_honoured("path", "required"),
+            **_ignored(format="files are NAME=value lines: quotes around a whole value go, nothing else is replaced"),
+        },
+        of="items",
     ),
     "depends_on": Key(
         below={

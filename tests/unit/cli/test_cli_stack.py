@@ -431,6 +431,40 @@ def test_network_that_would_have_to_change_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("first", "then", "words"),
+    [
+        ("driver_opts: {mtu: '1400'}", "", "driver_opts {'mtu': '1400'}, the file says {}"),
+        ("", "driver_opts: {mtu: '1400'}", "driver_opts {}, the file says {'mtu': '1400'}"),
+        ("", "enable_ipv6: true", "enable_ipv6 False, the file says True"),
+        (
+            "ipam: {config: [{subnet: 10.9.0.0/24}]}",
+            "ipam: {config: [{subnet: 10.8.0.0/24}]}",
+            "ipam.config subnet 10.9.0.0/24, the file says 10.8.0.0/24",
+        ),
+    ],
+)
+def test_no_change_of_a_network_is_dropped_in_silence(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, first: str, then: str, words: str
+) -> None:
+    (folder / "stack.yml").write_text(FILE.replace("front: {}", f"front: {{{first}}}"))
+    deploy(fleet, folder)
+    cluster.kept["networks"][0].setdefault("Options", {})["com.docker.network.driver.overlay.vxlanid_list"] = "4097"
+    assert deploy(fleet, folder).code == 0, "what the cluster adds is no change"
+    (folder / "stack.yml").write_text(FILE.replace("front: {}", f"front: {{{then}}}"))
+    ran = deploy(fleet, folder)
+    assert ran.code == 2
+    assert words in ran.err
+
+
+def test_labels_of_a_network_that_stay_are_told(fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path) -> None:
+    deploy(fleet, folder)
+    (folder / "stack.yml").write_text(FILE.replace("front: {}", "front: {labels: {team: a}}"))
+    ran = deploy(fleet, folder)
+    assert ran.code == 0
+    assert 'network s_front stays as it is, its labels cannot be changed: Labels.team: (nothing) -> "a"' in ran.err
+
+
+@pytest.mark.parametrize(
     ("answer", "words"),
     [
         (Reply(404, {"message": "network ext not found"}), "fleet network create -d overlay ext"),

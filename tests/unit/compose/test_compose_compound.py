@@ -153,3 +153,25 @@ def test_services_with_profiles_are_there_on_request() -> None:
     assert list(document(files, profiles=("*",))["services"]) == ["web", "debug", "load"]
     assert loaded(files).warnings == ()
     assert "none of them was asked for; use --profile" in refused({"f.yml": "services: {a: {image: i, profiles: [x]}}"})
+
+
+def test_extending_is_bounded() -> None:
+    values = ", ".join(f"V{number}: x" for number in range(20_000))
+    copies = "".join(f"  s{number}: {{extends: base}}\n" for number in range(1500))
+    assert "more than 50000 values" in refused(
+        {"f.yml": f"services:\n  base: {{image: i, environment: {{{values}}}}}\n{copies}"}
+    )
+    chain = "".join(f"  s{number}: {{extends: s{number + 1}}}\n" for number in range(1500))
+    assert "extended 32 services deep" in refused({"f.yml": f"services:\n{chain}  s1500: {{image: i}}\n"})
+
+
+def test_included_files_may_share_a_third_and_not_contradict_each_other() -> None:
+    files = {
+        "f.yml": "include: [a.yml, b.yml]\nservices: {web: {image: i}}",
+        "a.yml": "include: [c.yml]",
+        "b.yml": "include: [c.yml]",
+        "c.yml": "services: {db: {image: i}}",
+    }
+    assert set(document(files)["services"]) == {"web", "db"}
+    files["b.yml"] = "services: {db: {image: other}}"
+    assert refused(files) == "b.yml:1: services.db: is defined differently at c.yml:1, which is included too"

@@ -382,6 +382,23 @@ services:
     assert web.task_template.networks[0].aliases == ("web", "w")
 
 
+def test_a_later_file_takes_away_and_replaces_whole() -> None:
+    base = "services: {web: {image: i, ports: ['80:80', '81:81'], environment: {A: 1, B: 2}, command: [x], init: true}}"
+    middle = "services: {web: {ports: !override ['90:90'], environment: {A: !reset null}, init: !reset true}}"
+    (web,) = deploy(base, middle, "services: {web: {ports: ['91:91'], command: !reset []}}").services
+    container = web.task_template.container_spec
+    assert [p.published_port for p in (web.endpoint_spec or pytest.fail("no endpoint")).ports] == [90, 91]
+    assert (container.env, container.args, container.init) == (("B=2",), (), None)
+
+
+def test_key_of_an_env_file_that_is_not_honoured_is_named() -> None:
+    text = "services:\n  web:\n    image: i\n    env_file: [{path: a.env, format: raw}]\n"
+    (warning,) = load([("f.yml", text)], environment={}).warnings
+    assert warning.startswith("f.yml:4: services.web.env_file[0].format is not honoured")
+    with pytest.raises(errors.UserError, match="did you mean 'required'"):
+        load([("f.yml", text.replace("format", "requird"))], environment={})
+
+
 def test_files_whose_shapes_differ_are_refused() -> None:
     with pytest.raises(errors.UserError, match=r"f1\.yml:1: services\.web\.cap_add.*f\.yml:1"):
         deploy("services: {web: {image: i, cap_add: [A]}}", "services: {web: {cap_add: {a: b}}}")

@@ -58,6 +58,11 @@ def test_merge_keys_and_anchors() -> None:
         ("a: &a\n  b: *a\n", "f:", "holds itself"),
         ("a: {<<: 1}", "f:1", "mappings only"),
         ("a: \x07", "f", "not valid YAML"),
+        ("a:\n  b: !!python/object/apply:os.system [id]", "f:2", "the tag tag:yaml.org,2002:python/object"),
+        ("a: !!set {b}", "f:1", "is not known in Compose files"),
+        ('a:\n  b: "x\\0y"', "f:2: a.b:", "the character U+0000"),
+        ('a: "\\ud800"', "f:1: a:", "the character U+D800"),
+        ('"x\\0": 1', "f:1: the document:", "the character U+0000"),
     ],
 )
 def test_bad_documents_are_told_with_their_line(text: str, place: str, words: str) -> None:
@@ -90,3 +95,12 @@ def test_deep_nesting_is_refused(depth: int) -> None:
 def test_long_text_is_refused() -> None:
     with pytest.raises(errors.TooLargeError, match="at most"):
         parse("#" * (1024 * 1024 + 1), file="f")
+
+
+@pytest.mark.parametrize("text", ["9223372036854775808", "0x" + "f" * 5000, "9" * 5000])
+def test_a_number_that_fits_nowhere_is_refused_and_can_be_printed(text: str) -> None:
+    node = parse(f"a: {text}", file="f").entries["a"]
+    with pytest.raises(errors.UserError, match="f:1: a: expected a whole number") as caught:
+        node.integer()
+    assert len(str(caught.value)) < 200
+    assert str(node.plain()).startswith(text[:5])
