@@ -137,7 +137,7 @@ def _shown_state(task: Json) -> str:
 
 def _desired(service: Json, active: Sequence[Json]) -> int:
     mode = (service.get("Spec") or {}).get("Mode") or {}
-    if _waits_for_its_time(service):
+    if _has_schedule(service):
         return 0
     if mode.get("ReplicatedJob") is not None:
         total = mode["ReplicatedJob"].get("TotalCompletions")
@@ -149,11 +149,9 @@ def _desired(service: Json, active: Sequence[Json]) -> int:
     return len(active) if counted is None else int(counted)
 
 
-def _waits_for_its_time(service: Json) -> bool:
-    """A job with a schedule that has not run yet has nothing to do now."""
-    labels = (service.get("Spec") or {}).get("Labels") or {}
-    iteration = ((service.get("JobStatus") or {}).get("JobIteration") or {}).get("Index") or 0
-    return "fleet.schedule.cron" in labels and not iteration
+def _has_schedule(service: Json) -> bool:
+    """Its runs come at their times; nothing is to be waited for."""
+    return "fleet.schedule.cron" in ((service.get("Spec") or {}).get("Labels") or {})
 
 
 def _restart_policy(spec: Json) -> tuple[str, int]:

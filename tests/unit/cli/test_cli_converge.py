@@ -54,6 +54,11 @@ NO_RESTART = {"RestartPolicy": {"Condition": "none"}}
         (service(1), [task(1, "complete", desired="shutdown")], False),
         (service(1, UpdateStatus={"State": "updating"}), [task(1)], True),
         (
+            service(spec={"Mode": {"ReplicatedJob": {}}, "Labels": {"fleet.schedule.cron": "0 3 * * *"}}),
+            [task(1)],
+            True,
+        ),
+        (
             service(spec={"Mode": {"ReplicatedJob": {"TotalCompletions": 2}}}, ServiceStatus={"CompletedTasks": 2}),
             [],
             True,
