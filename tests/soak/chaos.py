@@ -275,6 +275,10 @@ def converged(lab: TestLab) -> str:
     there = {c["Id"] for host in HOSTS for c in lab.get("/containers/json", host=host)}
     if there != should:
         return f"containers: {len(there - should)} too many, {len(should - there)} missing"
+    # Each manager answers from its own copy: one whose disk was full a moment ago may be behind, and look whole.
+    views = [contents(lab, host) for host in MANAGERS]
+    if any(view != views[0] for view in views):
+        return f"the managers disagree: {[len(names) for _, names in views]} configs are shown"
     return ""
 
 
