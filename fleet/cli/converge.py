@@ -17,6 +17,7 @@ import click
 from fleet import errors
 from fleet.api.client import EngineClient, EngineError
 from fleet.cli import clock
+from fleet.cli.tasks import has_ended, state_of
 
 __all__ = ["Verdict", "Watch", "judge", "wait"]
 
@@ -66,15 +67,15 @@ def judge(
     name = str(spec.get("Name", ""))
     mode = spec.get("Mode") or {}
     job = mode.get("ReplicatedJob") is not None or mode.get("GlobalJob") is not None
-    active = [t for t in tasks if _wanted(t) and not _terminal(t)]
-    ended = [t for t in tasks if _terminal(t)]
+    active = [t for t in tasks if _wanted(t) and not has_ended(t)]
+    ended = [t for t in tasks if has_ended(t)]
     desired = _desired(service, active)
-    running = sum(_state(t) == "running" for t in active)
+    running = sum(state_of(t) == "running" for t in active)
     condition, attempts = _restart_policy(spec)
     slots = {_slot(t) for t in active}
     completed = 0
     if job or condition != "any":
-        completed = len({_slot(t) for t in ended if _state(t) == "complete"} - slots)
+        completed = len({_slot(t) for t in ended if state_of(t) == "complete"} - slots)
     if job:
         completed = (service.get("ServiceStatus") or {}).get("CompletedTasks") or completed
     count = completed if job else running + completed
@@ -101,14 +102,6 @@ def judge(
     )
 
 
-def _state(task: Json) -> str:
-    return str((task.get("Status") or {}).get("State", "")).lower()
-
-
-def _terminal(task: Json) -> bool:
-    return _state(task) in ("complete", "shutdown", "failed", "rejected", "remove", "orphaned")
-
-
 def _wanted(task: Json) -> bool:
     return str(task.get("DesiredState", "")).lower() in ("ready", "running", "accepted", "complete", "completed")
 
@@ -132,7 +125,7 @@ def _error(task: Json) -> str:
 
 def _shown_state(task: Json) -> str:
     error = _error(task)
-    return f"{_state(task)}: {error}" if error else _state(task)
+    return f"{state_of(task)}: {error}" if error else state_of(task)
 
 
 def _desired(service: Json, active: Sequence[Json]) -> int:
@@ -172,19 +165,19 @@ def _update_failure(state: str, message: str, *, rollback_wanted: bool) -> str:
 def _notes(name: str, tasks: Sequence[Json]) -> Iterable[tuple[str, str]]:
     for task in tasks:
         error = _error(task)
-        if error and _state(task) in ("failed", "rejected", "pending"):
-            yield str(task.get("ID", "")), f"{name}.{_slot_name(task)}: {_state(task)}: {error}"
+        if error and state_of(task) in ("failed", "rejected", "pending"):
+            yield str(task.get("ID", "")), f"{name}.{_slot_name(task)}: {state_of(task)}: {error}"
 
 
 def _stuck(*, missing: int, ended: Sequence[Json], condition: str, attempts: int, goes_on: bool) -> str:
     """``goes_on``: a job has tasks in work, and makes those that are missing after them."""
-    failures = [t for t in ended if _state(t) in ("failed", "rejected", "orphaned")]
+    failures = [t for t in ended if state_of(t) in ("failed", "rejected", "orphaned")]
     if missing <= 0 or not failures or (condition == "any" and not attempts) or goes_on:
         return ""
     ended_text = "1 task ended and is" if missing == 1 else f"{missing} tasks ended and are"
     policy = f"restart condition {condition}" + (f", at most {attempts} restarts" if attempts else "")
     latest = max(failures, key=lambda t: str(t.get("UpdatedAt", "")))
-    return f"{ended_text} not restarted ({policy}): {_error(latest) or _state(latest)}"
+    return f"{ended_text} not restarted ({policy}): {_error(latest) or state_of(latest)}"
 
 
 class _Show(Protocol):
@@ -230,7 +223,7 @@ class Watch:
         verdict = judge(service, tasks, ignore_status=self._ignore_status, rollback_wanted=self._rollback_wanted)
         self.verdict = verdict
         if self._earlier is None:
-            self._earlier = {str(t.get("ID", "")) for t in tasks if _terminal(t)}
+            self._earlier = {str(t.get("ID", "")) for t in tasks if has_ended(t)}
         self._note_reason(service)
         self.failure = self._why_not(verdict, now=now)
         if verdict.failed and not self.news():

@@ -10,7 +10,6 @@ from fleet import errors
 from fleet.api.client import EngineError
 from fleet.cli.app import App, part, pass_app
 from fleet.cli.container_flags import EXEC_SETTINGS
-from fleet.cli.run import Waiting, joined
 
 Json = dict[str, Any]
 
@@ -131,6 +130,8 @@ def _execute(app: App, name: str, command: tuple[str, ...], flags: Json) -> int:
 def attach(app: App, *, name: str, detach_keys: str | None, no_stdin: bool, sig_proxy: bool) -> int:
     """Join this terminal to a running container; ends with its exit code."""
     import sys
+
+    from fleet.cli.run import Waiting, joined
 
     found = app.client.get(f"/containers/{part(name)}/json")
     state, config = found.get("State") or {}, found.get("Config") or {}

@@ -10,9 +10,11 @@ import click
 
 from fleet import errors
 from fleet.cli import clock
-from fleet.cli.app import App, part, pass_app, retry_conflicts
+from fleet.cli.app import App, part, pass_app
 from fleet.cli.render import echo, print_rows, print_warnings
 from fleet.cli.service_spec import mode_name
+from fleet.cli.service_update import inherited, post_update
+from fleet.cli.tasks import has_ended, state_of
 
 Json = dict[str, Any]
 
@@ -34,15 +36,19 @@ def job() -> None:
     """Jobs: work that ends, once or at set times."""
 
 
-def _is_job(service: Json) -> bool:
-    mode = service["Spec"].get("Mode") or {}
+def _is_job(spec: Json) -> bool:
+    mode = spec.get("Mode") or {}
     return mode.get("ReplicatedJob") is not None or mode.get("GlobalJob") is not None
+
+
+def _check_job(spec: Json) -> None:
+    if not _is_job(spec):
+        raise errors.UserError(f"service {spec.get('Name')} is {mode_name(spec)}, not a job")
 
 
 def _job(app: App, name: str) -> Json:
     found: Json = app.client.get(f"/services/{part(name)}", insertDefaults=False)
-    if not _is_job(found):
-        raise errors.UserError(f"service {name} is {mode_name(found['Spec'])}, not a job")
+    _check_job(found["Spec"])
     return found
 
 
@@ -52,7 +58,7 @@ def _job(app: App, name: str) -> Json:
 @pass_app
 def ls(app: App, *, fmt: str | None, quiet: bool) -> None:
     """List jobs: when they run next, and how the last run went."""
-    found = [each for each in app.client.get("/services", status=True) or [] if _is_job(each)]
+    found = [each for each in app.client.get("/services", status=True) or [] if _is_job(each["Spec"])]
     rows = [_row(each) for each in sorted(found, key=lambda each: str(each["Spec"]["Name"]))]
     print_rows(rows, columns=_COLUMNS, fmt=fmt, quiet=quiet)
 
@@ -143,15 +149,9 @@ def run(app: App, *, words: tuple[str, ...], template: str | None, removes: bool
         raise errors.UserError("--rm and --detach cannot be combined: nobody would be there to remove it")
     spec = _spec_from(app, template, words) if template else _new_spec(app, words)
     container = spec["TaskTemplate"]["ContainerSpec"]
-    kept = [
-        each
-        for each in container.get("Env") or ()
-        if each.partition("=")[0] not in {e.partition("=")[0] for e in given["env"]}
-    ]
-    container["Env"] = [
-        *kept,
-        *(each if "=" in each else f"{each}={app.environment.get(each, '')}" for each in given["env"]),
-    ]
+    own = inherited(given["env"], app.environment)
+    names = {each.partition("=")[0] for each in own}
+    container["Env"] = [*(each for each in container.get("Env") or () if each.partition("=")[0] not in names), *own]
     spec["Name"] = given["name"] or f"{template or 'job'}-{secrets.token_hex(4)}"
     spec["Mode"] = {
         "ReplicatedJob": {
@@ -196,7 +196,6 @@ def _spec_from(app: App, template: str, words: tuple[str, ...]) -> Json:
     return spec
 
 
-_ENDED: Final = ("complete", "failed", "rejected", "shutdown", "orphaned", "remove")
 _POLL_S: Final = 0.2
 
 
@@ -207,9 +206,8 @@ def _wait_and_print(app: App, service_id: str, name: str, *, completions: int, t
     told: set[str] = set()
     while True:
         tasks = app.client.get("/tasks", filters={"service": [service_id]}) or []
-        states = [str((task.get("Status") or {}).get("State")) for task in tasks]
-        done = states.count("complete")
-        waiting = [task for task, state in zip(tasks, states, strict=True) if state not in _ENDED]
+        done = sum(state_of(task) == "complete" for task in tasks)
+        waiting = [task for task in tasks if not has_ended(task)]
         if done >= completions or (tasks and not waiting and len(tasks) >= completions):
             break
         for task in waiting:
@@ -225,7 +223,7 @@ def _wait_and_print(app: App, service_id: str, name: str, *, completions: int, t
     service_logs(app, service_id, **options)
     if done >= completions:
         return 0
-    failed = [task for task, state in zip(tasks, states, strict=True) if state != "complete"]
+    failed = [task for task in tasks if state_of(task) != "complete"]
     last = max(failed, key=lambda task: str(task["Status"].get("Timestamp", "")))
     click.echo(
         f"Error: job {name}: {done} of {completions} tasks ended well: {last['Status'].get('Err') or 'it was stopped'}",
@@ -258,19 +256,16 @@ def logs(app: App, *, name: str, follow: bool, tail: str, raw: bool) -> None:
 
 
 def _suspend(app: App, names: tuple[str, ...], *, suspends: bool) -> None:
+    def changed(spec: Json) -> Json:
+        _check_job(spec)
+        labels = dict(spec.get("Labels") or {})
+        if CRON not in labels:
+            raise errors.UserError(f"job {spec['Name']} has no schedule")
+        labels.pop(_SUSPENDED, None)
+        return {**spec, "Labels": {**labels, _SUSPENDED: "true"} if suspends else labels}
+
     for name in names:
-
-        def attempt(name: str = name) -> None:
-            found = _job(app, name)
-            spec = found["Spec"]
-            labels = dict(spec.get("Labels") or {})
-            if CRON not in labels:
-                raise errors.UserError(f"job {name} has no schedule")
-            labels.pop(_SUSPENDED, None)
-            spec["Labels"] = {**labels, _SUSPENDED: "true"} if suspends else labels
-            app.client.post(f"/services/{found['ID']}/update", spec, version=found["Version"]["Index"])
-
-        retry_conflicts(attempt)
+        post_update(app, name, changed)
         echo(name)
 
 

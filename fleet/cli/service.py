@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from fleet.cli.render import each, echo, inspect_each, list_options, print_rows,
 from fleet.cli.service_flags import Parsed, create_options, image_name, update_options, wait_options
 from fleet.cli.service_power import restart, start, stop, wait
 from fleet.cli.service_spec import create_spec, mode_name, scale_spec, update_spec
+from fleet.cli.service_update import inherited, post_update
 from fleet.cli.tasks import print_tasks, task_options
 
 Json = dict[str, Any]
@@ -57,7 +58,7 @@ def service() -> None:
 @pass_app
 def create(app: App, *, image: str, command: tuple[str, ...], **flags: Any) -> int:
     """Create a service that runs IMAGE [COMMAND [ARG...]]."""
-    flags["env"] = (*_env_files(flags["env_file"], app.environment), *_inherit(flags["env"], app.environment))
+    flags["env"] = (*_env_files(flags["env_file"], app.environment), *inherited(flags["env"], app.environment))
     flags = references.resolve(app.client, flags)
     spec = create_spec(flags, image=image, arguments=command)
     headers = _auth_headers(app, image, wanted=flags["with_registry_auth"])
@@ -86,7 +87,7 @@ def update(app: App, *, name: str, **flags: Any) -> int:
     if flags["image"] and not flags["no_resolve_image"]:
         login = _auth_headers(app, flags["image"], wanted=flags["with_registry_auth"])
         flags["image"] = pinned(app, flags["image"], headers=login)
-    flags["env_add"] = _inherit(flags["env_add"], app.environment)
+    flags["env_add"] = inherited(flags["env_add"], app.environment)
     flags = references.resolve(app.client, flags, suffix="_add")
 
     def change(spec: Json) -> Json:
@@ -96,35 +97,9 @@ def update(app: App, *, name: str, **flags: Any) -> int:
         image = str((spec["TaskTemplate"].get("ContainerSpec") or {}).get("Image", ""))
         return _auth_headers(app, image, wanted=flags["with_registry_auth"])
 
-    current = _post_update(app, name, change, headers=headers, registryAuthFrom="spec")
+    current = post_update(app, name, change, headers=headers, registryAuthFrom="spec")
     echo(name)
     return _wait(app, [_watched(current)], flags)
-
-
-def _post_update(
-    app: App,
-    name: str,
-    change: Callable[[Json], Json],
-    *,
-    headers: Callable[[Json], dict[str, str]] = lambda _spec: {},
-    **query: str,
-) -> Json:
-    """Read the service, change its spec, write it; returns the service as it was read."""
-
-    def attempt() -> Json:
-        current: Json = app.client.get(f"/services/{part(name)}", insertDefaults=False)
-        spec = change(current["Spec"])
-        answer = app.client.request(
-            "POST",
-            f"/services/{current['ID']}/update",
-            query={"version": current["Version"]["Index"], **query},
-            json_body=spec,
-            headers=headers(spec),
-        )
-        print_warnings(answer)
-        return current
-
-    return retry_conflicts(attempt)
 
 
 def _watched(current: Json) -> tuple[str, str, Json | None]:
@@ -140,7 +115,7 @@ def rollback(app: App, *, name: str, **flags: Any) -> int:
 
 
 def _rollback(app: App, name: str, flags: Mapping[str, Any]) -> int:
-    current = _post_update(app, name, lambda spec: spec, rollback="previous")
+    current = post_update(app, name, lambda spec: spec, rollback="previous")
     echo(name)
     return _wait(app, [_watched(current)], flags, rollback_wanted=True)
 
@@ -161,7 +136,7 @@ def scale(app: App, *, scales: tuple[tuple[str, int], ...], **flags: Any) -> int
     """Set the number of tasks of one or more services."""
     watched = []
     for name, replicas in scales:
-        current = _post_update(app, name, lambda spec, wanted=replicas: scale_spec(spec, wanted))  # type: ignore[misc]
+        current = post_update(app, name, lambda spec, wanted=replicas: scale_spec(spec, wanted))  # type: ignore[misc]
         echo(f"{name} scaled to {replicas}")
         watched.append(_watched(current))
     return _wait(app, watched, flags)
@@ -348,13 +323,6 @@ def _wait(
         Watch(service_id, name, before=before, rollback_wanted=rollback_wanted) for service_id, name, before in watched
     ]
     return wait(app.client, watches, quiet=flags["quiet"], timeout_ns=flags["timeout"], stable_ns=flags["stable"])
-
-
-def _inherit(given: Iterable[str], environment: Mapping[str, str]) -> tuple[str, ...]:
-    """``--env NAME`` takes the value from here, as docker does; a name that is not set is left out."""
-    return tuple(
-        text if "=" in text else f"{text}={environment[text]}" for text in given if "=" in text or text in environment
-    )
 
 
 def _env_files(paths: Iterable[str], environment: Mapping[str, str]) -> list[str]:

@@ -14,10 +14,12 @@ import click
 
 from fleet import errors
 from fleet.cli import clock
-from fleet.cli.app import App, part, pass_app, retry_conflicts
-from fleet.cli.render import echo, print_warnings
+from fleet.cli.app import App, part, pass_app
+from fleet.cli.render import echo
 from fleet.cli.service_flags import wait_options
 from fleet.cli.service_spec import mode_name
+from fleet.cli.service_update import post_update
+from fleet.cli.tasks import has_ended
 
 __all__ = ["STOPPED_LABEL", "restart", "start", "stop", "wait"]
 
@@ -26,7 +28,6 @@ Json = dict[str, Any]
 STOPPED_LABEL: Final = "fleet.service.stopped"
 """Its value: the number of replicas before, or ``global``."""
 _NOWHERE: Final = "node.id == stopped"
-_ENDED: Final = ("complete", "shutdown", "failed", "rejected", "orphaned", "remove")
 _POLL_S: Final = 0.1
 
 
@@ -92,20 +93,22 @@ def restarted_spec(current: Json) -> Json:
     return spec
 
 
-def _changed(app: App, name: str, change: Callable[[Json], Json | None]) -> tuple[str, str, Json] | None:
-    """Id, name and the service as it was; None when there was nothing to change."""
+class _Unchanged(Exception):
+    """There is nothing to write."""
 
-    def attempt() -> tuple[str, str, Json] | None:
-        current = app.client.get(f"/services/{part(name)}", insertDefaults=False)
-        spec = change(current["Spec"])
-        if spec is None:
-            return None
-        path = f"/services/{current['ID']}/update"
-        query = {"version": current["Version"]["Index"], "registryAuthFrom": "spec"}
-        print_warnings(app.client.request("POST", path, query=query, json_body=spec))
-        return str(current["ID"]), str(spec.get("Name")), current
 
-    return retry_conflicts(attempt)
+def _changed(app: App, name: str, change: Callable[[Json], Json | None]) -> Json | None:
+    """The service as it was; None when there was nothing to change."""
+
+    def needed(spec: Json) -> Json:
+        if (found := change(spec)) is None:
+            raise _Unchanged
+        return found
+
+    try:
+        return post_update(app, name, needed, registryAuthFrom="spec")
+    except _Unchanged:
+        return None
 
 
 def _for_all(
@@ -131,7 +134,7 @@ def _for_all(
             click.echo(f"{name} {nothing}", err=True)
             continue
         echo(name)
-        watches.append(converge.Watch(changed[0], changed[1], before=changed[2]))
+        watches.append(converge.Watch(changed["ID"], str(changed["Spec"].get("Name")), before=changed))
     if flags["detach"] or not watches:
         return code
     if stops:
@@ -146,7 +149,7 @@ def _wait_until_stopped(app: App, service_ids: list[str], *, timeout_ns: int | N
     deadline = None if timeout_ns is None else clock.monotonic() + timeout_ns / 1e9
     while True:
         tasks = app.client.get("/tasks", filters={"service": service_ids}) or []
-        left = [task for task in tasks if (task.get("Status") or {}).get("State") not in _ENDED]
+        left = [task for task in tasks if not has_ended(task)]
         if not left:
             return
         if deadline is not None and clock.monotonic() > deadline:

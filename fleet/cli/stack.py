@@ -429,10 +429,11 @@ def _remove(client: EngineClient, name: str, *, detach: bool) -> bool:
 
 def _wait_until_stopped(client: EngineClient, name: str, *, deadline: float) -> None:
     """Until no task of the stack may still hold a network; the services themselves cannot be asked for any more."""
-    ended = ("complete", "shutdown", "failed", "rejected", "orphaned", "remove")
+    from fleet.cli.tasks import has_ended
+
     while clock.monotonic() < deadline:
         tasks = _labelled(client, "/tasks", name)
-        if all((task.get("Status") or {}).get("State") in ended for task in tasks):
+        if all(has_ended(task) for task in tasks):
             return
         clock.sleep(POLL_S)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from fleet import errors
-from fleet.cli.app import App
+from fleet.cli.app import App, read_input
 
 if TYPE_CHECKING:
     from fleet.compose.convert import Stack
@@ -32,24 +31,16 @@ def checked_name(name: str) -> str:
 
 def _read_files(paths: tuple[str, ...]) -> tuple[list[tuple[str, str]], str]:
     """(name, text) of each file and the directory relative paths start from: that of the first file."""
-    files = []
-    for path in paths:
-        try:
-            if path == "-":
-                data = sys.stdin.buffer.read(FILE_MAX + 1)
-            else:
-                with Path(path).open("rb") as file:
-                    data = file.read(FILE_MAX + 1)
-        except OSError as cause:
-            raise errors.UserError(f"cannot read {path}: {cause.strerror or cause}") from cause
-        if len(data) > FILE_MAX:
-            raise errors.TooLargeError(f"{path} is larger than the {FILE_MAX} bytes allowed")
-        try:
-            files.append(("stdin" if path == "-" else path, data.decode()))
-        except UnicodeDecodeError as cause:
-            raise errors.UserError(f"{path} is not UTF-8 text (byte {cause.start})") from cause
+    files = [("stdin" if path == "-" else path, _text(read_input(path, size_max=FILE_MAX), path)) for path in paths]
     first = paths[0]
     return files, str(Path.cwd() if first == "-" else Path(first).resolve().parent)
+
+
+def _text(data: bytes, path: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as cause:
+        raise errors.UserError(f"{path} is not UTF-8 text (byte {cause.start})") from cause
 
 
 def _environment(app: App, directory: str) -> dict[str, str]:
@@ -82,10 +73,7 @@ def load_files(
             data = file.read(FILE_MAX + 1)
         if len(data) > FILE_MAX:
             raise errors.TooLargeError(f"{path} is larger than the {FILE_MAX} bytes allowed")
-        try:
-            return data.decode()
-        except UnicodeDecodeError as cause:
-            raise errors.UserError(f"{path} is not UTF-8 text (byte {cause.start})") from cause
+        return _text(data, path)
 
     chosen = {*profiles, *filter(None, environment.get("COMPOSE_PROFILES", "").split(","))}
     loaded = load(files, environment=environment, interpolate_variables=interpolate, read=read, profiles=chosen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -11,7 +11,7 @@ from fleet.api.client import EngineClient, EngineError
 from fleet.cli import clock
 from fleet.cli.render import print_rows, short_id
 
-__all__ = ["Names", "print_tasks", "task_options"]
+__all__ = ["Names", "has_ended", "print_tasks", "state_of", "task_options"]
 
 Json = dict[str, Any]
 
@@ -26,6 +26,17 @@ COLUMNS: Final = (
     ("Ports", "PORTS"),
 )
 ERROR_WIDTH: Final = 100
+_ENDED: Final = frozenset({"complete", "shutdown", "failed", "rejected", "remove", "orphaned"})
+
+
+def state_of(task: Mapping[str, Any]) -> str:
+    """What the API says of a task now; empty when it says nothing."""
+    return str((task.get("Status") or {}).get("State", "")).lower()
+
+
+def has_ended(task: Mapping[str, Any]) -> bool:
+    """It runs no more, and never will."""
+    return state_of(task) in _ENDED
 
 
 def task_options(command: Callable[..., Any]) -> Callable[..., Any]:

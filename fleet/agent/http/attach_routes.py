@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from fleet.agent.http.container_body import Words, words_of
 from fleet.agent.http.hijack import Connection, Hijacked
-from fleet.agent.http.streams import MULTIPLEXED, RAW, log_body
+from fleet.agent.http.streams import MULTIPLEXED, RAW, both_ways, log_body
 from fleet.api.http import json_response, parse_bool, read_struct
 from fleet.containers import Attachment, ContainerEngine, ExecConfig
 from fleet.containers.attach import frame
@@ -204,15 +204,7 @@ async def pump(connection: Talker, talk: Attachment, *, keep: Callable[[bytes], 
             pass
         await connection.wait_lost()
 
-    tasks = [asyncio.ensure_future(outwards()), asyncio.ensure_future(inwards())]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    await both_ways(outwards(), inwards())
 
 
 def _filter(wanted: dict[str, bool]) -> Callable[[bytes], bytes] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote_plus
@@ -20,7 +20,7 @@ from fleet.containers.attach import frame
 from fleet.errors import FleetError, TooLargeError, UserError
 from fleet.node_runtime.logs import LogLine
 
-__all__ = ["MULTIPLEXED", "RAW", "json_lines", "log_body", "log_moment", "log_tail", "upload"]
+__all__ = ["MULTIPLEXED", "RAW", "both_ways", "json_lines", "log_body", "log_moment", "log_tail", "upload"]
 
 MULTIPLEXED: Final = "application/vnd.docker.multiplexed-stream"
 RAW: Final = "application/vnd.docker.raw-stream"
@@ -30,6 +30,19 @@ UPLOAD_MAX: Final = 64 << 30
 
 _BATCH: Final = 64 << 10
 _QUEUE_MAX: Final = 256
+
+
+async def both_ways(outwards: Coroutine[Any, Any, None], inwards: Coroutine[Any, Any, None]) -> None:
+    """Both at a time until one of them ends, with its error if it has one; then neither goes on."""
+    tasks = [asyncio.ensure_future(outwards), asyncio.ensure_future(inwards)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 _SECONDS: Final = re.compile(r"([0-9]{1,11})(?:\.([0-9]{1,9}))?")

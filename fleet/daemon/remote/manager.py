@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 from collections import OrderedDict
@@ -17,7 +16,7 @@ from websockets.exceptions import WebSocketException
 from fleet import errors
 from fleet.agent.http.attach_routes import StartBody
 from fleet.agent.http.hijack import Connection, Hijacked
-from fleet.agent.http.streams import MULTIPLEXED, RAW
+from fleet.agent.http.streams import MULTIPLEXED, RAW, both_ways
 from fleet.api.http import json_response, problem, read_body
 from fleet.containers.engine import ContainerEngine
 from fleet.daemon.moves.peers import Peers
@@ -190,15 +189,7 @@ async def _carry(near: Connection, far: ClientConnection) -> None:
             await far.send(b"")
         await near.wait_lost()
 
-    tasks = [asyncio.ensure_future(outwards()), asyncio.ensure_future(inwards())]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    await both_ways(outwards(), inwards())
 
 
 def _is_called(task: Task, name: str) -> bool:
