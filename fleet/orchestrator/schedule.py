@@ -43,11 +43,11 @@ def plan_schedule(service: Service, tasks: Iterable[Task], *, now: datetime) -> 
     if schedule is None or schedule.is_suspended or service.pending_delete:
         return None, None
     status = service.job_status or JobStatus()
+    first = schedule.next(status.scheduled or service.created_at)
+    due = None if first is None or first > now else schedule.latest(now)
+    if due is None:
+        return None, first
     wake_at = schedule.next(now)
-    since = status.scheduled or service.created_at
-    due = schedule.latest(now)
-    if due is None or due <= since:
-        return None, wake_at
     iteration = status.job_iteration.index
     current = current_tasks(service, tasks)
     is_running = any(not task.status.state.is_terminal for task in current)

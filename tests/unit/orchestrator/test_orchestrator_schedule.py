@@ -118,6 +118,20 @@ def test_zones_and_their_odd_days() -> None:
     assert schedule.next(first) == at("2026-10-26T01:30:00Z"), "02:30 was there twice: once"
 
 
+def test_in_the_hour_shown_twice_a_run_of_each_instant_begins_and_the_next_look_is_ahead() -> None:
+    for cron, times in (("*/20 * * * *", 6), ("30 2 * * *", 1)):
+        job, begun_runs = a_job(cron=cron, timezone="Europe/Berlin"), 0
+        assert job.job_status is not None
+        at_midnight = msgspec.structs.replace(job.job_status, scheduled=at("2026-10-24T23:59:59Z"))
+        job = msgspec.structs.replace(job, job_status=at_midnight)
+        for minute in range(120):
+            now = at("2026-10-25T00:00:00Z") + timedelta(minutes=minute)
+            changed, wake_at = plan_schedule(job, (), now=now)
+            assert wake_at is not None and wake_at > now
+            job, begun_runs = changed or job, begun_runs + (changed is not None)
+        assert begun_runs == times
+
+
 @pytest.mark.parametrize("cron", ["*/7 * * * *", "0 3 * * 1-5", "15,45 */6 1,15 * *", "@hourly", "0 0 1 * SUN"])
 def test_next_and_latest_are_what_a_walk_over_minutes_finds(cron: str) -> None:
     schedule = parse_schedule(labels(cron))
