@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final
 
+from fleet.model.ids import TaskId
 from fleet.model.service import Service
 from fleet.model.task import Task, TaskState
 from fleet.orchestrator.global_ import is_eligible, plan_ineligible
@@ -26,7 +27,7 @@ from fleet.orchestrator.plan import NewId, Plan, new_task
 from fleet.orchestrator.slot import settle_slot
 from fleet.orchestrator.view import ServiceView, Slot, SlotKey, group_slots, slot_key
 
-__all__ = ["current_tasks", "plan_job"]
+__all__ = ["current_tasks", "is_over", "plan_job"]
 
 CREATES_MAX: Final = 1000
 """New tasks in one plan, as for replicated services."""
@@ -35,6 +36,13 @@ CREATES_MAX: Final = 1000
 def current_tasks(service: Service, tasks: Iterable[Task]) -> list[Task]:
     """The tasks of the iteration in work."""
     return [task for task in tasks if task.job_iteration == service.job_iteration]
+
+
+def is_over(view: ServiceView, *, now: datetime) -> bool:
+    """Whether the iteration in work has come to its end: no task of it is left, and it needs no other."""
+    if any(not task.status.state.is_terminal for task in current_tasks(view.service, view.tasks)):
+        return False
+    return not plan_job(view, now=now, new_id=lambda: TaskId("")).create
 
 
 def plan_job(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:

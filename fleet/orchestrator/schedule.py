@@ -6,7 +6,6 @@ one run at most, and of those that nobody saw the last one counts, if it is not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 
 import msgspec
@@ -15,8 +14,9 @@ from fleet import errors
 from fleet.model.common import Version
 from fleet.model.schedule import Schedule, parse_schedule
 from fleet.model.service import RUNS_KEPT, JobRun, JobStatus, Service
-from fleet.model.task import Task, TaskState
-from fleet.orchestrator.job import current_tasks
+from fleet.model.task import TaskState
+from fleet.orchestrator.job import current_tasks, is_over
+from fleet.orchestrator.view import ServiceView, slot_key
 
 __all__ = ["is_waiting_for_its_time", "plan_schedule", "schedule_of"]
 
@@ -33,59 +33,78 @@ def schedule_of(service: Service) -> Schedule | None:
 
 def is_waiting_for_its_time(service: Service) -> bool:
     """It has a schedule and has never run: it has no tasks yet."""
-    iteration = service.job_iteration
-    return iteration is not None and iteration.index == 0 and schedule_of(service) is not None
+    status = service.job_status
+    return status is not None and status.last_execution is None and schedule_of(service) is not None
 
 
-def plan_schedule(service: Service, tasks: Iterable[Task], *, now: datetime) -> tuple[Service | None, datetime | None]:
-    """(the service with its next run, or with the note that one was skipped; when to look again)."""
-    schedule = schedule_of(service)
-    if schedule is None or schedule.is_suspended or service.pending_delete:
+def plan_schedule(view: ServiceView, *, now: datetime) -> tuple[Service | None, datetime | None]:
+    """(the service with its next run, with the note that one was skipped, or with what came of one; when to look again)."""
+    service = view.service
+    if not service.spec.is_job or service.pending_delete:
         return None, None
-    status = service.job_status or JobStatus()
-    first = schedule.next(status.scheduled or service.created_at)
-    due = None if first is None or first > now else schedule.latest(now)
-    if due is None:
-        return None, first
-    wake_at = schedule.next(now)
-    iteration = status.job_iteration.index
-    current = current_tasks(service, tasks)
-    is_running = any(not task.status.state.is_terminal for task in current)
+    before = service.job_status or JobStatus()
+    is_running = not is_waiting_for_its_time(service) and not is_over(view, now=now)
+    status = _settled(before, view, is_running=is_running)
+    schedule, wake_at = schedule_of(service), None
+    if schedule is not None and not schedule.is_suspended:
+        since = before.scheduled or service.created_at
+        wake_at = schedule.next(since)
+        if wake_at is not None and wake_at <= now and (due := schedule.latest(now)) is not None:
+            status = _dealt_with(status, schedule, due, now=now, is_running=is_running)
+            wake_at = schedule.next(now)
+    if status == before:
+        return None, wake_at
+    return msgspec.structs.replace(service, job_status=status, updated_at=now), wake_at
+
+
+def _dealt_with(status: JobStatus, schedule: Schedule, due: datetime, *, now: datetime, is_running: bool) -> JobStatus:
+    """The status with a run that begins, or with why none does."""
+    runs = status.runs
     if now - due > schedule.deadline:
         run = JobRun(scheduled=due, outcome="missed", reason=f"nobody led until {_text(now)}")
     elif is_running and not schedule.replaces:
         run = JobRun(scheduled=due, outcome="skipped", reason="the run before had not ended")
     else:
-        iteration += 1
-        run = JobRun(scheduled=due, iteration=iteration, started_at=now, outcome="running")
-    goes_on = is_running and not run.iteration
-    runs = status.runs if goes_on else _ended(status.runs, service, current, is_running=is_running)
-    changed = msgspec.structs.replace(
+        runs = _closed(runs, "failed", "ended by the next run")
+        run = JobRun(scheduled=due, iteration=status.job_iteration.index + 1, started_at=now, outcome="running")
+    return msgspec.structs.replace(
         status,
-        job_iteration=Version(index=iteration),
-        last_execution=now if run.started_at else status.last_execution,
+        job_iteration=Version(index=run.iteration or status.job_iteration.index),
+        last_execution=run.started_at or status.last_execution,
         scheduled=due,
-        runs=(*runs, run)[-RUNS_KEPT:],
+        runs=_newest((*runs, run)),
     )
-    return msgspec.structs.replace(service, job_status=changed, updated_at=now), wake_at
 
 
-def _ended(runs: tuple[JobRun, ...], service: Service, current: list[Task], *, is_running: bool) -> tuple[JobRun, ...]:
-    """The runs with what came of the one whose tasks are about to be forgotten."""
-    if not current:
-        return runs
-    done = len({task.slot or task.node_id for task in current if task.status.state is TaskState.COMPLETE})
-    wanted = service.spec.completions or done
-    outcome, reason = ("succeeded", "") if done >= wanted and not is_running else ("failed", "")
-    if outcome == "failed":
-        faults = sorted((t.status.timestamp, t.status.err) for t in current if t.status.err)
-        reason = (
-            "ended by the next run" if is_running else (faults[-1][1] if faults else f"{done} of {wanted} ended well")
-        )
+def _newest(runs: tuple[JobRun, ...]) -> tuple[JobRun, ...]:
+    """Those that are kept; one in work is among them, however many were skipped since."""
+    in_work = tuple(run for run in runs[:-RUNS_KEPT] if run.outcome == "running")
+    return (*in_work, *runs[-RUNS_KEPT + len(in_work) :])
+
+
+def _settled(status: JobStatus, view: ServiceView, *, is_running: bool) -> JobStatus:
+    """The status with what came of the run that was in work, if it has ended."""
+    run = next((run for run in status.runs if run.outcome == "running"), None)
+    if run is None:
+        return status
+    if run.iteration != status.job_iteration.index:
+        return msgspec.structs.replace(status, runs=_closed(status.runs, "failed", "ended by the next run"))
+    if is_running:
+        return status
+    current = current_tasks(view.service, view.tasks)
+    slots = {slot_key(task) for task in current}
+    done = len({slot_key(task) for task in current if task.status.state is TaskState.COMPLETE})
+    wanted = view.service.spec.completions or len(slots)
+    outcome, reason = "succeeded", ""
+    if not slots or done < wanted:
+        faults = sorted((task.status.timestamp, task.status.err) for task in current if task.status.err)
+        outcome, reason = "failed", faults[-1][1] if faults else f"{done} of {wanted} ended well"
+    return msgspec.structs.replace(status, runs=_closed(status.runs, outcome, reason))
+
+
+def _closed(runs: tuple[JobRun, ...], outcome: str, reason: str) -> tuple[JobRun, ...]:
     return tuple(
-        msgspec.structs.replace(run, outcome=outcome, reason=reason)
-        if run.iteration == current[0].job_iteration.index and run.outcome == "running"  # type: ignore[union-attr]
-        else run
+        msgspec.structs.replace(run, outcome=outcome, reason=reason) if run.outcome == "running" else run
         for run in runs
     )
 

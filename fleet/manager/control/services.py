@@ -22,6 +22,7 @@ from fleet.model.schedule import parse_schedule
 from fleet.model.secret import Login
 from fleet.model.service import EndpointSpec, JobStatus, RestartPolicy, Service, ServiceSpec, UpdateStatus
 from fleet.model.task import Task, TaskState, is_runnable
+from fleet.orchestrator.schedule import schedule_of
 from fleet.orchestrator.job import current_tasks
 from fleet.orchestrator.view import slot_key
 from fleet.store import Transaction
@@ -208,8 +209,12 @@ class ServiceControl:
         if spec.is_job and spec.task_template.force_update > service.spec.task_template.force_update:
             iteration = Version(index=(service.job_iteration or Version()).index + 1)
             job_status = msgspec.structs.replace(job_status or JobStatus(), job_iteration=iteration, last_execution=now)
-        if spec.is_job and parse_schedule(spec.labels) != parse_schedule(service.spec.labels):
-            job_status = msgspec.structs.replace(job_status or JobStatus(), scheduled=now)  # what was due before is not
+        if spec.is_job and (schedule := parse_schedule(spec.labels)) != schedule_of(service):
+            status = job_status or JobStatus()
+            began = status.last_execution or (now if schedule is None else None)  # without one it runs at once
+            job_status = msgspec.structs.replace(
+                status, scheduled=now, last_execution=began
+            )  # what was due before is not
         return msgspec.structs.replace(
             service,
             spec=spec,

@@ -283,6 +283,24 @@ def test_a_scheduled_job_runs_when_it_is_due_and_a_new_schedule_counts_from_now(
     run(body)
 
 
+def test_a_job_whose_schedule_is_taken_away_runs_and_labels_that_mean_nothing_can_be_mended(run) -> None:
+    async def body(world) -> None:
+        api = world.api.services
+        mode = ServiceMode(replicated_job=JobMode(total_completions=1))
+        job = await api.create(spec(mode=mode, labels={"fleet.schedule.cron": "0 3 * * *"}))
+        plain = await api.update("web", replace(job.spec, labels={}), version=job.version.index)
+        assert plain.job_status.last_execution is not None
+        odd = replace(plain, spec=replace(plain.spec, labels={"fleet.schedule.cron": "daily"}))
+        await world.store.commit(Transaction().replace(odd))
+        odd = api.find("web")
+        mended = await api.update(
+            "web", replace(odd.spec, labels={"fleet.schedule.cron": "@daily"}), version=odd.version.index
+        )
+        assert mended.job_status.scheduled is not None
+
+    run(body)
+
+
 def test_rolling_a_job_back_leaves_no_update_that_nobody_ends(run) -> None:
     async def body(world) -> None:
         api = world.api.services

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
-from support.decision_builders import a_service, a_task
+from support.decision_builders import a_node, a_service, a_task, a_task_spec
 
 from fleet import errors
 from fleet.model.common import Version
+from fleet.model.node import Node
 from fleet.model.schedule import parse_schedule
-from fleet.model.service import JobMode, JobStatus, Service, ServiceMode
+from fleet.model.service import JobMode, JobStatus, RestartCondition, RestartPolicy, Service, ServiceMode
 from fleet.model.task import Task, TaskState
-from fleet.orchestrator.schedule import is_waiting_for_its_time, plan_schedule
+from fleet.orchestrator import schedule as planner
+from fleet.orchestrator.schedule import is_waiting_for_its_time
+from fleet.orchestrator.view import ServiceView
 
 START = datetime(2026, 5, 1, 12, 0, 30, tzinfo=UTC)
 
@@ -27,7 +31,7 @@ def labels(cron: str = "*/5 * * * *", **more: str) -> dict[str, str]:
 
 
 def a_job(**schedule: str) -> Service:
-    service = a_service()
+    service = a_service(spec=a_task_spec(restart=RestartPolicy(condition=RestartCondition.NONE)))
     spec = msgspec.structs.replace(
         service.spec, mode=ServiceMode(replicated_job=JobMode(total_completions=2)), labels=labels(**schedule)
     )
@@ -35,7 +39,17 @@ def a_job(**schedule: str) -> Service:
 
 
 def tasks_of(service: Service, *states: TaskState) -> list[Task]:
-    return [a_task(slot=n, state=state, job_iteration=service.job_iteration) for n, state in enumerate(states, start=1)]
+    return [
+        a_task(slot=n, state=state, spec=service.spec.task_template, job_iteration=service.job_iteration)
+        for n, state in enumerate(states, start=1)
+    ]
+
+
+def plan_schedule(
+    service: Service, tasks: Sequence[Task], *, now: datetime, nodes: Sequence[Node] = ()
+) -> tuple[Service | None, datetime | None]:
+    view = ServiceView(service=service, tasks=tasks, nodes={n.id: n for n in nodes}, fits=lambda *_: True)
+    return planner.plan_schedule(view, now=now)
 
 
 def begun(service: Service, now: datetime, *states: TaskState) -> Service:
@@ -97,6 +111,68 @@ def test_what_came_of_a_run_is_remembered_with_its_reason_and_the_last_ten() -> 
         job = begun(job, at(f"2026-05-01T{hour}:00:00Z"))
     assert job.job_status is not None
     assert len(job.job_status.runs) == 10
+
+
+def test_what_came_of_a_run_is_known_when_it_ends_and_not_before() -> None:
+    job = begun(a_job(), at("2026-05-01T12:05:00Z"))
+    soon = at("2026-05-01T12:05:09Z")
+    for going_on in ([], [TaskState.COMPLETE], [TaskState.COMPLETE, TaskState.RUNNING]):
+        assert plan_schedule(job, tasks_of(job, *going_on), now=soon)[0] is None, going_on
+    ended, wake_at = plan_schedule(job, tasks_of(job, TaskState.COMPLETE, TaskState.COMPLETE), now=soon)
+    assert ended is not None
+    assert (outcomes(ended), wake_at) == ([("12:05", "succeeded")], at("2026-05-01T12:10:00Z"))
+    assert outcomes(begun(job, soon, TaskState.FAILED, TaskState.COMPLETE)) == [("12:05", "failed")]
+    for more in ({"suspended": "true"}, None):
+        labelled = labels(**more) if more else {}
+        changed = msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, labels=labelled))
+        assert outcomes(begun(changed, soon, TaskState.COMPLETE, TaskState.COMPLETE)) == [("12:05", "succeeded")]
+
+
+@pytest.mark.parametrize("states", [(), (TaskState.COMPLETE,)], ids=["no task is made yet", "one slot is to be filled"])
+def test_a_run_goes_on_while_tasks_of_it_are_to_come(states: tuple[TaskState, ...]) -> None:
+    job = begun(begun(a_job(), at("2026-05-01T12:05:00Z")), at("2026-05-01T12:10:00Z"), *states)
+    assert (job.job_iteration, outcomes(job)) == (Version(index=1), [("12:05", "running"), ("12:10", "skipped")])
+
+
+def test_a_long_run_is_not_forgotten_however_many_are_skipped_meanwhile() -> None:
+    job = begun(a_job(), at("2026-05-01T12:05:00Z"))
+    for hour in range(13, 24):
+        job = begun(job, at(f"2026-05-01T{hour}:00:00Z"), TaskState.RUNNING)
+    assert [len(outcomes(job)), outcomes(job)[0], outcomes(job)[-1]] == [10, ("12:05", "running"), ("23:00", "skipped")]
+    job = begun(job, at("2026-05-01T23:01:00Z"), TaskState.COMPLETE, TaskState.COMPLETE)
+    assert outcomes(job)[0] == ("12:05", "succeeded")
+
+
+def test_a_run_that_was_asked_for_ends_the_one_before_in_the_history_too() -> None:
+    job = begun(a_job(), at("2026-05-01T12:05:00Z"))
+    assert job.job_status is not None
+    asked = msgspec.structs.replace(job.job_status, job_iteration=Version(index=2))
+    job = begun(msgspec.structs.replace(job, job_status=asked), at("2026-05-01T12:06:00Z"), TaskState.RUNNING)
+    assert outcomes(job) == [("12:05", "failed")]
+
+
+@pytest.mark.parametrize(
+    ("states", "outcome"), [("CC", "succeeded"), ("CF", "failed"), ("FF", "failed"), ("", "failed")]
+)
+def test_a_global_run_succeeds_if_it_ended_well_on_each_node(states: str, outcome: str) -> None:
+    service = a_job()
+    spec = msgspec.structs.replace(service.spec, mode=ServiceMode(global_job=JobMode()))
+    job = begun(msgspec.structs.replace(service, spec=spec), at("2026-05-01T12:05:00Z"))
+    nodes = [a_node(f"n{n}") for n in range(len(states))]
+    state = {"C": TaskState.COMPLETE, "F": TaskState.FAILED}
+    tasks = [
+        a_task(slot=0, node=node.id, state=state[letter], job_iteration=job.job_iteration, spec=spec.task_template)
+        for node, letter in zip(nodes, states, strict=True)
+    ]
+    ended, _ = plan_schedule(job, tasks, now=at("2026-05-01T12:05:09Z"), nodes=nodes)
+    assert ended is not None
+    assert outcomes(ended) == [("12:05", outcome)]
+
+
+def test_a_job_that_ran_and_then_got_a_schedule_is_not_waiting() -> None:
+    job = a_job()
+    ran = msgspec.structs.replace(job, job_status=JobStatus(last_execution=START, scheduled=START))
+    assert is_waiting_for_its_time(job) and not is_waiting_for_its_time(ran)
 
 
 def test_suspended_removed_or_no_job_is_never_due() -> None:
