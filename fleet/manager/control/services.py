@@ -22,8 +22,8 @@ from fleet.model.schedule import parse_schedule
 from fleet.model.secret import Login
 from fleet.model.service import EndpointSpec, JobStatus, RestartPolicy, Service, ServiceSpec, UpdateStatus
 from fleet.model.task import Task, TaskState, is_runnable
-from fleet.orchestrator.schedule import schedule_of
 from fleet.orchestrator.job import current_tasks
+from fleet.orchestrator.schedule import schedule_of
 from fleet.orchestrator.view import slot_key
 from fleet.store import Transaction
 
