@@ -50,11 +50,9 @@ def _environment(app: App, directory: str) -> dict[str, str]:
         return dict(app.environment)
     from fleet.compose.env_file import parse_env_file
 
+    text = _text(read_input(str(path), size_max=FILE_MAX), str(path))
     try:
-        with path.open(encoding="utf-8") as file:
-            found = parse_env_file(file.read(FILE_MAX), environment=app.environment)
-    except (OSError, UnicodeDecodeError) as cause:
-        raise errors.UserError(f"cannot read {path}: {cause}") from cause
+        found = parse_env_file(text, environment=app.environment)
     except errors.UserError as cause:
         raise errors.UserError(f"{path}{cause}") from cause
     return {**{name: value for name, value in found.items() if value is not None}, **app.environment}

@@ -25,6 +25,7 @@ _DEPTH_MAX: Final = 8
 _CHAIN_MAX: Final = 32
 """Services that one extends, by way of each other."""
 _SECTIONS: Final = ("services", "networks", "volumes", "configs", "secrets", "models")
+_ABSENT: Final = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 ReadText = Callable[[str], str]
 
@@ -85,10 +86,12 @@ class Expander:
         self._check(tree)
         return tree
 
-    def _text(self, node: Node, path: str) -> str:
+    def _text(self, node: Node, path: str, *, required: bool = True) -> str:
         try:
             return self._read(path)
         except OSError as cause:
+            if not required and isinstance(cause, _ABSENT):
+                return ""
             raise errors.UserError(
                 f"{node.mark}: {node.path}: cannot read {path}: {cause.strerror or cause}"
             ) from cause
@@ -106,7 +109,7 @@ class Expander:
             entry.fail("no path given")
         home = _joined(folder, fields["project_directory"].string()) if "project_directory" in fields else ""
         home = home or posixpath.dirname(paths[0][1])
-        variables = self._variables(fields.get("env_file"), folder=folder, home=home, environment=environment)
+        variables = self._variables(entry, fields.get("env_file"), folder=folder, home=home, environment=environment)
         documents: list[Node] = []
         for node, path in paths:
             if path in within or len(within) >= _DEPTH_MAX:
@@ -116,16 +119,11 @@ class Expander:
         return [_rebased(merge(documents), _relative(home, folder))]
 
     def _variables(
-        self, given: Node | None, *, folder: str, home: str, environment: Mapping[str, str]
+        self, entry: Node, given: Node | None, *, folder: str, home: str, environment: Mapping[str, str]
     ) -> Mapping[str, str]:
         found: dict[str, str | None] = {}
-        if given is None:
-            path = _joined(home, ".env")
-            if path != ".env":
-                try:
-                    found = _parsed_variables(path, self._read(path), environment)
-                except OSError:
-                    found = {}
+        if given is None and (path := _joined(home, ".env")) != ".env":
+            found = _parsed_variables(path, self._text(entry, path, required=False), environment)
         for node in listed(given):
             path = _joined(folder, node.string())
             found |= _parsed_variables(path, self._text(node, path), environment)

@@ -521,6 +521,20 @@ def test_warnings_and_variables(fleet: Any, engine: FakeEngine, cluster: Cluster
     )
 
 
+def test_variables_that_cannot_be_read_whole_are_not_used_in_part(
+    fleet: Any, engine: FakeEngine, tmp_path: Path
+) -> None:
+    variables = tmp_path / ".env"
+    (tmp_path / "f.yml").write_text("services: {web: {image: i}}")
+    variables.write_text("TAG=1\n" + "# filler\n" * 120_000 + "REG=r\n")
+    ran = fleet("stack", "deploy", "-d", "-c", str(tmp_path / "f.yml"), "s")
+    assert (ran.code, ran.err) == (2, f"Error: {variables} is larger than the 1048576 bytes allowed\n")
+    variables.write_bytes(b"TAG=\xff\n")
+    ran = fleet("stack", "deploy", "-d", "-c", str(tmp_path / "f.yml"), "s")
+    assert (ran.code, ran.err) == (2, f"Error: {variables} is not UTF-8 text (byte 4)\n")
+    assert engine.sent("POST", "/services/create") == []
+
+
 def test_config_prints_the_merged_file(fleet: Any, tmp_path: Path) -> None:
     (tmp_path / "a.yml").write_text("services:\n  web:\n    image: ${I}\n    ports: ['80:80']\n")
     (tmp_path / "b.yml").write_text("services:\n  web:\n    user: '5'\n")

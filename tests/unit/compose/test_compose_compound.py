@@ -119,6 +119,23 @@ def test_an_included_file_brings_its_own_paths_and_variables() -> None:
     assert found["configs"]["conf"]["file"] == "elsewhere/conf.txt"
 
 
+def test_variables_of_an_included_file_may_be_absent_but_not_unreadable() -> None:
+    def read(path: str) -> str:
+        if path == "db/.env":
+            raise cause
+        return INCLUDED[path]
+
+    def image() -> Any:
+        found = load([("f.yml", INCLUDED["f.yml"])], environment={"TAG": "3"}, read=read)
+        return found.document.plain()["services"]["db"]["image"]
+
+    cause: OSError = IsADirectoryError(21, "Is a directory")
+    assert image() == "db:3"
+    cause = PermissionError(13, "Permission denied")
+    with pytest.raises(errors.UserError, match=r"f\.yml:\d+: include\[0\]: cannot read db/\.env: Permission denied"):
+        image()
+
+
 def test_what_is_defined_on_both_sides_is_refused_with_both_places() -> None:
     files = {**INCLUDED, "f.yml": "include: [db/stack.yml]\nservices:\n  db: {image: x}\n"}
     assert refused(files) == (
