@@ -35,7 +35,7 @@ from fleet.logs import get_logger
 from fleet.model.defaults import stop_grace
 from fleet.model.ids import TaskId
 from fleet.model.node import NodeDescription
-from fleet.model.service import Mount, PublishMode, TaskSpec
+from fleet.model.service import Mount, PublishMode, TaskSpec, userns_mode
 from fleet.model.task import ContainerStatus, Task, task_name
 from fleet.network.ipam import mac_for
 from fleet.network.topology import AttachmentSpec, HostPort
@@ -259,6 +259,7 @@ def container_config(task: Task, supplies: Payloads, description: NodeDescriptio
         ulimits=spec.ulimits,
         capabilities_add=spec.capability_add,
         capabilities_drop=spec.capability_drop,
+        userns_mode=userns_mode(spec.labels),
         read_only=spec.read_only,
         init=bool(spec.init),
         tty=spec.tty,

@@ -378,9 +378,12 @@ class _Build:
         env = tuple(f"{k}={v}" for k, v in {**proxies, **args}.items())
         container_id = await self._start(step, parent, words, env)
         try:
-            upper = self._builder.engine.directory(container_id) / "upper"
+            engine = self._builder.engine
+            upper, ids = engine.directory(container_id) / "upper", engine.get(container_id).ids
             created_by = " ".join(words)
-            await self._commit(created_by, self._stage.config, key=key, layer=lambda sink: write_layer(upper, sink))
+            await self._commit(
+                created_by, self._stage.config, key=key, layer=lambda sink: write_layer(upper, sink, ids)
+            )
         finally:
             await asyncio.shield(self._builder.engine.remove(container_id, force=True, volumes=True))
 

@@ -91,7 +91,9 @@ def build_routes(
             await engine.pause(container.id)
         with images.holding() as hold:
             try:
-                image = await images.derive(parent, step, lambda sink: write_layer(upper, sink), hold=hold)
+                image = await images.derive(
+                    parent, step, lambda sink: write_layer(upper, sink, container.ids), hold=hold
+                )
             finally:
                 if pausing:
                     await asyncio.shield(engine.unpause(container.id))

@@ -299,12 +299,15 @@ MAP_FLAGS: Final[tuple[MapFlag, ...]] = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LabelFlag:
-    """One label of the service, which fleet's scheduler reads (``fleet/scheduler/README.md``); an empty value takes it away."""
+    """One label of the service, which fleet's scheduler reads (``fleet/scheduler/README.md``), or one of its containers; an empty
+    value takes it away.
+    """
 
     name: str
     label: str
     metavar: str
     help: str
+    path: str = "Labels"
 
     @property
     def parameter(self) -> str:
@@ -332,6 +335,8 @@ LABEL_FLAGS: Final[tuple[LabelFlag, ...]] = (
               help="How late a run may still begin (default 10m)."),
     LabelFlag(name="rebalance", label="fleet.rebalance", metavar="off|manual|automatic",
               help="Whether its tasks move to balance nodes (default: as the swarm says)."),
+    LabelFlag(name="userns", label="fleet.userns", metavar="host|remap", path=f"{_CONTAINER}.Labels",
+              help="User ids of its containers: the host's, or their own for certain (default: their own where that can be)."),
 )  # fmt: skip
 
 

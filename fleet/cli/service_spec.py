@@ -233,7 +233,7 @@ def _apply_values(spec: Spec, flags: Mapping[str, Any]) -> None:
         _put(spec, flag.path, value)
     for label in LABEL_FLAGS:
         if (text := flags[label.parameter]) is not None:
-            _update_map(spec, "Labels", add=[(label.label, text)] if text else [], remove=[label.label])
+            _update_map(spec, label.path, add=[(label.label, text)] if text else [], remove=[label.label])
     if flags["init"] is not None:
         _put(spec, f"{_CONTAINER}.Init", flags["init"])
     if flags["log_opt"]:

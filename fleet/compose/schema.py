@@ -112,7 +112,7 @@ _SERVICE: Final = {
         "image", "command", "entrypoint", "environment", "labels", "cap_add", "cap_drop", "sysctls",
         "ulimits", "init", "stop_signal", "stop_grace_period", "user", "group_add", "working_dir", "hostname",
         "extra_hosts", "dns", "dns_search", "dns_opt", "tty", "stdin_open", "read_only", "tmpfs", "oom_score_adj",
-        "restart", "scale", "expose", "profiles",
+        "restart", "scale", "expose", "profiles", "userns_mode",
     ),
     "env_file": Key(
         below={
@@ -173,7 +173,6 @@ _SERVICE: Final = {
         stop_timeout="use stop_grace_period",
         storage_opt="the writable layer has no limit",
         use_api_socket="the daemon's socket is not handed to containers",
-        userns_mode="the node's choice is kept",
         uts="containers always have their own UTS namespace",
     ),
     **_refused(

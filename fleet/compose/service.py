@@ -14,6 +14,7 @@ from fleet.compose.reading import listed, string_map, strings, words
 from fleet.model import wire
 from fleet.model.common import Driver
 from fleet.model.service import (
+    USERNS_LABEL,
     BindOptions,
     ConfigReference,
     ContainerSpec,
@@ -109,7 +110,7 @@ class ServiceConverter:
         grace = fields.get("stop_grace_period")
         return ContainerSpec(
             image=image,
-            labels={**string_map(fields.get("labels")), _NAMESPACE_LABEL: self.stack},
+            labels={**string_map(fields.get("labels")), **self._users(), _NAMESPACE_LABEL: self.stack},
             command=words(fields.get("entrypoint")),
             args=words(fields.get("command")),
             hostname=self._string("hostname"),
@@ -135,6 +136,12 @@ class ServiceConverter:
             capability_drop=tuple(c for c in self._capabilities("cap_drop") if c not in self._capabilities("cap_add")),
             ulimits=self._ulimits(),
         )
+
+    def _users(self) -> dict[str, str]:
+        """``userns_mode`` as the container label that agents read; an empty one is the node's choice."""
+        node = self.fields.get("userns_mode")
+        mode = node.apply(values.parse_userns_mode) if node is not None and node.kind != "null" else ""
+        return {USERNS_LABEL: mode} if mode else {}
 
     def _capabilities(self, key: str) -> tuple[str, ...]:
         """Sorted; one that is added and dropped is added."""

@@ -28,6 +28,7 @@ __all__ = [
     "parse_ports",
     "parse_preference",
     "parse_ulimit",
+    "parse_userns_mode",
     "split_fields",
 ]
 
@@ -364,6 +365,13 @@ def parse_ulimit(text: str) -> JsonObject:
     if not name or values[0] < -1 or values[1] < -1 or (values[1] != -1 and not -1 < values[0] <= values[1]):
         raise errors.UserError(f"{text!r}: the soft limit must not exceed the hard one")
     return {"Name": name, "Soft": values[0], "Hard": values[1]}
+
+
+def parse_userns_mode(text: str) -> str:
+    """``host``, ``remap`` (a user namespace for certain) or nothing."""
+    if text not in ("", "host", "remap"):
+        raise errors.UserError(f"{text!r} is not a user namespace mode; expected host, or remap")
+    return text
 
 
 def parse_capability(text: str) -> str:

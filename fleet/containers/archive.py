@@ -16,7 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from fleet.containers.layertar import pax_attributes
+from fleet.containers.owners import owner_inside, owner_outside
 from fleet.containers.record import Container
+from fleet.containers.subids import IdRange
 from fleet.errors import (
     ConflictError,
     FleetError,
@@ -28,6 +31,7 @@ from fleet.errors import (
 )
 from fleet.images.tarstream import EntryKind, TarEntry, TarReader
 from fleet.node_runtime import syscalls as sys_
+from fleet.node_runtime.overlay import mount_mapped_overlay
 
 __all__ = ["export_root", "open_root", "path_stat", "read_archive", "write_archive"]
 
@@ -58,26 +62,27 @@ _TYPES: Final = {
 
 
 @contextlib.contextmanager
-def open_root(container: Container, directory: Path, layer_dirs: Sequence[Path]) -> Iterator[int]:
-    """The container's root directory. Blocks. A stopped container's volumes are not in it."""
+def open_root(container: Container, directory: Path, layer_dirs: Sequence[Path], users: int = -1) -> Iterator[int]:
+    """The container's root directory. Blocks. A stopped container's volumes are not in it. ``users``: a user namespace with its
+    ids (`RuntimeClient.open_user_namespace`), which a stopped container that has ids of its own needs.
+    """
     if container.is_up:
         try:
             root = os.open(f"/proc/{container.state.pid}/root", _PATH | os.O_DIRECTORY)
         except OSError as cause:
             raise ConflictError(f"container {container.id[:12]} ended just now: try again") from cause
     else:
-        if container.ids is not None:
-            raise ConflictError(
-                f"container {container.id[:12]} has a user namespace of its own: start it before copying files"
-            )
-        root = _overlay(directory, layer_dirs)
+        root = _overlay(directory, layer_dirs, container.ids, users)
     try:
         yield root
     finally:
         os.close(root)
 
 
-def _overlay(directory: Path, layer_dirs: Sequence[Path]) -> int:
+def _overlay(directory: Path, layer_dirs: Sequence[Path], ids: IdRange | None, users: int) -> int:
+    if ids is not None:
+        lower, upper, work = [str(path) for path in layer_dirs], str(directory / "upper"), str(directory / "work")
+        return mount_mapped_overlay(lower, upper=upper, work=work, users=users, first_id=ids.first_id)
     fd = sys_.fsopen("overlay")
     try:
         options = [("lowerdir+", str(path)) for path in layer_dirs]
@@ -228,9 +233,7 @@ class _Writer:
             return  # a socket; or a mounted file, such as a secret
         member = tarfile.TarInfo(path)
         member.type, member.mode, member.mtime = kind, stat.S_IMODE(status.st_mode), int(status.st_mtime)
-        member.uid, member.gid = status.st_uid, status.st_gid
-        if self._ids is not None:
-            member.uid, member.gid = self._ids.container_id(member.uid), self._ids.container_id(member.gid)
+        member.uid, member.gid = owner_inside(self._ids, status.st_uid), owner_inside(self._ids, status.st_gid)
         member.devmajor, member.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
         if stat.S_ISREG(status.st_mode):
             self._file(fd, member, status)
@@ -255,11 +258,7 @@ class _Writer:
             self._links[key] = member.name
         with open(f"/proc/self/fd/{fd}", "rb") as file:  # noqa: PTH123 - a descriptor
             member.size = status.st_size
-            member.pax_headers = {
-                f"SCHILY.xattr.{name}": os.getxattr(file.fileno(), name).decode("utf-8", "surrogateescape")
-                for name in sorted(os.listxattr(file.fileno()))
-                if name == "security.capability" or (name.startswith("user.") and not name.startswith("user.overlay."))
-            }
+            member.pax_headers = pax_attributes(file.fileno(), self._ids)
             self._tar.addfile(member, file)
 
 
@@ -287,7 +286,7 @@ def write_archive(
 class _Extractor:
     def __init__(self, target: int, container: Container, *, keep_kinds: bool, owner: tuple[int, int] | None) -> None:
         self._target = target
-        self._shift = container.ids.first_id if container.ids is not None else 0
+        self._container_ids = container.ids
         self._keep_kinds = keep_kinds
         self._owner = owner
 
@@ -315,7 +314,8 @@ class _Extractor:
                     inner = sys_.openat2(self._target, inside, os.O_RDONLY | os.O_DIRECTORY, resolve=_BENEATH)
                 except FileNotFoundError:
                     os.mkdir(part, 0o755, dir_fd=parent)
-                    os.chown(part, self._shift, self._shift, dir_fd=parent, follow_symlinks=False)
+                    root = owner_outside(self._container_ids, 0)
+                    os.chown(part, root, root, dir_fd=parent, follow_symlinks=False)
                     inner = os.open(part, _DIRECTORY, dir_fd=parent)
                 os.close(parent)
                 parent = inner
@@ -392,9 +392,9 @@ class _Extractor:
 
     def _ids(self, entry: TarEntry) -> tuple[int, int]:
         uid, gid = self._owner or (entry.uid, entry.gid)
-        if not (0 <= uid < 2**32 - 1 and 0 <= gid < 2**32 - 1) or (self._shift and max(uid, gid) >= 65536):
-            raise UserError(f"entry {entry.label}: owner {uid}:{gid} is none of this container's")
-        return uid + self._shift, gid + self._shift
+        if not (0 <= uid < 2**32 - 1 and 0 <= gid < 2**32 - 1):
+            raise UserError(f"entry {entry.label}: owner {uid}:{gid} is none")
+        return owner_outside(self._container_ids, uid), owner_outside(self._container_ids, gid)
 
     def _finish(self, fd: int, entry: TarEntry) -> None:
         os.fchown(fd, *self._ids(entry))

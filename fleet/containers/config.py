@@ -162,7 +162,7 @@ class ContainerConfig(Value, frozen=True, kw_only=True):
     uts_mode: str = ""
     cgroupns_mode: str = ""
     userns_mode: str = ""
-    """'' and ``host``: the host's ids; ``remap``: ids of its own, see ``fleet.containers.subids``."""
+    """'' is this host's choice; ``host``: the host's ids; ``remap``: ids of its own. See ``fleet.containers.user_namespaces``."""
     volumes_from: tuple[str, ...] = ()
     """``container[:ro|rw]``: its volumes and binds are mounted here as well."""
     read_only: bool = False

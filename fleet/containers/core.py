@@ -15,6 +15,7 @@ from fleet.containers.events import Action, ContainerEvent, EventHub
 from fleet.containers.ports import Images, Networks, Overlays, Runtime
 from fleet.containers.record import Container, RecordStore
 from fleet.containers.secretfs import SecretFiles
+from fleet.containers.user_namespaces import UserNamespaces
 from fleet.errors import ConflictError, FleetError, NotFoundError, UserError
 from fleet.logs import get_logger
 
@@ -57,6 +58,7 @@ class Core:
         self.files = SecretFiles(exec_root)
         self.hub = EventHub()
         self.cdi_directories = cdi.DIRECTORIES
+        self.user_namespaces = UserNamespaces(runtime)
         self.entries: dict[str, Entry] = {}
         self.names: dict[str, str] = {}
         """name -> id; also holds names of containers being made."""

@@ -38,6 +38,8 @@ from fleet.containers.ports import Images, Networks, Overlays, Runtime
 from fleet.containers.record import Container, ExitStatus, Status
 from fleet.containers.recovery import Recovered, recover, start_by_rule
 from fleet.containers.runs import Runs
+from fleet.containers.subids import IdRange
+from fleet.containers.user_namespaces import UserNamespaces
 from fleet.containers.volumes import Volume, VolumeStore
 from fleet.errors import ConflictError, FleetError, RuntimeFault, UserError
 from fleet.network.topology import AttachmentSpec
@@ -92,8 +94,10 @@ class ContainerEngine:
         clock: Clock | None = None,
         default_network: str = "bridge",
         host_files: Path = Path("/etc"),
+        user_namespaces: bool = False,
     ) -> Self:
-        """Read what is on disk and begin to listen to the supervisor. ``data_root`` must be on a disk that overlayfs
+        """Read what is on disk and begin to listen to the supervisor. ``user_namespaces``: for every container that can have one,
+        where that is possible. ``data_root`` must be on a disk that overlayfs
         can write to,
         ``exec_root`` is for this boot (``/run``). Call ``recover`` next, once the networks are there. Raises ``RuntimeFault``."""
         core = Core(
@@ -123,6 +127,8 @@ class ContainerEngine:
             core.entries[record.id] = Entry(record, saved=True)
             core.names[record.name] = record.id
         core.spawn(engine._listen(), what="listen to the supervisor")
+        if user_namespaces:
+            await core.user_namespaces.enable(data_root)
         return engine
 
     async def close(self) -> None:
@@ -409,6 +415,15 @@ class ContainerEngine:
     def exec_create(self, name_or_id: str, config: ExecConfig) -> str:
         """Note an exec in a running container; run it with ``execs.start``. Raises ``ConflictError`` when it does not run."""
         return self.execs.create(self._core.find(name_or_id), config)
+
+    async def ids_of(self, config: ContainerConfig) -> IdRange | None:
+        """The ids a container made of this now would have; None: the host's."""
+        return await self._making.ids_of(config)
+
+    @property
+    def user_namespaces(self) -> UserNamespaces:
+        """Which containers have ids of their own here."""
+        return self._core.user_namespaces
 
     # --- volumes, with events ---
 

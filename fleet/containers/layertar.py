@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 from fleet.containers.layerview import _resolve
+from fleet.containers.owners import attribute_inside, owner_inside
+from fleet.containers.subids import IdRange
 from fleet.errors import RejectedFault
 
-__all__ = ["has_directory", "member_of", "write_layer"]
+__all__ = ["has_directory", "member_of", "pax_attributes", "write_layer"]
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEPTH_MAX: Final = 256
@@ -56,12 +58,14 @@ def member_of(name: str, status: os.stat_result) -> tarfile.TarInfo | None:
     return member
 
 
-def write_layer(upper: Path, sink: _Sink) -> int:
-    """Write the layer; the number of entries. Blocks. Raises ``RejectedFault`` for what a layer cannot say."""
+def write_layer(upper: Path, sink: _Sink, ids: IdRange | None = None) -> int:
+    """Write the layer; the number of entries. ``ids`` are those its container had. Blocks. Raises ``RejectedFault`` for what a
+    layer cannot say.
+    """
     root = os.open(upper, _DIRECTORY)
     try:
         with tarfile.open(fileobj=cast("tarfile._Fileobj", sink), mode="w|", format=tarfile.PAX_FORMAT) as tar:
-            writer = _Writer(tar)
+            writer = _Writer(tar, ids)
             writer.directory(root, "", 0)
             return writer.entries
     finally:
@@ -69,8 +73,9 @@ def write_layer(upper: Path, sink: _Sink) -> int:
 
 
 class _Writer:
-    def __init__(self, tar: tarfile.TarFile) -> None:
+    def __init__(self, tar: tarfile.TarFile, ids: IdRange | None) -> None:
         self._tar = tar
+        self._ids = ids
         self._links: dict[tuple[int, int], str] = {}
         self.entries = 0
 
@@ -103,6 +108,7 @@ class _Writer:
         member = member_of(path, status)
         if member is None or (path in _HOST_FILES and status.st_size == 0 and stat.S_ISREG(status.st_mode)):
             return
+        member.uid, member.gid = owner_inside(self._ids, member.uid), owner_inside(self._ids, member.gid)
         self.entries += 1
         if stat.S_ISLNK(status.st_mode):
             member.linkname = os.readlink(name, dir_fd=parent)
@@ -112,7 +118,7 @@ class _Writer:
         elif stat.S_ISDIR(status.st_mode):
             fd = os.open(name, _DIRECTORY, dir_fd=parent)
             try:
-                member.pax_headers = _attributes(fd)
+                member.pax_headers = pax_attributes(fd, self._ids)
                 self._tar.addfile(member)
                 self.directory(fd, path, depth + 1)
             finally:
@@ -129,7 +135,7 @@ class _Writer:
         self._links[key] = member.name
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
         with os.fdopen(fd, "rb") as file:
-            member.pax_headers = _attributes(fd)
+            member.pax_headers = pax_attributes(fd, self._ids)
             try:
                 self._tar.addfile(member, file)
             except OSError as cause:
@@ -145,9 +151,10 @@ def _attribute(fd: int, name: str) -> bytes:
         return b""
 
 
-def _attributes(fd: int) -> dict[str, str]:
+def pax_attributes(fd: int, ids: IdRange | None) -> dict[str, str]:
+    """The attributes of a file that a layer or an archive carries, as PAX headers."""
     return {
-        f"SCHILY.xattr.{name}": os.getxattr(fd, name).decode("utf-8", "surrogateescape")
+        f"SCHILY.xattr.{name}": attribute_inside(ids, name, os.getxattr(fd, name)).decode("utf-8", "surrogateescape")
         for name in sorted(os.listxattr(fd))
         if name == "security.capability" or (name.startswith("user.") and not name.startswith("user.overlay."))
     }

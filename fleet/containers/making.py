@@ -23,7 +23,7 @@ from fleet.containers.names import new_container_id, pick_name
 from fleet.containers.ports import ImageView
 from fleet.containers.record import Container, ExitStatus, MountPoint, Status
 from fleet.containers.runs import Runs
-from fleet.containers.subids import read_range
+from fleet.containers.subids import IdRange
 from fleet.containers.volumes import VolumeStore
 from fleet.errors import ConflictError, FleetError, NotFoundError, RejectedFault, RuntimeFault, UserError
 
@@ -132,6 +132,11 @@ class Making:
                 points.append(msgspec.structs.replace(point, read_only=read_only, anonymous=False))
         return tuple(points)
 
+    async def ids_of(self, config: ContainerConfig) -> IdRange | None:
+        """The ids a container made of this now would have. Raises ``NotFoundError`` without its image."""
+        user = assemble.merge(config, self._core.images.get(config.image).config).user
+        return await self._core.user_namespaces.choose(config, user=user)
+
     async def _build(
         self, container_id: str, name: str, config: ContainerConfig, image: ImageView, made: list[str]
     ) -> Container:
@@ -151,7 +156,7 @@ class Making:
         )
         return Container(
             id=container_id,
-            ids=await self._core.in_thread(read_range) if config.userns_mode == "remap" else None,
+            ids=await self._core.user_namespaces.choose(config, user=merged.user),
             name=name,
             created_at=self._core.clock.now(),
             config=config.without_data(),

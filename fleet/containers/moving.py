@@ -32,8 +32,6 @@ def check_movable(container: Container) -> None:
             f"container {name} is a task of service {service}: the scheduler chooses its node, and would start another "
             "here; move it with a placement constraint (fleet service update --constraint-add node.hostname==HOST)"
         )
-    if container.ids is not None:
-        raise UnsupportedError(f"container {name} has a user namespace of its own: such containers cannot be moved")
     if config.network_mode is NetworkMode.CONTAINER:
         raise ConflictError(f"container {name} uses the network of another container here: it cannot be moved alone")
     for mode in (config.pid_mode, config.ipc_mode):

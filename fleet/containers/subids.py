@@ -10,14 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from fleet.errors import RejectedFault
 from fleet.model.wire import Value
 
-__all__ = ["DEFAULT_RANGE", "IdRange", "parse_subids", "read_range"]
+__all__ = ["DEFAULT_RANGE", "IDS_MIN", "IdRange", "parse_subids", "read_range"]
 
 _USER: Final = "fleet"
 _FILE_BYTES_MAX: Final = 1 << 20
-_IDS_MIN: Final = 65536
-"""Images have files of nobody (65534); with fewer ids these could not be read."""
+IDS_MIN: Final = 65536
+"""How many a container has. Images have files of nobody (65534); with fewer ids these could not be read."""
 
 
 class IdRange(Value, frozen=True, kw_only=True):
@@ -31,6 +32,15 @@ class IdRange(Value, frozen=True, kw_only=True):
         inside = host_id - self.first_id
         return inside if 0 <= inside < self.count else 65534
 
+    def host_id(self, container_id: int) -> int:
+        """The id on the host of one in the container. Raises ``RejectedFault`` for one the container does not have."""
+        if not 0 <= container_id < self.count:
+            raise RejectedFault(
+                f"owner {container_id} does not exist in a user namespace of {self.count} ids: give the container the "
+                "host's (--userns host)"
+            )
+        return self.first_id + container_id
+
 
 DEFAULT_RANGE: Final = IdRange(first_id=1_000_000)
 
@@ -42,8 +52,8 @@ def parse_subids(text: str) -> IdRange:
         if len(fields) != 3 or fields[0] != _USER or not all(f.isascii() and f.isdigit() for f in fields[1:]):
             continue
         first_id, count = int(fields[1]), int(fields[2])
-        if first_id > 0 and count >= _IDS_MIN and first_id + count < 1 << 32:
-            return IdRange(first_id=first_id, count=_IDS_MIN)
+        if first_id > 0 and count >= IDS_MIN and first_id + count < 1 << 32:
+            return IdRange(first_id=first_id, count=IDS_MIN)
     return DEFAULT_RANGE
 
 

@@ -29,6 +29,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from fleet.containers.owners import attribute_inside, attribute_outside, owner_inside, owner_outside
+from fleet.containers.subids import IdRange
 from fleet.errors import RejectedFault, RuntimeFault, StorageFullError, UserError
 from fleet.images.beneath import is_whiteout, open_beneath, remove_tree, sync_filesystem
 
@@ -131,9 +133,19 @@ def _xattr_allowed(name: str) -> bool:
 class TreeReader:
     """Iterate: bytes to send, about a MiB each. ``result`` is whole when the iteration is."""
 
-    def __init__(self, root: Path, *, since: Pass | None = None, hidden: frozenset[bytes] = frozenset()) -> None:
-        """``hidden`` paths (mount points of the engine) are passed over when they are empty files."""
+    def __init__(
+        self,
+        root: Path,
+        *,
+        since: Pass | None = None,
+        hidden: frozenset[bytes] = frozenset(),
+        ids: IdRange | None = None,
+    ) -> None:
+        """``hidden`` paths (mount points of the engine) are passed over when they are empty files. ``ids``: those of the
+        container that wrote the files; owners are sent as it sees them.
+        """
         self._root = root
+        self._ids = ids
         self._since = since.seen if since is not None else {}
         self._hidden = hidden
         self.result = Pass()
@@ -174,7 +186,8 @@ class TreeReader:
         kind = {stat.S_IFDIR: DIRECTORY, stat.S_IFREG: FILE, stat.S_IFLNK: SYMLINK, stat.S_IFIFO: FIFO}[
             stat.S_IFMT(status.st_mode)
         ]
-        item = Item(path, kind, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns)
+        uid, gid = owner_inside(self._ids, status.st_uid), owner_inside(self._ids, status.st_gid)
+        item = Item(path, kind, stat.S_IMODE(status.st_mode), uid, gid, status.st_mtime_ns)
         if fd is not None:
             item.xattrs = self._xattrs(fd, path)
         return item
@@ -188,7 +201,7 @@ class TreeReader:
                 )
             if _xattr_allowed(name):
                 with contextlib.suppress(OSError):  # removed meanwhile
-                    found[name] = os.getxattr(fd, name)
+                    found[name] = attribute_inside(self._ids, name, os.getxattr(fd, name))
         return found
 
     def _children(self, fd: int, path: bytes, depth: int) -> Iterator[bytes]:
@@ -272,12 +285,14 @@ class TreeReader:
 class TreeWriter:
     """``feed`` what arrives, then ``finish``; blocks. ``root`` is a directory nobody else writes to.
 
-    ``room_bytes``: more file contents than that are refused. Raises ``UserError`` for a stream that is none of
-    ``TreeReader``'s, ``StorageFullError``.
+    ``room_bytes``: more file contents than that are refused. ``ids``: those of the container the files are for. Raises
+    ``UserError`` for a stream that is none of ``TreeReader``'s, ``RejectedFault`` for owners the container cannot have,
+    ``StorageFullError``.
     """
 
-    def __init__(self, root: Path, *, room_bytes: int) -> None:
+    def __init__(self, root: Path, *, room_bytes: int, ids: IdRange | None = None) -> None:
         self._root = os.open(root, _DIRECTORY)
+        self._ids = ids
         self._room_bytes = room_bytes
         self._buffer = bytearray()
         self._decoder = msgspec.msgpack.Decoder(Frame)
@@ -408,6 +423,8 @@ class TreeWriter:
             raise UserError(f"{item.path[:200]!r}: its size or attributes are beyond bounds")
         if bad := [name for name in item.xattrs if not _xattr_allowed(name)]:
             raise UserError(f"{item.path[:200]!r}: attribute {bad[0][:80]!r} is refused")
+        item.uid, item.gid = owner_outside(self._ids, item.uid), owner_outside(self._ids, item.gid)
+        item.xattrs = {name: attribute_outside(self._ids, name, value) for name, value in item.xattrs.items()}
         if not item.path:
             if item.kind != DIRECTORY:
                 raise UserError("the root is no directory")

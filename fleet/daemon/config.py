@@ -50,6 +50,7 @@ class DaemonConfig(BaseModel):
     registry_certs: Path = Path("/etc/fleet/certs.d")
     dashboard: DashboardMode = DashboardMode.AUTO
     dashboard_hosts: tuple[str, ...] = ()
+    userns_remap: Literal["auto", "off"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
@@ -145,6 +146,13 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
     (("--tlscert",), {"metavar": "FILE", "help": "the TCP listener's certificate"}),
     (("--tlskey",), {"metavar": "FILE", "help": "the TCP listener's key"}),
     (("--cgroup-parent",), {"metavar": "PATH", "help": "parent of all containers' cgroups (default /fleet)"}),
+    (
+        ("--userns-remap",),
+        {
+            "choices": ("auto", "off"),
+            "help": "auto: a user namespace for every container that can have one, where the kernel can (default); off: for none",
+        },
+    ),
     (("--hostname",), {"help": "this node's name (default: the host's)"}),
     (("--label",), {"dest": "labels", "action": "append", "metavar": "KEY=VALUE", "help": "engine label (repeatable)"}),
     (

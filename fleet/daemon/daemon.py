@@ -113,7 +113,10 @@ class Daemon:
                 network=network,
                 clock=clock,
                 default_network=BRIDGE.id,
+                user_namespaces=config.userns_remap == "auto",
             )
+            if config.userns_remap == "auto" and not engine.user_namespaces.by_default:
+                log.info("containers have the host's user ids", why=engine.user_namespaces.why_not)
             stack.push_async_callback(engine.close)
             await engine.recover()
             await remove_leftovers(engine)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
+from fleet.errors import UserError
 from fleet.model.common import Driver, GenericResource, Platform, Version
 from fleet.model.ids import LoginId, NetworkId, ServiceId
 from fleet.model.wire import Value
@@ -48,11 +50,13 @@ __all__ = [
     "SpreadOver",
     "TaskSpec",
     "TmpfsOptions",
+    "USERNS_LABEL",
     "Ulimit",
     "UpdateConfig",
     "UpdateStatus",
     "VirtualIp",
     "VolumeOptions",
+    "userns_mode",
 ]
 
 
@@ -165,6 +169,19 @@ class Privileges(Value, frozen=True, kw_only=True):
     no_new_privileges: bool = False
     seccomp: dict[str, str] | None = None
     app_armor: dict[str, str] | None = None
+
+
+USERNS_LABEL: Final = "fleet.userns"
+"""Of a service's containers, for Docker's service spec has no word for it: ``host`` keeps the host's user ids, ``remap`` insists
+on a user namespace; without it the node chooses."""
+
+
+def userns_mode(labels: dict[str, str]) -> str:
+    """What a service's containers say of their user namespace. Raises ``UserError``."""
+    mode = labels.get(USERNS_LABEL, "")
+    if mode not in ("", "host", "remap"):
+        raise UserError(f"container label {USERNS_LABEL}={mode[:64]}: expected host or remap")
+    return mode
 
 
 class ContainerSpec(Value, frozen=True, kw_only=True):

@@ -499,6 +499,13 @@ class RuntimeClient:
         _, fds = await self._request({"op": "terminal", "id": container_id})
         return fds[0]
 
+    async def open_user_namespace(self, *, first_id: int, count: int) -> int:
+        """A descriptor of a new user namespace, 0..count-1 inside being ``first_id``... outside, to map mounts with; the
+        caller's. Raises `RuntimeFault` where the kernel allows none.
+        """
+        _, fds = await self._request({"op": "users", "first_id": first_id, "count": count})
+        return fds[0]
+
     async def resize(self, container_id: str, *, rows: int, columns: int) -> None:
         """Set the terminal's size."""
         fd = await self.open_terminal(container_id)

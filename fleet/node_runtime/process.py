@@ -45,6 +45,7 @@ __all__ = [
     "become_container",
     "become_exec",
     "become_preparer",
+    "open_user_namespace",
     "container_terminal",
     "loopback_up",
     "move_streams",
@@ -252,10 +253,31 @@ def become_preparer(
     os._exit(70)
 
 
+def open_user_namespace(first_id: int, count: int) -> int:
+    """A descriptor of a new user namespace whose ids 0..count-1 are the host's from ``first_id`` on. Nobody is in it: it is for
+    mounts. Raises `OSError`.
+    """
+    pid, pidfd = sys_.clone3(sys_.CLONE_NEWUSER)
+    if not pid:
+        sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
+        while True:
+            signal.pause()
+    try:
+        for name in ("uid_map", "gid_map"):
+            _put(f"/proc/{pid}/{name}", f"0 {first_id} {count}")
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        os.close(pidfd)
+
+
 def _put(path: str, text: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    os.write(fd, text.encode())
-    os.close(fd)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
 
 
 def _receive(link: Socket) -> list[int]:

@@ -19,6 +19,7 @@ import os
 import stat
 
 from fleet.node_runtime import syscalls as sys_
+from fleet.node_runtime.overlay import mount_mapped_overlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -183,7 +184,10 @@ class FileSystem:
             sys_.idmap_mount(mounts[0], users, recursive=True)
         else:
             self.at = f"mount overlay of {len(root['lower'])} layers"
-            mounts = [self._mapped_overlay(users, first_id)]
+            overlay = mount_mapped_overlay(
+                root["lower"], upper=root["upper"], work=root["work"], users=users, first_id=first_id
+            )
+            mounts = [overlay]
         self.at = "mount /sys"
         mounts.append(new_mount("sysfs", _NSDE | (sys_.MOUNT_ATTR_RDONLY if self._plan["sys_read_only"] else 0)))
         for source in (*(f"/dev/{name}" for name, _, _ in DEVICE_NODES), *self._plan["device_sources"]):
@@ -203,28 +207,6 @@ class FileSystem:
                 sys_.mount_setattr(source, set_=mount["set"], recursive=mount["recursive"])
             mounts.append(source)
         return mounts
-
-    def _mapped_overlay(self, users: int, first_id: int) -> int:
-        """Layers keep their owners on disk and are mapped; the writable layer holds shifted ones, for an overlay cannot
-        write through a mapped mount.
-        """
-        root = self._plan["root"]
-        for path in (root["upper"], root["work"]):
-            if path and os.stat(path).st_uid != first_id:
-                os.chown(path, first_id, first_id)
-        fd = sys_.fsopen("overlay")
-        try:
-            for path in root["lower"]:
-                layer = sys_.open_tree(sys_.AT_FDCWD, path, sys_.OPEN_TREE_CLONE)
-                sys_.idmap_mount(layer, users)
-                sys_.fsconfig_fd(fd, "lowerdir+", layer)  # stays open: closing dissolves a detached mount
-            if root["upper"]:
-                sys_.fsconfig_string(fd, "upperdir", root["upper"])
-                sys_.fsconfig_string(fd, "workdir", root["work"])
-            sys_.fsconfig_create(fd)
-            return sys_.fsmount(fd, 0)
-        finally:
-            os.close(fd)
 
     def adopt(self, mounts: list[int]) -> None:
         """Take what `prepare_for` made, and make the procfs while the host's can still be seen: the kernel wants that

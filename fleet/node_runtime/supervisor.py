@@ -130,6 +130,7 @@ class Supervisor:
             "signal_exec": self._op_signal_exec,
             "attach": self._op_attach,
             "terminal": self._op_terminal,
+            "users": self._op_users,
             "remove": self._op_remove,
             "shutdown": self._op_shutdown,
         }
@@ -680,6 +681,14 @@ class Supervisor:
         if container.master < 0:
             raise RequestError("conflict", f"container {container.id} has no terminal")
         answer({}, (container.master,))
+
+    def _op_users(self, message: dict[str, Any], _fds: list[int], answer: Answer) -> None:
+        first_id, count = int(message["first_id"]), int(message["count"])
+        users = process.open_user_namespace(first_id, count)
+        try:
+            answer({}, (users,))
+        finally:
+            os.close(users)
 
     def _op_remove(self, message: dict[str, Any], _fds: list[int], answer: Answer) -> None:
         container = self._containers.get(message["id"])

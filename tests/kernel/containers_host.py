@@ -72,6 +72,7 @@ class RealHost:
                 runtime=self.runtime,
                 images=self.images,
                 network=self.network,
+                user_namespaces=True,
             )
             stack.push_async_callback(self.engine.close)
             yield self.engine

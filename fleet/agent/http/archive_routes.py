@@ -30,16 +30,25 @@ def archive_routes(engine: ContainerEngine, images: ImageStore) -> APIRouter:
     """The router of ``/containers/{name}/archive`` and ``/export``."""
     router = APIRouter()
 
-    def with_root(container: Container, call: Callable[[int], Any]) -> Any:
-        layers = () if container.is_up else images.get(container.image_id).layer_dirs
-        with open_root(container, engine.directory(container.id), layers) as root:
-            now = engine.get(container.id)
-            if (now.is_up, now.state.pid) != (container.is_up, container.state.pid):
-                raise ConflictError(f"container {container.id[:12]} started or ended just now: try again")
-            return call(root)
+    async def users_of(container: Container) -> int:
+        return -1 if container.is_up else await engine.user_namespaces.open(container.ids)
+
+    def with_root(container: Container, users: int, call: Callable[[int], Any]) -> Any:
+        """Blocks. ``users`` (of `users_of`) is closed."""
+        try:
+            layers = () if container.is_up else images.get(container.image_id).layer_dirs
+            with open_root(container, engine.directory(container.id), layers, users) as root:
+                now = engine.get(container.id)
+                if (now.is_up, now.state.pid) != (container.is_up, container.state.pid):
+                    raise ConflictError(f"container {container.id[:12]} started or ended just now: try again")
+                return call(root)
+        finally:
+            if users >= 0:
+                os.close(users)
 
     async def stat_header(container: Container, path: str) -> dict[str, str]:
-        value = await asyncio.to_thread(with_root, container, lambda root: path_stat(root, container, path))
+        users = await users_of(container)
+        value = await asyncio.to_thread(with_root, container, users, lambda root: path_stat(root, container, path))
         return {"X-Docker-Container-Path-Stat": base64.b64encode(msgspec.json.encode(value)).decode()}
 
     @router.head("/containers/{name}/archive")
@@ -50,9 +59,10 @@ def archive_routes(engine: ContainerEngine, images: ImageStore) -> APIRouter:
     async def get(name: str, request: Request) -> Response:
         container, path = engine.get(name), _path(request)
         headers = await stat_header(container, path)
+        users = await users_of(container)
 
         def run(sink: BinaryIO) -> None:
-            with_root(container, lambda root: read_archive(root, container, path, sink))
+            with_root(container, users, lambda root: read_archive(root, container, path, sink))
 
         return StreamingResponse(await _begun(_download(run)), media_type="application/x-tar", headers=headers)
 
@@ -60,9 +70,10 @@ def archive_routes(engine: ContainerEngine, images: ImageStore) -> APIRouter:
     async def export(name: str) -> Response:
         container = engine.get(name)
         await stat_header(container, "/")
+        users = await users_of(container)
 
         def run(sink: BinaryIO) -> None:
-            with_root(container, lambda root: export_root(root, container, sink))
+            with_root(container, users, lambda root: export_root(root, container, sink))
 
         return StreamingResponse(await _begun(_download(run)), media_type="application/octet-stream")
 
@@ -72,10 +83,12 @@ def archive_routes(engine: ContainerEngine, images: ImageStore) -> APIRouter:
         query = request.query_params
         keep_kinds = parse_bool(query.get("noOverwriteDirNonDir"))
         owner = _owner(container) if parse_bool(query.get("copyUIDGID")) else None
+        users = await users_of(container)
 
         def run(source: BinaryIO) -> None:
             with_root(
                 container,
+                users,
                 lambda root: write_archive(root, container, path, source, keep_kinds=keep_kinds, owner=owner),
             )
 

@@ -258,14 +258,22 @@ def _info(
         "LiveRestoreEnabled": True,
         "Isolation": "",
         "InitBinary": "fleet-runtime",
-        "SecurityOptions": _security(facts),
-        "Warnings": facts.warnings() or None,
+        "SecurityOptions": _security(facts, user_namespaces=engine.user_namespaces.by_default),
+        "Warnings": [*facts.warnings(), *_userns_warning(config, engine)] or None,
     }
 
 
-def _security(facts: EngineFacts) -> list[str]:
+def _security(facts: EngineFacts, *, user_namespaces: bool) -> list[str]:
     kernel = (("name=apparmor", facts.apparmor), ("name=seccomp,profile=builtin", facts.seccomp))
-    return [*(name for name, there in kernel if there), "name=cgroupns", "name=no-new-privileges"]
+    users = ["name=userns"] if user_namespaces else []
+    return [*(name for name, there in kernel if there), *users, "name=cgroupns", "name=no-new-privileges"]
+
+
+def _userns_warning(config: DaemonConfig, engine: ContainerEngine) -> list[str]:
+    users = engine.user_namespaces
+    if config.userns_remap == "off" or users.by_default:
+        return []
+    return [f"WARNING: root in a container is root of this host: no user namespaces, for {users.why_not}"]
 
 
 def _os_name() -> str:

@@ -27,6 +27,7 @@ from fleet.clock import Clock
 from fleet.containers import Container, ContainerConfig, ContainerEngine, NetworkMode, Status
 from fleet.containers.moving import put_in_place
 from fleet.containers.record import remove_tree
+from fleet.containers.subids import IdRange
 from fleet.containers.treestream import TreeWriter
 from fleet.daemon.moves.notes import Notes
 from fleet.daemon.moves.peers import Peers
@@ -60,6 +61,8 @@ class _Move:
     manifest: Manifest | None
     touched_s: float
     room_bytes: int = 0
+    ids: IdRange | None = None
+    """Those the container will have here: owners in its writable layer are written so; in volumes they are its own."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     over: bool = False
 
@@ -145,6 +148,7 @@ class Arriving:
                 self._check(manifest, config)
                 config = await self._with_image(manifest, config, ticket.expected)
                 await asyncio.to_thread(self._begin_files, note, 1 + len(manifest.volumes))
+                move.ids = await self._engine.ids_of(config)
                 move.manifest = msgspec.structs.replace(manifest, config=config)
                 move.touched_s = self._clock.monotonic()
             except BaseException:
@@ -280,7 +284,7 @@ class Arriving:
             if fresh:
                 await asyncio.to_thread(remove_tree, path)
                 await asyncio.to_thread(path.mkdir, mode=0o755)
-            writer = TreeWriter(path, room_bytes=move.room_bytes)
+            writer = TreeWriter(path, room_bytes=move.room_bytes, ids=None if tree else move.ids)
             try:
                 batch = bytearray()
                 async for piece in pieces:
@@ -315,6 +319,10 @@ class Arriving:
                 for volume in named:
                     await self._engine.volumes.create(volume.name, labels=volume.labels)
                 container = await self._engine.create(manifest.config, container_id=manifest.container_id)
+                if container.ids != move.ids:
+                    raise errors.ConflictError(
+                        "the user ids of containers on this host were changed just now: try again"
+                    )
                 await self._place(move, manifest, container)
             except BaseException:
                 await asyncio.shield(self._end(move))

@@ -226,8 +226,10 @@ class Leaving:
         raise AssertionError("the last try returns or raises")
 
     async def _send(self, move: _Move, number: int, stage: str, *, since: Pass | None) -> Pass:
-        hidden = _MOUNT_POINTS if number == 0 else frozenset()
-        reader = TreeReader(move.trees[number], since=since, hidden=hidden)
+        if number == 0:  # the writable layer; in volumes owners are the container's already
+            reader = TreeReader(move.trees[0], since=since, hidden=_MOUNT_POINTS, ids=move.container.ids)
+        else:
+            reader = TreeReader(move.trees[number], since=since)
         total = move.manifest.size_bytes
         before, failure = move.bytes, []
 

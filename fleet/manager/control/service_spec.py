@@ -31,6 +31,7 @@ from fleet.model.service import (
     ServiceSpec,
     TaskSpec,
     UpdateConfig,
+    userns_mode,
 )
 from fleet.orchestrator.moves import parse_mode
 from fleet.scheduler.constraints import parse_constraints
@@ -86,6 +87,7 @@ def check_service_spec(spec: ServiceSpec) -> None:
             f"service {spec.name} has a schedule and is {spec.mode_name}; only jobs have runs: "
             "use mode replicated-job or global-job"
         )
+    userns_mode(spec.task_template.container_spec.labels)
     _check_mode(spec)
     _check_task(spec.task_template)
     _check_update(spec.update_config, what="UpdateConfig", actions=_UPDATE_ACTIONS)
