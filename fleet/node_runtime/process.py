@@ -230,6 +230,8 @@ def become_preparer(
             os.open(f"/proc/{target}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), plan["process"]["oom_score_adj"]
         )
         users = os.open(f"/proc/{target}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        files.at = "mount /proc"
+        _send_proc(target, link)
         files.at = "enter the container's network namespace"
         sys_.setns(os.open(f"/proc/{target}/ns/net", os.O_RDONLY | os.O_CLOEXEC), sys_.CLONE_NEWNET)
         if plan["network"] == "fd":  # not the user namespace's own, so its root has no say over ports there
@@ -251,6 +253,30 @@ def become_preparer(
         report_failure(report, error, files.at)
     report.close()  # before the link, whose end is the end of the waiting process
     os._exit(70)
+
+
+def _send_proc(target: int, link: Socket) -> None:
+    """The procfs of ``target``'s pid namespace, from outside of its user namespace: inside, the kernel allows one only where the
+    host's own can be seen whole, which it cannot on a host that is itself in namespaces. It belongs to whoever mounts it,
+    so a child that is born there does.
+    """
+    sys_.setns(os.open(f"/proc/{target}/ns/pid", os.O_RDONLY | os.O_CLOEXEC), sys_.CLONE_NEWPID)
+    pid, pidfd = sys_.clone3(0)
+    if not pid:
+        status = 70
+        try:
+            sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
+            mount = rootfs.new_proc()
+            link.sendmsg([b"mounts"], [(SOL_SOCKET, SCM_RIGHTS, struct.pack("i", mount))])
+            status = 0
+        except OSError as error:
+            status = error.errno if error.errno and error.errno < 128 else 70
+        finally:
+            os._exit(status)
+    ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    assert ended is not None
+    if ended.si_status:
+        raise OSError(ended.si_status, os.strerror(ended.si_status))
 
 
 def open_user_namespace(first_id: int, count: int) -> int:

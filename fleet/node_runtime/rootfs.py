@@ -32,6 +32,7 @@ __all__ = [
     "RefusedError",
     "ensure_target",
     "new_mount",
+    "new_proc",
     "open_inside",
     "read_inside",
 ]
@@ -117,6 +118,11 @@ def read_inside(root: int, path: str) -> bytes:
     if len(data) > _ACCOUNT_FILE_MAX:
         raise RefusedError(f"{path} in the image is larger than {_ACCOUNT_FILE_MAX} bytes")
     return data
+
+
+def new_proc() -> int:
+    """A procfs of this process's pid namespace, as a detached mount."""
+    return new_mount("proc", _NSDE)
 
 
 def new_mount(kind: str, attributes: int, *options: tuple[str, str | None]) -> int:
@@ -209,15 +215,12 @@ class FileSystem:
         return mounts
 
     def adopt(self, mounts: list[int]) -> None:
-        """Take what `prepare_for` made, and make the procfs while the host's can still be seen: the kernel wants that
-        of a user namespace.
-        """
-        count = 2 + len(DEVICE_NODES) + len(self._plan["device_sources"])
-        self._prepared = mounts[:count]
+        """Take the procfs and what `prepare_for` made."""
+        self.proc = mounts[0]
+        count = 3 + len(DEVICE_NODES) + len(self._plan["device_sources"])
+        self._prepared = mounts[1:count]
         binds = iter(mounts[count:])
         self._sources = [next(binds) if mount["kind"] == "bind" else -1 for mount in self._plan["mounts"]]
-        self.at = "mount /proc"
-        self.proc = new_mount("proc", _NSDE)
 
     def take_shared_memory(self, donor: int) -> None:
         """Clone /dev/shm of the container whose first process ``donor`` (a pidfd) is. A mount can be cloned only inside
@@ -316,7 +319,7 @@ class FileSystem:
         """A procfs of the container's pid namespace."""
         self.at = "mount /proc"
         if self.proc < 0:
-            self.proc = new_mount("proc", _NSDE)
+            self.proc = new_proc()
         sys_.move_mount(self.proc, self._own_directory("proc"))
 
     def mount_dev(self) -> None:
