@@ -58,24 +58,75 @@ class TlsOptions:
 class App:
     """One run of the command. ``environment`` is the process's, read once."""
 
-    def __init__(self, *, host: str, tls: TlsOptions, environment: Mapping[str, str]) -> None:
-        self.host = host
+    def __init__(
+        self, *, host: str | None, tls: TlsOptions, environment: Mapping[str, str], context: str | None = None
+    ) -> None:
         self.environment = environment
+        self.host_given = host or environment.get("FLEET_HOST") or environment.get("DOCKER_HOST")
+        """The daemon that -H or the environment names, if one does."""
+        self._context_flag = context
         self._tls = tls
+        self._chosen: tuple[str, TlsOptions] | None = None
         self._client: EngineClient | None = None
+
+    def context_name(self) -> str:
+        """The context in use, in Docker's order: --context, -H, the host's variables, the context's variables, the current one.
+
+        Raises ``UserError`` when the file that tells the current one cannot be read.
+        """
+        from fleet.cli.context_store import DEFAULT, Contexts
+
+        if self._context_flag:
+            return self._context_flag
+        if self.host_given:
+            return DEFAULT
+        named = self.environment.get("FLEET_CONTEXT") or self.environment.get("DOCKER_CONTEXT")
+        return named or Contexts(self.environment).current()
+
+    def _endpoint(self) -> tuple[str, TlsOptions]:
+        """URL and TLS, settled at first use, so that commands without a daemon need no context that works."""
+        if self._chosen is None:
+            if self.host_given and not self._context_flag:  # the usual case in scripts: no file is looked at
+                self._chosen = _url(self.host_given), self._tls
+            else:
+                self._chosen = self._of_context(self.context_name())
+        return self._chosen
+
+    def _of_context(self, name: str) -> tuple[str, TlsOptions]:
+        from fleet.cli.context_store import DEFAULT, Contexts, check_host
+
+        if name == DEFAULT:
+            return _url(self.host_given or DEFAULT_HOST), self._tls
+        if self._tls != TlsOptions():
+            raise errors.UserError(
+                f"context {name} has TLS settings of its own; leave --tls... away, or name a daemon with -H"
+            )
+        found = Contexts(self.environment).get(name)
+        files = {f"{part}_file": str(path) for part, path in found.tls.items()}
+        tls = TlsOptions(
+            enabled=bool(files) or found.skip_tls_verify,
+            verify=bool(files) and not found.skip_tls_verify,
+            **files,
+        )
+        return check_host(found.host or DEFAULT_HOST), tls
+
+    @property
+    def host(self) -> str:
+        """URL of the daemon. Raises ``FleetError`` when the context that names it is missing or broken."""
+        return self._endpoint()[0]
 
     @property
     def client(self) -> EngineClient:
         """The client, made at first use."""
         if self._client is None:
-            url = self.host if "://" in self.host else f"tcp://{self.host}"
-            self._client = EngineClient(url, tls=self._tls.context())
+            url, tls = self._endpoint()
+            self._client = EngineClient(url, tls=tls.context())
         return self._client
 
     def streaming_client(self) -> EngineClient:
         """A second client without a time limit, for logs and events that may stay silent."""
-        url = self.host if "://" in self.host else f"tcp://{self.host}"
-        return EngineClient(url, tls=self._tls.context(), timeout_s=None)
+        url, tls = self._endpoint()
+        return EngineClient(url, tls=tls.context(), timeout_s=None)
 
     def close(self) -> None:
         """Close the connection, and say it when what was shown may be old; idempotent."""
@@ -103,6 +154,10 @@ class App:
         if not node_id:
             raise errors.UserError("'self' names no node, because this host is not part of a swarm")
         return str(node_id)
+
+
+def _url(host: str) -> str:
+    return host if "://" in host else f"tcp://{host}"
 
 
 def pass_app(command: Callable[..., R]) -> Callable[..., R]:

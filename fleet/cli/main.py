@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 
 from fleet import errors
-from fleet.cli.app import DEFAULT_HOST, App, TlsOptions
+from fleet.cli.app import App, TlsOptions
 
 __all__ = ["cli", "main", "run"]
 
@@ -34,6 +34,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "image": ("fleet.cli.image:image", "Manage images of this host"),
     "container": ("fleet.cli.container:container", "Manage containers of this host"),
     "system": ("fleet.cli.system:system", "Look at the daemon of this host"),
+    "context": ("fleet.cli.context:context", "Keep names for daemons to talk to"),
     "lab": ("fleet.cli.lab:lab", "A cluster of many hosts on this machine, to try and to test"),
     "daemon": ("fleet.cli.system:daemon", "Run the fleet daemon in the foreground"),
     "info": ("fleet.cli.system:info", "Show this host and its swarm"),
@@ -77,7 +78,7 @@ _SECTIONS: Final = (
     ("Containers", ("run", "create", "exec", "attach", "start", "stop", "restart", "kill", "pause", "unpause", "rm")),
     ("More of containers", ("rename", "update", "wait", "port", "diff", "stats", "cp", "export")),
     ("Short forms", ("ps", "images", "pull", "push", "build", "commit", "load", "logs")),
-    ("More", ("login", "logout", "lab", "oci", "completion")),
+    ("More", ("login", "logout", "context", "lab", "oci", "completion")),
 )
 
 
@@ -125,6 +126,7 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["--help"], "max_content_width": 110})
 @click.option("-H", "--host", metavar="URL", help="Daemon to talk to: unix:///path or tcp://HOST:PORT.")
+@click.option("-c", "--context", "context", metavar="NAME", help="Context to use; see fleet context.")
 @click.option("--tls", is_flag=True, help="Use TLS; implied by --tlsverify.")
 @click.option("--tlsverify", is_flag=True, help="Use TLS and verify the daemon.")
 @click.option("--tlscacert", metavar="FILE", help="Trust certificates signed only by this CA.")
@@ -136,6 +138,7 @@ def cli(
     ctx: click.Context,
     *,
     host: str | None,
+    context: str | None,
     tls: bool,
     tlsverify: bool,
     tlscacert: str | None,
@@ -144,11 +147,15 @@ def cli(
 ) -> None:
     """Run containers on many hosts as if they were one.
 
-    The daemon is taken from -H, else $FLEET_HOST, else $DOCKER_HOST, else unix:///run/fleet/fleet.sock.
+    The daemon is that of --context or -H, else of $FLEET_HOST or $DOCKER_HOST, else of the context in $FLEET_CONTEXT or
+    $DOCKER_CONTEXT, else of the one that fleet context use chose, else unix:///run/fleet/fleet.sock.
     """
+    if host and context:
+        raise click.UsageError("--host and --context exclude each other: a context names a host", ctx)
     environment: Mapping[str, str] = ctx.obj if ctx.obj is not None else {}
     app = App(
-        host=host or environment.get("FLEET_HOST") or environment.get("DOCKER_HOST") or DEFAULT_HOST,
+        host=host,
+        context=context,
         tls=TlsOptions(enabled=tls, verify=tlsverify, ca_file=tlscacert, cert_file=tlscert, key_file=tlskey),
         environment=environment,
     )

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from fleet import errors
-from fleet.api.client import EngineClient, EngineError
+from fleet.api.client import EngineError
 
 __all__ = ["Column", "echo", "inspect_each", "list_options", "print_rows", "print_warnings", "short_id", "each"]
 
@@ -18,6 +18,7 @@ Column = tuple[str, str]
 """(field of the row, heading)."""
 
 T = TypeVar("T")
+C = TypeVar("C")
 _ID_WIDTH: Final = 12
 _LINES_AT_ONCE: Final = 200
 
@@ -102,9 +103,9 @@ def _one_line(text: str) -> str:
 
 
 def inspect_each(
-    client: EngineClient,
+    client: C,
     names: Sequence[str],
-    get: Callable[[EngineClient, str], Any],
+    get: Callable[[C, str], Any],
     *,
     fmt: str | None = None,
     pretty: Callable[[Any], str] | None = None,
@@ -115,7 +116,7 @@ def inspect_each(
     for name in names:
         try:
             found.append(get(client, name))
-        except EngineError as cause:
+        except (EngineError, errors.NotFoundError) as cause:
             failed.append(cause)
     if pretty is not None:
         for position, item in enumerate(found):
