@@ -123,10 +123,10 @@ class App:
             self._client = EngineClient(url, tls=tls.context())
         return self._client
 
-    def streaming_client(self) -> EngineClient:
-        """A second client without a time limit, for logs and events that may stay silent."""
+    def streaming_client(self, *, timeout_s: float | None = None) -> EngineClient:
+        """A second client, by default without a time limit: for logs and events that may stay silent."""
         url, tls = self._endpoint()
-        return EngineClient(url, tls=tls.context(), timeout_s=None)
+        return EngineClient(url, tls=tls.context(), timeout_s=timeout_s)
 
     def close(self) -> None:
         """Close the connection, and say it when what was shown may be old; idempotent."""

@@ -39,7 +39,8 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "daemon": ("fleet.cli.system:daemon", "Run the fleet daemon in the foreground"),
     "info": ("fleet.cli.system:info", "Show this host and its swarm"),
     "version": ("fleet.cli.system:version", "Show versions of the command and the daemon"),
-    "events": ("fleet.cli.system:events", "Follow what happens"),
+    "top": ("fleet.cli.top:top", "Watch the cluster: nodes, services, tasks in trouble, events"),
+    "events": ("fleet.cli.events:events", "Follow what happens"),
     "oci": ("fleet.cli.oci:oci", "Run containers from OCI bundles, without a daemon"),
     "completion": ("fleet.cli.completion:completion", "Print a completion script for bash, zsh or fish"),
     "run": ("fleet.cli.run:run", "Create a container and start it"),
@@ -73,7 +74,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "logs": ("fleet.cli.logs:logs", "Show logs of a container, service or task"),
 }
 _SECTIONS: Final = (
-    ("Cluster", ("swarm", "node", "service", "stack", "job", "task", "network", "secret", "config")),
+    ("Cluster", ("swarm", "node", "service", "stack", "job", "task", "network", "secret", "config", "top")),
     ("This host", ("container", "image", "volume", "system", "info", "version", "events", "daemon")),
     ("Containers", ("run", "create", "exec", "attach", "start", "stop", "restart", "kill", "pause", "unpause", "rm")),
     ("More of containers", ("rename", "update", "wait", "port", "diff", "stats", "cp", "export")),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -14,16 +13,18 @@ from fleet import errors
 from fleet.api.client import API_VERSION
 from fleet.cli import clock
 from fleet.cli.app import App, filters_of, pass_app
+from fleet.cli.events import events
 from fleet.cli.render import echo, print_rows, short_id
 
 Json = dict[str, Any]
-
-EVENT_MAX: Final = 1024 * 1024
 
 
 @click.group()
 def system() -> None:
     """Look at the daemon of this host."""
+
+
+system.add_command(events)
 
 
 def _format(fmt: str | None, value: Json) -> bool:
@@ -79,60 +80,6 @@ def _version_text(title: str, found: Json) -> str:
     )  # fmt: skip
     lines = [f" {label + ':':20}{found[key]}" for key, label in names if found.get(key)]
     return "\n".join([f"{title}:", *lines])
-
-
-@system.command()
-@click.option("--since", metavar="TIME", help="Events since a time, or a duration back such as 10m.")
-@click.option("--until", metavar="TIME", help="Stop at a time.")
-@click.option("-f", "--filter", "filters", multiple=True, metavar="NAME=VALUE", help="Show only what matches.")
-@click.option("--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
-@pass_app
-def events(app: App, *, since: str | None, until: str | None, filters: tuple[str, ...], fmt: str | None) -> None:
-    """Follow what happens, until interrupted."""
-    query = {
-        "since": clock.since_query(since, flag="--since"),
-        "until": clock.since_query(until, flag="--until"),
-        "filters": filters_of(filters),
-    }
-    with app.streaming_client().stream("GET", "/events", query=query) as chunks:
-        for event in _events(chunks):
-            if not _format(fmt, event):
-                echo(_event_text(event))
-            sys.stdout.flush()
-
-
-def _events(chunks: Iterator[bytes]) -> Iterator[Json]:
-    """JSON objects one after another, with or without line ends between them."""
-    decoder = json.JSONDecoder()
-    buffer = ""
-    pending = b""
-    for chunk in chunks:
-        pending += chunk
-        try:
-            buffer += pending.decode()
-        except UnicodeDecodeError:  # a character was cut in two; the rest comes with the next chunk
-            continue
-        pending = b""
-        while buffer := buffer.lstrip():
-            try:
-                event, end = decoder.raw_decode(buffer)
-            except ValueError:
-                break
-            buffer = buffer[end:]
-            yield event
-        if len(buffer) > EVENT_MAX:
-            raise errors.UnavailableError("the daemon sent an event that does not end")
-
-
-def _event_text(event: Json) -> str:
-    actor = event.get("Actor") or {}
-    nanoseconds = event.get("timeNano") or (event.get("time") or 0) * 1_000_000_000
-    from datetime import UTC, datetime
-
-    when = datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
-    attributes = ", ".join(f"{key}={value}" for key, value in sorted((actor.get("Attributes") or {}).items()))
-    shown = f" ({attributes})" if attributes else ""
-    return f"{when} {event.get('Type', '')} {event.get('Action', '')} {actor.get('ID', '')}{shown}"
 
 
 @system.command()
