@@ -206,7 +206,7 @@ class _Terminal:
         )
         size = shutil.get_terminal_size()
         lines = draw(screen, width=size.columns, height=size.lines)
-        sys.stdout.write("\x1b[H" + "\r\n".join(f"\x1b[K{line}" for line in lines))
+        sys.stdout.write("\x1b[H" + "\n".join(f"\x1b[K{line}" for line in lines))
         sys.stdout.flush()
 
     @contextlib.contextmanager
