@@ -43,6 +43,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "events": ("fleet.cli.events:events", "Follow what happens"),
     "oci": ("fleet.cli.oci:oci", "Run containers from OCI bundles, without a daemon"),
     "completion": ("fleet.cli.completion:completion", "Print a completion script for bash, zsh or fish"),
+    "man": ("fleet.cli.man:man", "Show or write manual pages"),
     "run": ("fleet.cli.run:run", "Create a container and start it"),
     "create": ("fleet.cli.run:create", "Create a container without starting it"),
     "exec": ("fleet.cli.exec:exec_", "Run a command in a running container"),
@@ -79,7 +80,7 @@ _SECTIONS: Final = (
     ("Containers", ("run", "create", "exec", "attach", "start", "stop", "restart", "kill", "pause", "unpause", "rm")),
     ("More of containers", ("rename", "update", "wait", "port", "diff", "stats", "cp", "export")),
     ("Short forms", ("ps", "images", "pull", "push", "build", "commit", "load", "logs")),
-    ("More", ("login", "logout", "context", "lab", "oci", "completion")),
+    ("More", ("login", "logout", "context", "lab", "oci", "completion", "man")),
 )
 
 
