@@ -51,7 +51,7 @@ def read(text: str) -> Stacks:
 
 
 def parts_of(stacks: Stacks) -> dict[str, float]:
-    """Share of each part of the manager, the largest first; a sample is of the part that its outermost frame with a name is of."""
+    """Share of each part of the manager, the largest first; of a sample's frames the outermost that has a part says which."""
     found: Counter[str] = Counter()
     for stack, count in stacks.items():
         found[_part(stack)] += count

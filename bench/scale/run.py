@@ -1,4 +1,4 @@
-"""The story: nodes connect, services are made (three managers: and the leader dies), a rolling update, a tenth of the nodes is lost.
+"""The story: nodes connect, services are made (of three managers the leader dies), a rolling update, a tenth of nodes is lost.
 
 Every step has a row: how long, how many a second, what the processes spent meanwhile, what the API's answers took. A step ends
 when the nodes have been told that their reports are durable (``running``), not when a table looks so; the API is asked once at

@@ -2,7 +2,8 @@
 logins.
 
 Pure over the tables. ``Assembler.items_for`` gives the complete set for a node; ``difference`` the step from what was last
-sent. Network-wide items (endpoints, services) are computed once per pass and shared by all nodes of that pass.
+sent. Network-wide items (endpoints, services) are computed when they are first needed and shared by all nodes until the tables
+change. What is read here of a table must be named in ``audience``, which says who is to be looked at again.
 
 When an endpoint gets traffic (``ready``): its task is *running*, is wanted to run, and its node answers. A task wanted to
 stop is unready from the moment the wish is stored, which is before its agent hears of it: so it leaves names and
@@ -11,7 +12,8 @@ balancing first and stops second.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from fleet.api.dispatch import (
     Assign,
@@ -56,17 +58,20 @@ def _holds_address(task: Task) -> bool:
 
 
 class Assembler:
-    """One pass over the tables; throw it away when they change."""
+    """Over the tables as they are at each call."""
 
     def __init__(self, store: Store, *, vxlan_port: int) -> None:
         self._store = store
         self._vxlan_port = vxlan_port
-        self._network_items: dict[str, list[Item]] | None = None
-        self._published: list[Item] | None = None
-        self._ingress: Network | None = None
+        self._revision = -1
+        self._network_items: dict[str, tuple[Item, ...]] = {}
+        """Of the networks that were needed at this revision."""
+        self._services = _OfServices()
+        self._services_at = -1
 
     def items_for(self, node_id: NodeId) -> dict[str, Item]:
         """The complete assignment set of a node by key."""
+        self._look()
         items: list[Item] = []
         needed: set[str] = set()
         secrets: set[str] = set()
@@ -83,11 +88,10 @@ class Assembler:
                 configs.update(c.config_id for c in task.spec.container_spec.configs)
                 logins.add(task.spec.registry_login)
         needed.update(guest.network_id for guest in self._store.guests.all() if guest.node_id == node_id)
-        network_items = self._shared()
-        if self._ingress is not None and self._published:
-            needed.add(self._ingress.id)
-            items.extend(self._published)
         node = self._store.nodes.get(node_id)
+        if self._services.published and (ingress := self._ingress(node)) is not None:
+            needed.add(ingress.id)
+            items.extend(self._services.published)
         for network_id in sorted(needed):
             network = self._store.networks.get(network_id)
             if network is None:
@@ -95,7 +99,7 @@ class Assembler:
             own = next((a for a in (node.attachments if node else ()) if a.network_id == network_id), None)
             address = own.address if own else ""
             items.append(NetworkItem(network=network, vxlan_port=self._vxlan_port, node_address=address))
-            items.extend(network_items.get(network_id, ()))
+            items.extend(self._of_network(network))
         items.extend(
             SecretItem(
                 secret_id=secret.id,
@@ -118,58 +122,83 @@ class Assembler:
         )
         return {key_of(item): item for item in items}
 
-    def _shared(self) -> Mapping[str, list[Item]]:
-        if self._network_items is not None:
-            return self._network_items
-        by_network: dict[str, list[Item]] = {}
-        nodes = {node.id: node for node in self._store.nodes.all() if not node.removed}
-        services = {service.id: service for service in self._store.services.all()}
-        for task in self._store.tasks.all():
-            if not _holds_address(task):
-                continue
-            node = nodes.get(task.node_id)
-            if node is None:
+    def _look(self) -> None:
+        """Forget what the tables no longer say."""
+        if self._revision != self._store.revision:
+            self._revision = self._store.revision
+            self._network_items = {}
+        if self._services_at != self._store.services.changes:
+            self._services_at = self._store.services.changes
+            self._services = _of_services(self._store.services.all())
+
+    def _ingress(self, node: Node | None) -> Network | None:
+        """The ingress network, if the node has an address of its own on it: without one it cannot lead anybody there."""
+        for attachment in node.attachments if node is not None else ():
+            network = self._store.networks.get(attachment.network_id)
+            if network is not None and network.spec.ingress and attachment.addresses:
+                return network
+        return None
+
+    def _of_network(self, network: Network) -> tuple[Item, ...]:
+        found = self._network_items.get(network.id)
+        if found is None:
+            found = self._network_items[network.id] = tuple(self._endpoints(network))
+        return found
+
+    def _endpoints(self, network: Network) -> Iterator[Item]:
+        for task in self._store.tasks.by_network(network.id):
+            node = self._store.nodes.get(task.node_id) if _holds_address(task) else None
+            if node is None or node.removed:
                 continue
             for attachment in task.network_attachments:
-                endpoint = _endpoint(task, node, attachment)
-                if endpoint is not None:
-                    by_network.setdefault(attachment.network_id, []).append(endpoint)
+                if attachment.network_id == network.id and (endpoint := _endpoint(task, node, attachment)) is not None:
+                    yield endpoint
         for guest in self._store.guests.all():
-            host = nodes.get(guest.node_id)
-            if host is not None and guest.address:
-                by_network.setdefault(guest.network_id, []).append(_guest_endpoint(guest, host))
-        published: list[Item] = []
-        for service in services.values():
-            if service.pending_delete:
+            host = self._store.nodes.get(guest.node_id) if guest.network_id == network.id else None
+            if host is not None and not host.removed and guest.address:
+                yield _guest_endpoint(guest, host)
+        yield from self._services.by_network.get(network.id, ())
+        if not network.spec.ingress:
+            return
+        for node in self._store.nodes.all():
+            if node.removed:
                 continue
-            for item in _services(service):
-                by_network.setdefault(item.network_id, []).append(item)
-            published.extend(
-                PublishedItem(
-                    protocol=port.protocol,
-                    published_port=port.published_port,
-                    target_port=port.target_port,
-                    service_id=service.id,
-                )
-                for port in service.endpoint.ports
-                if port.publish_mode is PublishMode.INGRESS and port.published_port
-            )
-        for node in nodes.values():
             for attachment in node.attachments:
-                network = self._store.networks.get(attachment.network_id)
-                if network is not None and network.spec.ingress and attachment.addresses:
-                    by_network.setdefault(network.id, []).append(
-                        NodeItem(
-                            network_id=network.id,
-                            node_id=node.id,
-                            underlay=node.status.addr,
-                            address=attachment.address,
-                        )
+                if attachment.network_id == network.id and attachment.addresses:
+                    yield NodeItem(
+                        network_id=network.id,
+                        node_id=node.id,
+                        underlay=node.status.addr,
+                        address=attachment.address,
                     )
-                    self._ingress = network
-        self._network_items = by_network
-        self._published = published
-        return by_network
+
+
+@dataclass(slots=True)
+class _OfServices:
+    """What the services say to all."""
+
+    by_network: dict[str, list[Item]] = field(default_factory=dict)
+    published: list[Item] = field(default_factory=list)
+
+
+def _of_services(services: Iterable[Service]) -> _OfServices:
+    found = _OfServices()
+    for service in services:
+        if service.pending_delete:
+            continue
+        for item in _services(service):
+            found.by_network.setdefault(item.network_id, []).append(item)
+        found.published.extend(
+            PublishedItem(
+                protocol=port.protocol,
+                published_port=port.published_port,
+                target_port=port.target_port,
+                service_id=service.id,
+            )
+            for port in service.endpoint.ports
+            if port.publish_mode is PublishMode.INGRESS and port.published_port
+        )
+    return found
 
 
 def _is_template(driver: Driver | None) -> bool:

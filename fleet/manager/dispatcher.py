@@ -2,8 +2,8 @@
 
 Three loops share the sessions:
 
-* *changes*: any change of the tables wakes every session's sender, which computes its node's set once more and sends the
-  difference. Senders coalesce: while one computes and sends, further changes only leave it marked.
+* *changes*: a change of the tables wakes the senders of the sessions that it concerns (``audience``), which compute their nodes'
+  sets once more and send the difference. Senders coalesce: while one computes and sends, further changes only leave it marked.
 * *reports*: statuses of all sessions are collected and written in few, large transactions; a report is acknowledged after
   its transaction is durable.
 * *leases*: a silent node becomes *disconnected* after ``suspect_after`` (its endpoints leave names and balancing at once) and
@@ -29,6 +29,7 @@ from fleet.api import dispatch
 from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.manager.assignments import Assembler, difference
+from fleet.manager.audience import Audience, audience_of
 from fleet.manager.figures import ManagerFigures
 from fleet.manager.held_images import HeldImages
 from fleet.manager.managers import certified_role, change_node
@@ -88,6 +89,8 @@ class _Session:
     last_heard: float
     sequence: int = 0
     sent: dict[str, dispatch.Item] | None = None
+    networks: frozenset[str] = frozenset()
+    """Those in ``sent``."""
     trust: dispatch.Trust | None = None
     """What it was last told."""
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
@@ -131,6 +134,9 @@ class Dispatcher:
         self._reports_room = asyncio.Event()
         self._reports_room.set()
         self._withdrawals = Withdrawals(clock)
+        self._assembler: Assembler | None = None
+        self._on_network: dict[str, set[NodeId]] = {}
+        """Nodes whose sets have the network."""
 
     # What others ask ------------------------------------------------------------------------------------------
 
@@ -193,13 +199,32 @@ class Dispatcher:
         try:
             while True:
                 changes = await subscription.wait()
+                audience = Audience(everyone=changes.resync)
                 if changes.resync or any(_concerns_trust(change) for change in changes):
                     self._trust = self._common_trust()
                     await self._end_removed()
-                for session in self._sessions.values():
-                    session.dirty.set()
+                    audience.everyone = True
+                for change in changes:
+                    audience_of(change, self._store, audience)
+                self._wake(audience)
         finally:
             subscription.close()
+
+    def _wake(self, audience: Audience) -> None:
+        if audience.everyone:
+            for session in self._sessions.values():
+                session.dirty.set()
+            return
+        nodes = audience.nodes
+        for network_id in audience.networks:
+            nodes |= self._on_network.get(network_id, set())
+        for node_id in nodes:
+            if (found := self._sessions.get(node_id)) is not None:
+                found.dirty.set()
+        if audience.items:
+            for session in self._sessions.values():
+                if session.sent is not None and not audience.items.isdisjoint(session.sent):
+                    session.dirty.set()
 
     def _common_trust(self) -> dispatch.Trust | None:
         """What is the same for every node; made once a change, since it looks at all of them."""
@@ -270,6 +295,10 @@ class Dispatcher:
             await channel.close(str(failed.exceptions[0]))
         finally:
             self._withdrawals.ended(session.id)
+            present = self._sessions.get(node_id, session)
+            self._leave_networks(
+                session, session.networks - (present.networks if present is not session else frozenset())
+            )
             if self._sessions.get(node_id) is session:
                 del self._sessions[node_id]
                 self._silent[node_id] = _Silence(
@@ -347,7 +376,7 @@ class Dispatcher:
             if trust is not None and trust != session.trust:
                 session.trust = trust
                 await session.channel.send(dispatch.encode(trust))
-            wanted = self._assembler().items_for(session.node_id)
+            wanted = self._items_for(session)
             message: dispatch.Assign | None
             if session.sent is None:
                 message = dispatch.Assign(complete=True, results_in=session.sequence + 1, items=tuple(wanted.values()))
@@ -374,9 +403,26 @@ class Dispatcher:
     def _all_sent(self) -> dict[str, dict[str, dispatch.Item]]:
         return {session.id: session.sent for session in self._sessions.values() if session.sent is not None}
 
-    def _assembler(self) -> Assembler:
-        port = next((cluster.data_path_port for cluster in self._store.clusters.all()), 4789)
-        return Assembler(self._store, vxlan_port=port)
+    def _items_for(self, session: _Session) -> dict[str, dispatch.Item]:
+        """The node's set, and which networks have to wake it from now on."""
+        if self._assembler is None:
+            port = next((cluster.data_path_port for cluster in self._store.clusters.all()), 4789)
+            self._assembler = Assembler(self._store, vxlan_port=port)
+        wanted = self._assembler.items_for(session.node_id)
+        networks = frozenset(item.network.id for item in wanted.values() if isinstance(item, dispatch.NetworkItem))
+        if networks != session.networks and self._sessions.get(session.node_id) is session:
+            self._leave_networks(session, session.networks - networks)
+            for network_id in networks:
+                self._on_network.setdefault(network_id, set()).add(session.node_id)
+            session.networks = networks
+        return wanted
+
+    def _leave_networks(self, session: _Session, networks: frozenset[str]) -> None:
+        for network_id in networks:
+            nodes = self._on_network.get(network_id, set())
+            nodes.discard(session.node_id)
+            if not nodes:
+                self._on_network.pop(network_id, None)
 
     # Reports --------------------------------------------------------------------------------------------------
 
@@ -507,12 +553,13 @@ class Dispatcher:
 
 
 def _concerns_trust(change: Change) -> bool:
-    """Of nodes: whether they are members, and whether and where they manage."""
+    """Of nodes: whether they are members, and whether and where they manage. One that joins as a worker changes nothing."""
     if change.kind is Kind.AUTHORITY:
         return True
     if change.kind is not Kind.NODE:
         return False
     old, new = change.old, change.new
-    if not isinstance(old, Node) or not isinstance(new, Node):
+    if not isinstance(new, Node):
         return True
-    return (old.removed, old.manager_status) != (new.removed, new.manager_status)
+    was = (old.removed, old.manager_status) if isinstance(old, Node) else (False, None)
+    return was != (new.removed, new.manager_status)

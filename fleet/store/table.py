@@ -37,6 +37,8 @@ class Table(Generic[T]):
         self._rows: dict[str, T] = {}
         self._named: dict[str, dict[str, T]] = {}
         self._all: tuple[T, ...] | None = ()
+        self.changes = 0
+        """Grows with every change of the table: what was computed from it holds for as long as this stays."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -91,6 +93,7 @@ class Table(Generic[T]):
         for name in _names(obj):
             self._named.setdefault(name, {})[obj.id] = obj
         self._all = None
+        self.changes += 1
         return old
 
     def drop_row(self, id_: str) -> T | None:
@@ -104,6 +107,7 @@ class Table(Generic[T]):
             if not bucket:
                 del self._named[name]
         self._all = None
+        self.changes += 1
         return old
 
 
@@ -123,6 +127,7 @@ class TaskTable(Table[Task]):
         self._by_service: dict[ServiceId, dict[TaskId, Task]] = {}
         self._by_node: dict[NodeId, dict[TaskId, Task]] = {}
         self._by_slot: dict[_Slot, dict[TaskId, Task]] = {}
+        self._by_network: dict[str, dict[TaskId, Task]] = {}
 
     def by_service(self, service_id: ServiceId) -> tuple[Task, ...]:
         """All tasks of the service, old and new."""
@@ -131,6 +136,10 @@ class TaskTable(Table[Task]):
     def by_node(self, node_id: NodeId) -> tuple[Task, ...]:
         """All tasks given to the node; ``NodeId("")`` gives the tasks without one."""
         return tuple(self._by_node.get(node_id, _EMPTY).values())
+
+    def by_network(self, network_id: str) -> tuple[Task, ...]:
+        """All tasks with an attachment to the network, whatever became of them."""
+        return tuple(self._by_network.get(network_id, _EMPTY).values())
 
     def by_slot(self, service_id: ServiceId, slot: int, node_id: NodeId = _NO_NODE) -> tuple[Task, ...]:
         """All tasks of one slot; of a global service (``slot`` 0) those of one node."""
@@ -147,6 +156,8 @@ class TaskTable(Table[Task]):
         self._by_service.setdefault(obj.service_id, {})[obj.id] = obj
         self._by_node.setdefault(obj.node_id, {})[obj.id] = obj
         self._by_slot.setdefault(_slot(obj.service_id, obj.slot, obj.node_id), {})[obj.id] = obj
+        for attachment in obj.network_attachments:
+            self._by_network.setdefault(attachment.network_id, {})[obj.id] = obj
         return old
 
     def drop_row(self, id_: str) -> Task | None:
@@ -155,6 +166,8 @@ class TaskTable(Table[Task]):
             _forget(self._by_service, old.service_id, old.id)
             _forget(self._by_node, old.node_id, old.id)
             _forget(self._by_slot, _slot(old.service_id, old.slot, old.node_id), old.id)
+            for network_id in {attachment.network_id for attachment in old.network_attachments}:
+                _forget(self._by_network, network_id, old.id)
         return old
 
 
