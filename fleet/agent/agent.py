@@ -20,6 +20,7 @@ from fleet.agent.manager_calls import ManagerCalls
 from fleet.agent.network_sync import HostNetworkLike, NetworkSync
 from fleet.agent.reporter import Reporter
 from fleet.agent.session import Session
+from fleet.agent.usage import UsageReporter, usage_reader
 from fleet.agent.worker import Worker
 from fleet.api import dispatch
 from fleet.clock import Clock
@@ -89,6 +90,7 @@ class Agent:
             managers_changed=managers_changed,
             trust_changed=trust_changed,
             hello=self._hello,
+            usage=UsageReporter(clock, usage_reader(self.worker, engine)),
         )
 
         self._guests = OverlayGuests(

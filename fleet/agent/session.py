@@ -17,6 +17,7 @@ from websockets.exceptions import InvalidHandshake, WebSocketException
 from fleet import errors
 from fleet.agent.dialer import OPEN_TIMEOUT_S, Connection, Dial
 from fleet.agent.reporter import Reporter
+from fleet.agent.usage import UsageReporter, nothing_used
 from fleet.agent.worker import OutOfStepError, Worker
 from fleet.api import dispatch
 from fleet.clock import Clock
@@ -57,6 +58,7 @@ class Session:
         managers_changed: Callable[[tuple[str, ...]], None],
         trust_changed: Callable[[dispatch.Trust], None],
         hello: Callable[[], dispatch.Hello],
+        usage: UsageReporter | None = None,
     ) -> None:
         self._worker = worker
         self._reporter = reporter
@@ -66,6 +68,7 @@ class Session:
         self._managers_changed = managers_changed
         self._trust_changed = trust_changed
         self._hello = hello
+        self._usage = usage or UsageReporter(clock, nothing_used)
         self._connection: Connection | None = None
         self._redirects = 0
         self._heard = 0.0
@@ -134,6 +137,7 @@ class Session:
                 self._managers = [address, *(m for m in welcome.managers if m != address)]
                 self._managers_changed(welcome.managers)
             self._asked.clear()
+            self._usage.ask(dispatch.Measure())
             self._worker.report_all()
             self.connected.set()
             async with asyncio.TaskGroup() as group:
@@ -141,6 +145,7 @@ class Session:
                 group.create_task(self._beat(connection))
                 group.create_task(self._confirm(connection))
                 group.create_task(self._reporter.run(lambda r: connection.send(dispatch.encode(r))))
+                group.create_task(self._usage.run(lambda u: connection.send(dispatch.encode(u))))
 
     def _redirect(self, address: str, said: dispatch.Redirect) -> None:
         others = [manager for manager in said.managers or self._managers if manager not in (address, said.leader)]
@@ -164,6 +169,8 @@ class Session:
                     self._reporter.acknowledge(message.number)
                 case dispatch.BeatReply():
                     self._period_s = message.beat_period_s
+                case dispatch.Measure():
+                    self._usage.ask(message)
                 case dispatch.Trust():
                     if message.managers:
                         self._managers = [self._managers[0], *(m for m in message.managers if m != self._managers[0])]

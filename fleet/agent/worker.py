@@ -8,7 +8,7 @@ toward their desired state whether or not a manager can be reached.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from fleet import errors
@@ -20,7 +20,7 @@ from fleet.api import dispatch
 from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.model.ids import ConfigId, LoginId, SecretId, TaskId
-from fleet.model.task import Task, TaskStatus, later
+from fleet.model.task import Task, TaskState, TaskStatus, later
 
 __all__ = ["OutOfStepError", "Worker"]
 
@@ -93,6 +93,14 @@ class Worker:
         """An assigned task by id."""
         controller = self._controllers.get(TaskId(task_id))
         return controller.task if controller else None
+
+    def running_tasks(self, services: Collection[str]) -> list[Task]:
+        """Those of these services that run here now."""
+        return [
+            controller.task
+            for controller in self._controllers.values()
+            if controller.task.service_id in services and controller.status.state is TaskState.RUNNING
+        ]
 
     def assigned_networks(self) -> set[str]:
         """Ids of the networks that belong on this host now."""

@@ -8,6 +8,7 @@ the manager sends one complete ``Assign`` and numbered increments, the agent ``R
   frame can not leave the two sides with different sets.
 * **Items are what a node must know, nothing more**: its tasks; the networks those are on; every endpoint and service of
   these networks; published ports; secrets, configs and registry logins of its own tasks.
+* **Usage is asked for**: only of services whose number of tasks depends on it, and it is lost when nobody listens.
 * **Reports repeat until acknowledged**: after every (re)connection the agent reports the status of all its tasks, and a
   ``Reported`` comes only after the store made them durable.
 """
@@ -28,6 +29,7 @@ from fleet.model.task import Task, TaskStatus
 __all__ = [
     "FRAME_LIMIT",
     "PATH",
+    "USAGE_MAX",
     "AgentMessage",
     "Assign",
     "Beat",
@@ -39,6 +41,7 @@ __all__ = [
     "Item",
     "LoginItem",
     "ManagerMessage",
+    "Measure",
     "NetworkItem",
     "NodeItem",
     "PublishedItem",
@@ -49,7 +52,9 @@ __all__ = [
     "ServiceItem",
     "TaskItem",
     "TaskReport",
+    "TaskUsage",
     "Trust",
+    "Usage",
     "Welcome",
     "decode_agent",
     "decode_manager",
@@ -228,6 +233,26 @@ class Applied(_Message, frozen=True, kw_only=True):
     number: int
 
 
+class TaskUsage(msgspec.Struct, frozen=True, array_like=True):
+    """What a task's container has used: CPU time since it started, and memory now without page cache that can be dropped."""
+
+    task_id: TaskId
+    cpu_ns: int
+    memory_bytes: int
+
+
+USAGE_MAX: Final = 2_000
+"""Tasks in one ``Usage``: about 100 KiB."""
+
+
+class Usage(_Message, frozen=True, kw_only=True):
+    """Answers ``Measure`` again and again; never acknowledged nor said twice, since the next one is newer. ``at_ns``: of the
+    node's own clock that only goes forward."""
+
+    at_ns: int
+    tasks: tuple[TaskUsage, ...]
+
+
 class Beat(_Message, frozen=True, kw_only=True):
     """The agent lives. Any other message counts as one."""
 
@@ -284,6 +309,13 @@ class Trust(_Message, frozen=True, kw_only=True):
     managers: tuple[str, ...] = ()
 
 
+class Measure(_Message, frozen=True, kw_only=True):
+    """Say every ``period_s`` what the running tasks of these services use; none ends it. Holds until the session ends."""
+
+    services: tuple[ServiceId, ...] = ()
+    period_s: float = 10.0
+
+
 class Redirect(_Message, frozen=True, kw_only=True):
     """Instead of ``Welcome``: this manager does not lead; ``leader`` does, if it is known."""
 
@@ -291,8 +323,8 @@ class Redirect(_Message, frozen=True, kw_only=True):
     managers: tuple[str, ...] = ()
 
 
-AgentMessage = Hello | Describe | Report | Applied | Beat
-ManagerMessage = Welcome | Redirect | Assign | Reported | BeatReply | Trust
+AgentMessage = Hello | Describe | Report | Applied | Usage | Beat
+ManagerMessage = Welcome | Redirect | Assign | Reported | BeatReply | Trust | Measure
 
 _encoder = msgspec.msgpack.Encoder()
 _agent_decoder: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)

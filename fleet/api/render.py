@@ -68,6 +68,8 @@ def service_json(
     if service.job_status is not None:
         iteration = {"Index": service.job_status.job_iteration.index}
         result["JobStatus"] = {**to_builtins(service.job_status), "JobIteration": iteration}
+    if service.autoscale is not None:
+        result["Autoscale"] = to_builtins(service.autoscale)
     if status is not None:
         running, desired, completed = status
         result["ServiceStatus"] = {"RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": completed}

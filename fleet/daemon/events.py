@@ -101,11 +101,30 @@ class EventLog:
         if isinstance(obj, Task):
             self._add_preemption(change)
             return
+        if isinstance(obj, Service):
+            self._add_scaling(obj, change.old)
         attributes = _attributes(obj, change)
         if attributes is None or obj is None:
             return
         action = {Action.CREATE: "create", Action.UPDATE: "update", Action.REMOVE: "remove"}[change.action]
         self.add(kind=str(change.kind), action=action, actor=obj.id, scope="swarm", attributes=attributes)
+
+    def _add_scaling(self, service: Service, before: object) -> None:
+        """What its policy did, and what keeps it from doing more; the change of the number itself is an update as well."""
+        after = service.autoscale
+        old = before.autoscale if isinstance(before, Service) else None
+        if after is None or not isinstance(before, Service):
+            return
+        told: list[dict[str, str]] = [
+            {"replicas.old": str(each.before), "replicas.new": str(each.after), "reason": each.reason}
+            for each in after.scalings
+            if old is None or each not in old.scalings
+        ]
+        if after.held and (old is None or old.held != after.held):
+            told.append({"held": after.held})
+        for attributes in told:
+            named = {"name": service.spec.name, **attributes}
+            self.add(kind="service", action="autoscale", actor=service.id, scope="swarm", attributes=named)
 
     def _add_preemption(self, change: Change) -> None:
         """Docker has no events of tasks; that one gives its room to another is told as one of its service."""

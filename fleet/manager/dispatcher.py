@@ -34,6 +34,7 @@ from fleet.manager.figures import ManagerFigures
 from fleet.manager.held_images import HeldImages
 from fleet.manager.managers import certified_role, change_node
 from fleet.manager.root_rotation import trust_of
+from fleet.manager.usage import TaskLoads
 from fleet.manager.withdrawals import LINGER_S, Withdrawals
 from fleet.model.common import SECOND_NS
 from fleet.model.ids import NodeId, TaskId
@@ -93,6 +94,8 @@ class _Session:
     """Those in ``sent``."""
     trust: dispatch.Trust | None = None
     """What it was last told."""
+    measure: dispatch.Measure = field(default_factory=dispatch.Measure)
+    """What it was last asked."""
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -128,6 +131,8 @@ class Dispatcher:
         self._silent: dict[NodeId, _Silence] = {}
         self.images = HeldImages()
         """What agents said that they have."""
+        self.loads = TaskLoads(store, clock)
+        """What they said that tasks use."""
         self._trust: dispatch.Trust | None = None
         self._reports: list[tuple[_Session, dispatch.Report]] = []
         self._reports_ready = asyncio.Event()
@@ -200,6 +205,8 @@ class Dispatcher:
             while True:
                 changes = await subscription.wait()
                 audience = Audience(everyone=changes.resync)
+                for service_id in self.loads.follow(changes):
+                    audience.nodes.update(task.node_id for task in self._store.tasks.by_service(service_id) if task.node_id)
                 if changes.resync or any(_concerns_trust(change) for change in changes):
                     self._trust = self._common_trust()
                     await self._end_removed()
@@ -358,6 +365,8 @@ class Dispatcher:
                         self._reports_room.clear()
                 case dispatch.Applied():
                     self._withdrawals.confirmed(session.id, message.number)
+                case dispatch.Usage():
+                    self.loads.note(session.node_id, message)
                 case dispatch.Describe():
                     self.images.set(session.node_id, message.images)
                     await self._redescribe(session.node_id, message.description)
@@ -377,6 +386,10 @@ class Dispatcher:
                 session.trust = trust
                 await session.channel.send(dispatch.encode(trust))
             wanted = self._items_for(session)
+            measure = self.loads.wanted(i.task.service_id for i in wanted.values() if isinstance(i, dispatch.TaskItem))
+            if measure != session.measure:
+                session.measure = measure
+                await session.channel.send(dispatch.encode(measure))
             message: dispatch.Assign | None
             if session.sent is None:
                 message = dispatch.Assign(complete=True, results_in=session.sequence + 1, items=tuple(wanted.values()))

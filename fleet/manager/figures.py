@@ -24,8 +24,18 @@ class ManagerFigures:
         self.node_states = Counter(
             "fleet_node_transitions_total", "State changes of nodes written here, by the new state", ("state",)
         )
+        self.scalings = Counter(
+            "fleet_autoscale_scalings_total", "Changes of a service's number of replicas by its policy", ("direction",)
+        )
 
     def families(self) -> list[Family]:
         """As they are now."""
-        figures = (self.scheduler_pass_s, self.scheduler_wait_s, self.beats, self.reports, self.node_states)
+        figures = (
+            self.scheduler_pass_s,
+            self.scheduler_wait_s,
+            self.beats,
+            self.reports,
+            self.node_states,
+            self.scalings,
+        )
         return [figure.family() for figure in figures]

@@ -35,13 +35,15 @@ from fleet.manager.loops import (
     SchedulerLoop,
     SealingLoop,
 )
+from fleet.manager.loops.autoscale import AutoscaleLoop
 from fleet.manager.loops.schedule import ScheduleLoop
 from fleet.manager.majority import Majority
 from fleet.manager.managers import MANAGERS_MAX, manager_addresses
 from fleet.manager.secret_drivers import SecretDrivers
 from fleet.manager.signing import Signing
-from fleet.model.ids import ID_ENTROPY_BYTES, NodeId, encode_id
+from fleet.model.ids import ID_ENTROPY_BYTES, NodeId, ServiceId, encode_id
 from fleet.model.node import Node, NodeRole
+from fleet.orchestrator.autoscale import Decision
 from fleet.store import EngineFailedError, Store
 from fleet.store.engine import Engine
 
@@ -96,6 +98,7 @@ class ManagerRole:
         self._release = release
         self._entropy = entropy
         self._dispatcher: Dispatcher | None = None
+        self._autoscale: AutoscaleLoop | None = None
         self.leadership = Leadership(
             engine,
             store,
@@ -127,6 +130,7 @@ class ManagerRole:
             signing=signing,
             managers_max=MANAGERS_MAX,
             holders=self._holders,
+            scaling=self._scaling,
         )
 
     def _new_id(self) -> str:
@@ -135,6 +139,10 @@ class ManagerRole:
     def _holders(self, image: str) -> frozenset[NodeId]:
         """None where another manager leads: agents tell it."""
         return self._dispatcher.images.holders(image) if self._dispatcher is not None else frozenset()
+
+    def _scaling(self, service_id: ServiceId) -> Decision | None:
+        """The last one; None where another manager leads."""
+        return self._autoscale.last(service_id) if self._autoscale is not None else None
 
     def _is_eligible(self) -> bool:
         node = self.store.nodes.get(self.node_id)
@@ -175,6 +183,7 @@ class ManagerRole:
             tolerances=self._tolerances,
             figures=self.figures,
         )
+        autoscale = AutoscaleLoop(store, clock, loads=dispatcher.loads, figures=self.figures)
         loops: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "dispatcher": dispatcher.run,
             "allocator": Allocator(store, clock).run,
@@ -189,19 +198,20 @@ class ManagerRole:
             "reaper": ReaperLoop(store, clock).run,
             "rebalancer": RebalanceLoop(store, clock).run,
             "schedules": ScheduleLoop(store, clock).run,
+            "autoscale": autoscale.run,
             "root rotation": RotationLoop(store, clock).run,
             "sealing key": SealingLoop(store, clock).run,
             "managers": ManagersLoop(
                 store, clock, node_id=self.node_id, release=self._release, step_down=self.leadership.step_down
             ).run,
         }
-        self._dispatcher = dispatcher
+        self._dispatcher, self._autoscale = dispatcher, autoscale
         try:
             async with asyncio.TaskGroup() as group:
                 for name, loop in loops.items():
                     group.create_task(self._keep(name, loop), name=name)
         finally:
-            self._dispatcher = None
+            self._dispatcher = self._autoscale = None
 
     async def _keep(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
         pause_s = _RETRY_FIRST_S

@@ -18,6 +18,8 @@ from fleet.model.ids import LoginId, NetworkId, ServiceId
 from fleet.model.wire import Value
 
 __all__ = [
+    "SCALINGS_KEPT",
+    "AutoscaleStatus",
     "BindOptions",
     "ConfigReference",
     "ContainerSpec",
@@ -43,6 +45,7 @@ __all__ = [
     "Resources",
     "RestartCondition",
     "RestartPolicy",
+    "Scaling",
     "SecretReference",
     "Service",
     "ServiceMode",
@@ -434,6 +437,29 @@ class JobStatus(Value, frozen=True, kw_only=True):
     runs: tuple[JobRun, ...] = ()
 
 
+class Scaling(Value, frozen=True, kw_only=True):
+    """A number of replicas that the cluster chose, and why."""
+
+    at: datetime
+    before: int
+    after: int
+    reason: str
+
+
+SCALINGS_KEPT = 10
+
+
+class AutoscaleStatus(Value, frozen=True, kw_only=True):
+    """What became of the service's policy for its number of replicas; written by the leader's autoscale loop alone.
+
+    ``scalings``: the newest, oldest first. ``held``: why it is not scaled as it should be, empty when nothing stands in the way.
+    """
+
+    scalings: tuple[Scaling, ...] = ()
+    held: str = ""
+    held_since: datetime | None = None
+
+
 class Service(Value, frozen=True, kw_only=True):
     """``spec_version`` grows with every update of the spec; tasks remember the one they came from."""
 
@@ -447,6 +473,7 @@ class Service(Value, frozen=True, kw_only=True):
     update_status: UpdateStatus | None = None
     job_status: JobStatus | None = None
     # Below: fleet's own.
+    autoscale: AutoscaleStatus | None = None
     spec_version: int = 1
     task_spec_version: int = 1
     """``spec_version`` of the last update that makes running tasks stale (UPD-01); written with the spec."""

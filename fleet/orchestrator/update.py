@@ -23,6 +23,7 @@ from typing import Final
 
 import msgspec
 
+from fleet.model.autoscale import keeping_replicas
 from fleet.model.defaults import nanoseconds
 from fleet.model.service import Service, UpdateConfig, UpdateStatus
 from fleet.model.task import Task, TaskState
@@ -249,7 +250,7 @@ def _give_up(service: Service, config: UpdateConfig, task: Task, *, now: datetim
     status = UpdateStatus(state=UpdateState.ROLLBACK_STARTED, started_at=now, message=f"{_ROLLED_BACK} {cause}")
     return msgspec.structs.replace(
         service,
-        spec=service.previous_spec,
+        spec=keeping_replicas(service.previous_spec, service.spec),
         spec_base_revision=service.version.index,
         previous_spec=None,
         spec_version=service.spec_version + 1,

@@ -19,6 +19,7 @@ from typing import Final
 
 from fleet import errors
 from fleet.model.ids import TaskId
+from fleet.model.service import TaskSpec
 from fleet.model.task import Task, TaskState, is_runnable
 from fleet.model.units import parse_bytes
 
@@ -82,6 +83,19 @@ class Budget:
             if limit is not None and 0 < need > limit - used
         ]
 
+    def room(self, spec: TaskSpec) -> int:
+        """How many more tasks of this spec may be placed; the limits that they do not touch aside."""
+        reserved, quota = spec.resources.reservations, self.quota
+        needs = (
+            (quota.tasks, self.tasks, 1),
+            (quota.nano_cpus, self.nano_cpus, reserved.nano_cpus),
+            (quota.memory_bytes, self.memory_bytes, reserved.memory_bytes),
+        )
+        return min(
+            (max(limit - used, 0) // need for limit, used, need in needs if limit is not None and need),
+            default=_AMOUNT_MAX,
+        )
+
     def explain(self) -> str:
         """``quota stack=shop: tasks 3 of 50, cpu 1.5 of 4``."""
         quota = self.quota
@@ -124,14 +138,14 @@ class QuotaLedger:
 
     def budgets(self, service_labels: Mapping[str, str]) -> list[Budget]:
         """Of the quotas that cover a service with these labels, with what is used now. O(tasks covered by these)."""
-        found = []
-        for quota in self.quotas:
-            if quota.covers(service_labels):
-                budget = Budget(quota=quota)
-                for task in self._covered[quota.name].values():
-                    budget.take(task)
-                found.append(budget)
-        return found
+        return [self.budget(quota) for quota in self.quotas if quota.covers(service_labels)]
+
+    def budget(self, quota: Quota) -> Budget:
+        """One of ``quotas`` with what is used now. O(tasks covered)."""
+        budget = Budget(quota=quota)
+        for task in self._covered[quota.name].values():
+            budget.take(task)
+        return budget
 
 
 def over_quota(budgets: Sequence[Budget], task: Task) -> str | None:

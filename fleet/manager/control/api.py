@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fleet.clock import Clock
+from fleet.manager.control.autoscale import AutoscaleControl, Scaling, unknown
 from fleet.manager.control.cluster import ClusterControl, RotateToken
 from fleet.manager.control.context import Context
 from fleet.manager.control.data import ConfigControl, SecretControl
 from fleet.manager.control.networks import NetworkControl
 from fleet.manager.control.nodes import NodeControl
 from fleet.manager.control.placement import PlacementControl
+from fleet.manager.control.quotas import QuotaControl
 from fleet.manager.control.rebalance import RebalanceControl
 from fleet.manager.control.services import ServiceControl
 from fleet.manager.control.tasks import TaskControl
@@ -27,7 +29,8 @@ class ControlApi:
 
     ``entropy(n)`` gives n random bytes; ``rotate_token`` replaces a role's join token; ``signing`` is
     who signs certificates; ``managers_max`` is how many
-    managers the state engine serves; ``holders`` tells which nodes have an image.
+    managers the state engine serves; ``holders`` tells which nodes have an image; ``scaling`` what was decided
+    lately about a service's number of tasks.
     """
 
     def __init__(
@@ -40,12 +43,15 @@ class ControlApi:
         signing: Signing | None = None,
         managers_max: int = 1,
         holders: Holders = nobody,
+        scaling: Scaling = unknown,
     ) -> None:
         context = Context(store, clock, entropy)
         self.store = store
         self.services = ServiceControl(context)
         self.tasks = TaskControl(context)
         self.placement = PlacementControl(context, holders=holders)
+        self.autoscale = AutoscaleControl(context, scaling=scaling)
+        self.quotas = QuotaControl(context)
         self.rebalance = RebalanceControl(context)
         self.nodes = NodeControl(context, managers_max=managers_max)
         self.networks = NetworkControl(context)

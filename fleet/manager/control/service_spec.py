@@ -15,6 +15,7 @@ import msgspec
 from fleet import errors
 from fleet.images.reference import parse_reference
 from fleet.model import wire
+from fleet.model.autoscale import check_autoscale
 from fleet.model.common import MILLISECOND_NS
 from fleet.model.schedule import parse_schedule
 from fleet.model.service import (
@@ -89,6 +90,7 @@ def check_service_spec(spec: ServiceSpec) -> None:
         )
     userns_mode(spec.task_template.container_spec.labels)
     _check_mode(spec)
+    check_autoscale(spec)
     _check_task(spec.task_template)
     _check_update(spec.update_config, what="UpdateConfig", actions=_UPDATE_ACTIONS)
     _check_update(spec.rollback_config, what="RollbackConfig", actions=_ROLLBACK_ACTIONS)

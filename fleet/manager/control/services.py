@@ -15,6 +15,7 @@ from fleet.manager.control.context import Context, required_version
 from fleet.manager.control.filters import any_prefix, has_labels, one_of
 from fleet.manager.control.service_refs import check_ports, resolve
 from fleet.manager.control.service_spec import check_service_spec, normal_spec
+from fleet.model.autoscale import has_policy, keeping_replicas
 from fleet.model.common import Version
 from fleet.model.defaults import restart_condition, restart_delay, stop_grace
 from fleet.model.ids import LoginId, ServiceId
@@ -160,7 +161,7 @@ class ServiceControl:
             status = UpdateStatus(
                 state="rollback_started", started_at=self._context.now(), message="manually requested rollback"
             )
-        await self._write_spec(service, service.previous_spec, status=status)
+        await self._write_spec(service, keeping_replicas(service.previous_spec, service.spec), status=status)
         return self.find(service.id)
 
     def _new_login(self, service_id: ServiceId, header: str) -> Login | None:
@@ -224,6 +225,7 @@ class ServiceControl:
             spec_base_revision=self._store.revision,
             update_status=None,
             job_status=job_status,
+            autoscale=service.autoscale if has_policy(spec.labels) else None,
             updated_at=now,
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fastapi import APIRouter
 
 from fleet.manager.control import ControlApi
-from fleet.manager.http import data, nodes, rebalance, services, swarm, tasks
+from fleet.manager.http import data, nodes, quotas, rebalance, services, swarm, tasks
 from fleet.manager.http.networks import SwarmNetworks, network_matches
 
 __all__ = ["SwarmNetworks", "network_matches", "swarm_routes"]
@@ -19,6 +19,6 @@ __all__ = ["SwarmNetworks", "network_matches", "swarm_routes"]
 def swarm_routes(control: Callable[[], ControlApi]) -> APIRouter:
     """/services, /tasks, /nodes, /secrets, /configs, GET /swarm and POST /swarm/update."""
     router = APIRouter()
-    for module in (services, tasks, nodes, data, swarm, rebalance):
+    for module in (services, tasks, nodes, data, swarm, rebalance, quotas):
         router.include_router(module.routes(control))
     return router

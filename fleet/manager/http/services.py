@@ -11,6 +11,7 @@ from fleet import errors
 from fleet.api.http import json_response, parse_bool
 from fleet.api.render import Json, service_json
 from fleet.images.registry_auth import parse_registry_auth
+from fleet.manager.control.autoscale import AutoscaleReport, overrules
 from fleet.manager.control.placement import PlacementReport
 from fleet.manager.control.services import FILTERS
 from fleet.manager.http.request import Control, filters_of, lookup, read_json, version_of
@@ -58,6 +59,10 @@ def routes(control: Control) -> APIRouter:
     async def explain_placement(id_: str) -> Response:
         return json_response(_placement_json(control().placement.explain(id_)))
 
+    @router.get("/fleet/v1/services/{id_}/autoscale")
+    async def explain_autoscale(id_: str) -> Response:
+        return json_response(_autoscale_json(control().autoscale.report(id_)))
+
     @router.post("/services/{id_}/update")
     async def update_service(id_: str, request: Request) -> Response:
         raw = await _read_raw(request)
@@ -67,12 +72,14 @@ def routes(control: Control) -> APIRouter:
         if word not in _AUTH_FROM:
             raise errors.UserError(f"invalid registryAuthFrom {word!r}: only 'spec' and 'previous-spec' are known")
         version, is_rollback = version_of(request), _is_rollback(request)
-        spec = _with_own(raw, spec, control().services.find(id_).spec)
-        await control().services.update(
+        before = control().services.find(id_).spec
+        spec = _with_own(raw, spec, before)
+        service = await control().services.update(
             id_, spec, version=version, rollback=is_rollback,
             login=login, login_of_previous=_AUTH_FROM[word],
         )  # fmt: skip
-        return json_response({"Warnings": None})
+        warning = "" if is_rollback else overrules(before, service.spec)
+        return json_response({"Warnings": [warning] if warning else None})
 
     @router.delete("/services/{id_}")
     async def remove_service(id_: str) -> Response:
@@ -145,6 +152,19 @@ def _login(request: Request) -> str:
     """
     header = request.headers.get("x-registry-auth", "")
     return header if parse_registry_auth(header) is not None else ""
+
+
+def _autoscale_json(report: AutoscaleReport) -> Json:
+    status = report.status
+    return {
+        "ServiceID": report.service.id,
+        "Replicas": report.service.spec.replicas,
+        "Policy": report.policy,
+        "Now": report.now,
+        "Held": status.held,
+        "HeldSince": to_builtins(status.held_since) if status.held else None,
+        "Scalings": to_builtins(status.scalings),
+    }
 
 
 def _placement_json(report: PlacementReport) -> Json:
