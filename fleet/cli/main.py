@@ -26,6 +26,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "service": ("fleet.cli.service:service", "Manage services"),
     "stack": ("fleet.cli.stack:stack", "Manage stacks (Compose files)"),
     "job": ("fleet.cli.job:job", "Run jobs, once or at set times"),
+    "quota": ("fleet.cli.quota:quota", "Look at quotas of stacks and labels"),
     "task": ("fleet.cli.task:task", "Look at tasks"),
     "network": ("fleet.cli.network:network", "Manage networks"),
     "secret": ("fleet.cli.objects:secret", "Manage secrets"),
@@ -75,7 +76,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "logs": ("fleet.cli.logs:logs", "Show logs of a container, service or task"),
 }
 _SECTIONS: Final = (
-    ("Cluster", ("swarm", "node", "service", "stack", "job", "task", "network", "secret", "config", "top")),
+    ("Cluster", ("swarm", "node", "service", "stack", "job", "quota", "task", "network", "secret", "config", "top")),
     ("This host", ("container", "image", "volume", "system", "info", "version", "events", "daemon")),
     ("Containers", ("run", "create", "exec", "attach", "start", "stop", "restart", "kill", "pause", "unpause", "rm")),
     ("More of containers", ("rename", "update", "wait", "port", "diff", "stats", "cp", "export")),

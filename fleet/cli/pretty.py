@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from fleet.api.client import EngineClient, EngineError
 from fleet.cli import clock
-from fleet.cli.service_spec import mode_name
+from fleet.cli.service_spec import autoscale_bounds, mode_name
 
-__all__ = ["info_text", "node_text", "service_text"]
+__all__ = ["info_text", "node_text", "scaling_lines", "service_text"]
 
 Json = dict[str, Any]
 
@@ -72,6 +72,8 @@ def service_text(item: Json, client: EngineClient) -> str:
     text.entries("Labels", spec.get("Labels"))
     text.add("Service Mode", mode_name(spec).capitalize())
     text.add("Number of Replicas", (spec.get("Mode") or {}).get("Replicated", {}).get("Replicas"), level=1)
+    if autoscale_bounds(spec):
+        _autoscale(text, item)
     update = item.get("UpdateStatus") or {}
     if update.get("State"):
         text.title("UpdateStatus")
@@ -100,6 +102,28 @@ def service_text(item: Json, client: EngineClient) -> str:
         shown = f"{port.get('PublishedPort', 0)} -> {port['TargetPort']}/{port.get('Protocol', 'tcp')}"
         text.add("Port", f"{shown} ({port.get('PublishMode', 'ingress')})", level=1)
     return str(text)
+
+
+def _autoscale(text: _Text, item: Json) -> None:
+    from fleet.model import wire
+    from fleet.model.autoscale import explain_policy
+    from fleet.model.service import ServiceSpec
+
+    status = item.get("Autoscale") or {}
+    text.title("Autoscale")
+    text.add("Policy", explain_policy(wire.parse_builtins(item["Spec"], ServiceSpec, what="service spec")), level=1)
+    for scaling in (status.get("Scalings") or ())[-1:]:
+        text.add("Last scaled", f"{clock.ago(scaling['At'])}: {scaling['Reason']}", level=1)
+    text.add("Held", status.get("Held"), level=1)
+
+
+def scaling_lines(report: Json) -> list[str]:
+    """``Autoscale`` of ``/fleet/v1/services/ID/placement``, in sentences."""
+    lines = [f"Scaled automatically: {report['Policy']}"]
+    lines += [f"  {clock.ago(each['At'])}: {each['Reason']}" for each in report["Scalings"]]
+    if report["Held"]:
+        lines.append(f"  held since {clock.ago(report['HeldSince'])}: {report['Held']}")
+    return [*lines, f"  now: {report['Now'] or 'the manager that leads knows; this one is not it'}"]
 
 
 def _container(text: _Text, container: Json) -> None:

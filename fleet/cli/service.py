@@ -17,7 +17,7 @@ from fleet.cli.pinning import pinned
 from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
 from fleet.cli.service_flags import Parsed, create_options, image_name, update_options, wait_options
 from fleet.cli.service_power import restart, start, stop, wait
-from fleet.cli.service_spec import create_spec, mode_name, scale_spec, update_spec
+from fleet.cli.service_spec import autoscale_bounds, create_spec, mode_name, scale_spec, update_spec
 from fleet.cli.service_update import inherited, post_update
 from fleet.cli.tasks import print_tasks, task_options
 
@@ -169,6 +169,8 @@ def _row(item: Json, *, full: bool) -> Json:
     job = (spec.get("Mode") or {}).get("ReplicatedJob")
     if job is not None:
         replicas += f" ({status.get('CompletedTasks', 0)}/{job.get('TotalCompletions', 1)} completed)"
+    if bounds := autoscale_bounds(spec):
+        replicas += f" (auto {bounds[0]}-{bounds[1]})"
     most = (spec["TaskTemplate"].get("Placement") or {}).get("MaxReplicas")
     if most:
         replicas += f" (max {most} per node)"
@@ -236,7 +238,7 @@ def inspect(app: App, *, names: tuple[str, ...], pretty: bool, fmt: str | None) 
 @click.argument("name", metavar="SERVICE")
 @pass_app
 def explain(app: App, *, name: str, fmt: str | None) -> None:
-    """Show where the next task of a service would go, and why not elsewhere."""
+    """Show where the next task of a service would go, why not elsewhere, and how its policy scaled it."""
     report = app.client.get(f"/fleet/v1/services/{part(name)}/placement")
     rows = [_verdict(number, node, chosen=report["Chosen"]) for number, node in enumerate(report["Nodes"], start=1)]
     print_rows(rows, columns=EXPLAIN_COLUMNS, fmt=fmt, quiet=False)
@@ -256,6 +258,11 @@ def explain(app: App, *, name: str, fmt: str | None) -> None:
         echo(quota[0].upper() + quota[1:])
     for task in report["Waiting"]:
         echo(f"{name}.{task['Slot'] or task['ID']} waits: {task['Err'] or 'not looked at yet'}")
+    if scaling := report.get("Autoscale"):
+        from fleet.cli.pretty import scaling_lines
+
+        for line in scaling_lines(scaling):
+            echo(line)
 
 
 def _verdict(number: int, node: Json, *, chosen: str) -> Json:

@@ -333,6 +333,32 @@ LABEL_FLAGS: Final[tuple[LabelFlag, ...]] = (
               help="What becomes of a run that is due while the one before still runs (default forbid: skipped)."),
     LabelFlag(name="schedule-deadline", label="fleet.schedule.deadline", metavar="DURATION",
               help="How late a run may still begin (default 10m)."),
+    LabelFlag(name="autoscale-min", label="fleet.autoscale.min", metavar="N",
+              help="Fewest tasks when their number is left to the cluster (default 1)."),
+    LabelFlag(name="autoscale-max", label="fleet.autoscale.max", metavar="N",
+              help="Most tasks; with it and a target the cluster chooses their number."),
+    LabelFlag(name="autoscale-cpu", label="fleet.autoscale.cpu", metavar="PERCENT",
+              help="CPU a task should use, of its limit, else its reservation, else one core."),
+    LabelFlag(name="autoscale-memory", label="fleet.autoscale.memory", metavar="PERCENT",
+              help="Memory a task should use, of its limit, else its reservation."),
+    LabelFlag(name="autoscale-query", label="fleet.autoscale.query", metavar="PROMQL",
+              help="Query whose number is shared among the tasks, such as 'sum(jobs_waiting)'."),
+    LabelFlag(name="autoscale-query-target", label="fleet.autoscale.query-target", metavar="NUMBER",
+              help="How much of the query's number one task should have."),
+    LabelFlag(name="autoscale-prometheus", label="fleet.autoscale.prometheus", metavar="URL",
+              help="Prometheus that managers ask, such as http://10.0.0.5:9090."),
+    LabelFlag(name="autoscale-up-window", label="fleet.autoscale.up-window", metavar="DURATION",
+              help="How long more must be needed before tasks are added (default 0s)."),
+    LabelFlag(name="autoscale-down-window", label="fleet.autoscale.down-window", metavar="DURATION",
+              help="How long fewer must do before tasks are taken away (default 5m)."),
+    LabelFlag(name="autoscale-up-step", label="fleet.autoscale.up-step", metavar="N|PERCENT%|N,PERCENT%",
+              help="Most tasks added at once (default 4,100%: 4, or as many as there are)."),
+    LabelFlag(name="autoscale-down-step", label="fleet.autoscale.down-step", metavar="N|PERCENT%|N,PERCENT%",
+              help="Most tasks taken away at once (default 100%)."),
+    LabelFlag(name="autoscale-interval", label="fleet.autoscale.interval", metavar="DURATION",
+              help="Time between two decisions (default 15s)."),
+    LabelFlag(name="autoscale-warmup", label="fleet.autoscale.warmup", metavar="DURATION",
+              help="How long what a new task uses does not count (default 30s)."),
     LabelFlag(name="rebalance", label="fleet.rebalance", metavar="off|manual|automatic",
               help="Whether its tasks move to balance nodes (default: as the swarm says)."),
     LabelFlag(name="userns", label="fleet.userns", metavar="host|remap", path=f"{_CONTAINER}.Labels",
@@ -455,6 +481,9 @@ def update_options(command: Command) -> Command:
         )(command)  # fmt: skip
     command = _tolerations("toleration-rm", "Remove: what it tolerates, by key alone or as it was written.")(command)
     command = _tolerations("toleration-add", "Add: taints of nodes that do not keep its tasks away.")(command)
+    command = click.option("--no-autoscale", is_flag=True, help="Scale by hand again: remove all of --autoscale-*.")(
+        command
+    )
     command = click.option("--force", is_flag=True, help="Replace the tasks even if nothing changed.")(command)
     command = click.option("--rollback", is_flag=True, help="Go back to the previous specification.")(command)
     command = click.option(

@@ -13,7 +13,7 @@ from typing import Any, Final
 from fleet import errors
 from fleet.cli.service_flags import LABEL_FLAGS, LIST_FLAGS, MAP_FLAGS, VALUE_FLAGS, ListFlag
 
-__all__ = ["create_spec", "scale_spec", "update_spec"]
+__all__ = ["autoscale_bounds", "create_spec", "scale_spec", "update_spec"]
 
 Spec = dict[str, Any]
 
@@ -24,6 +24,7 @@ _UPDATE_DEFAULTS: Final = {
     "MaxFailureRatio": 0,
     "Order": "stop-first",
 }
+AUTOSCALE_PREFIX: Final = "fleet.autoscale."
 _TOLERATION: Final = "fleet.placement.toleration"
 _CONTAINER: Final = "TaskTemplate.ContainerSpec"
 
@@ -145,8 +146,26 @@ def update_spec(current: Spec, flags: Mapping[str, Any]) -> Spec:
         if not _peek(spec, "Mode.ReplicatedJob"):
             raise errors.UserError("--max-concurrent is for services in replicated-job mode alone")
         _put(spec, "Mode.ReplicatedJob.MaxConcurrent", flags["max_concurrent"])
+    if flags["no_autoscale"]:
+        _end_autoscale(spec, flags)
     _apply_values(spec, flags)
     return spec
+
+
+def _end_autoscale(spec: Spec, flags: Mapping[str, Any]) -> None:
+    for label in LABEL_FLAGS:
+        if label.label.startswith(AUTOSCALE_PREFIX) and flags[label.parameter] is not None:
+            raise errors.UserError(f"--no-autoscale cannot be combined with --{label.name}")
+    _update_map(
+        spec, "Labels", add=(), remove=[key for key in spec.get("Labels") or () if key.startswith(AUTOSCALE_PREFIX)]
+    )
+
+
+def autoscale_bounds(spec: Spec) -> tuple[str, str] | None:
+    """Fewest and most tasks as the service's labels say; None for one that is scaled by hand."""
+    labels = spec.get("Labels") or {}
+    most = labels.get(f"{AUTOSCALE_PREFIX}max")
+    return (labels.get(f"{AUTOSCALE_PREFIX}min", "1"), most) if most else None
 
 
 def scale_spec(current: Spec, replicas: int) -> Spec:

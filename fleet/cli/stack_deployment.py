@@ -9,6 +9,7 @@ from fleet import errors
 from fleet.api.client import EngineClient, EngineError
 from fleet.cli.app import App, retry_conflicts
 from fleet.cli.render import echo, print_warnings
+from fleet.cli.service_spec import autoscale_bounds
 
 if TYPE_CHECKING:
     from fleet.cli.stack_plan import Change
@@ -187,7 +188,8 @@ class Deployment:
             raise KeyboardInterrupt
 
     def _update_service(self, current: Json, body: Json, headers: dict[str, str]) -> Any:
-        """The version is read again on a conflict, and used if the spec is still the one the plan was made from."""
+        """The version is read again on a conflict, and used if the spec is still the one the plan was made from, but for the
+        number of tasks that the cluster chose meanwhile."""
         version = current["Version"]["Index"]
 
         def attempt() -> Any:
@@ -202,6 +204,8 @@ class Deployment:
                 )
             except EngineError:
                 found = self.client.get(f"/services/{current['ID']}", insertDefaults=False)
+                if autoscale_bounds(body) and autoscale_bounds(current["Spec"]):
+                    body["Mode"] = current["Spec"]["Mode"] = found["Spec"]["Mode"]
                 if found["Spec"] == current["Spec"]:
                     version = found["Version"]["Index"]
                 raise

@@ -16,6 +16,7 @@ from fleet.api.render import VXLAN_OPTION
 from fleet.cli.pinning import is_pin_of
 from fleet.compose.convert import Stack
 from fleet.model import wire
+from fleet.model.autoscale import keeping_replicas
 from fleet.model.network import NetworkSpec
 from fleet.model.secret import ConfigSpec, SecretSpec
 from fleet.model.service import DnsConfig, EndpointSpec, JobMode, Privileges, ServiceSpec
@@ -200,7 +201,8 @@ def _rename_targets(spec: ServiceSpec, names: Mapping[str, str]) -> ServiceSpec:
 
 
 def _carry_over(wanted: ServiceSpec, current: ServiceSpec) -> ServiceSpec:
-    """Keep the restart counter, and the digest and platforms that were settled for an image the file still names the same."""
+    """Keep the restart counter, the digest and platforms that were settled for an image the file still names the same, and the
+    number of replicas that a policy for it has led to."""
     template = msgspec.structs.replace(wanted.task_template, force_update=current.task_template.force_update)
     image, pinned = template.container_spec.image, current.task_template.container_spec.image
     if image == pinned or is_pin_of(pinned, image):
@@ -209,7 +211,7 @@ def _carry_over(wanted: ServiceSpec, current: ServiceSpec) -> ServiceSpec:
             container_spec=msgspec.structs.replace(template.container_spec, image=pinned),
             placement=msgspec.structs.replace(template.placement, platforms=current.task_template.placement.platforms),
         )
-    return msgspec.structs.replace(wanted, task_template=template)
+    return keeping_replicas(msgspec.structs.replace(wanted, task_template=template), current)
 
 
 def resolve_names(

@@ -57,11 +57,12 @@ def routes(control: Control) -> APIRouter:
 
     @router.get("/fleet/v1/services/{id_}/placement")
     async def explain_placement(id_: str) -> Response:
-        return json_response(_placement_json(control().placement.explain(id_)))
-
-    @router.get("/fleet/v1/services/{id_}/autoscale")
-    async def explain_autoscale(id_: str) -> Response:
-        return json_response(_autoscale_json(control().autoscale.report(id_)))
+        return json_response(
+            {
+                **_placement_json(control().placement.explain(id_)),
+                "Autoscale": _autoscale_json(control().autoscale.report(id_)),
+            }
+        )
 
     @router.post("/services/{id_}/update")
     async def update_service(id_: str, request: Request) -> Response:
@@ -154,11 +155,11 @@ def _login(request: Request) -> str:
     return header if parse_registry_auth(header) is not None else ""
 
 
-def _autoscale_json(report: AutoscaleReport) -> Json:
+def _autoscale_json(report: AutoscaleReport) -> Json | None:
+    if not report.policy:
+        return None
     status = report.status
     return {
-        "ServiceID": report.service.id,
-        "Replicas": report.service.spec.replicas,
         "Policy": report.policy,
         "Now": report.now,
         "Held": status.held,

@@ -47,6 +47,8 @@ _AT_ONCE: Final = 16
 """Services looked at together, most of the time waiting for a Prometheus."""
 _HELD_S: Final = 60.0
 """Why a service is not scaled is written no more often."""
+_STEADY: Final = timedelta(seconds=15)
+"""How long it must have been so: tasks that just started are not measured yet, and that is no news."""
 _AGAIN: Final = timedelta(seconds=1)
 """Until another look when somebody else wrote the service meanwhile."""
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
@@ -64,6 +66,8 @@ class _Track:
     due: datetime
     history: History | None = None
     last: Decision | None = None
+    held_from: datetime = _EPOCH
+    """Since when ``last.held`` is what it is."""
 
 
 class AutoscaleLoop:
@@ -145,7 +149,9 @@ class AutoscaleLoop:
             return  # changed while Prometheus was asked; the feed tells it too
         seen = self._observe(service, track.policy, asked)
         decision = decide(track.policy, seen, track.history, now=self._now())
-        steady_held = decision.held if track.last is not None and track.last.held == decision.held else None
+        if track.last is None or track.last.held != decision.held:
+            track.held_from = self._now()
+        steady_held = decision.held if self._now() - track.held_from >= _STEADY else None
         track.last = decision
         after = _written(service, decision, steady_held, now=self._clock.now(), revision=self._store.revision)
         if after is None:
@@ -240,7 +246,9 @@ def _written(service: Service, decision: Decision, held: str | None, *, now: dat
     status = service.autoscale or AutoscaleStatus()
     present = service.spec.replicas
     after = status
-    is_due = not held or status.held_since is None or (now - status.held_since).total_seconds() >= _HELD_S
+    is_due = (
+        not held or not status.held or status.held_since is None or (now - status.held_since).total_seconds() >= _HELD_S
+    )
     if held is not None and held != status.held and (is_due or decision.replicas != present):
         after = msgspec.structs.replace(after, held=held, held_since=now)
     if decision.replicas == present:

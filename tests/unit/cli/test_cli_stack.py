@@ -163,6 +163,23 @@ def test_digest_and_platforms_settled_for_the_image_are_no_change(
     assert "Keeping service s_web (unchanged)" in deploy(fleet, folder).out
 
 
+def test_the_number_that_a_policy_led_to_is_no_change_and_is_kept_by_one(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
+) -> None:
+    file = folder / "stack.yml"
+    policy = 'fleet.autoscale.max: "9"\n        fleet.autoscale.cpu: "50"'
+    file.write_text(f"services:\n  web:\n    image: img:1\n    deploy:\n      labels:\n        {policy}\n")
+    deploy(fleet, folder)
+    cluster.kept["services"][0]["Spec"]["Mode"] = {"Replicated": {"Replicas": 7}}
+    assert "Keeping service s_web (unchanged)" in deploy(fleet, folder).out
+    file.write_text(file.read_text().replace('"50"', '"60"'))
+    assert "Updating service s_web" in deploy(fleet, folder).out
+    assert engine.sent("POST", "/services/.*/update")[-1].body["Mode"] == {"Replicated": {"Replicas": 7}}
+    cluster.kept["services"][0]["Spec"]["Mode"] = {"Replicated": {"Replicas": 0}}
+    assert "Updating service s_web" in deploy(fleet, folder).out, "one that was scaled to none is wanted again"
+    assert engine.sent("POST", "/services/.*/update")[-1].body["Mode"] == {"Replicated": {"Replicas": 1}}
+
+
 def test_when_images_are_looked_up_again(fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path) -> None:
     deploy(fleet, folder, "--resolve-image=never")
     container = cluster.kept["services"][0]["Spec"]["TaskTemplate"]["ContainerSpec"]

@@ -1,0 +1,113 @@
+"""One number from a Prometheus, and a sentence for everything else it may answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from fleet import errors
+from fleet.manager.prometheus import query_prometheus, value_in
+
+
+def answer(kind: str, result: Any) -> bytes:
+    return json.dumps({"status": "success", "data": {"resultType": kind, "result": result}}).encode()
+
+
+def test_a_scalar_and_a_vector_of_one_are_numbers() -> None:
+    assert value_in(answer("scalar", [1.5, "42"]), status=200) == 42
+    assert value_in(answer("vector", [{"metric": {"a": "b"}, "value": [1.5, "0.25"]}]), status=200) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (answer("vector", []), "the query gave nothing, not one number"),
+        (answer("vector", [{"value": [1, "1"]}] * 3), "gave 3 series, not one number; wrap it in sum(...)"),
+        (answer("matrix", []), "gave a matrix"),
+        (answer("scalar", [1, "NaN"]), "gave NaN, which is no number"),
+        (answer("scalar", [1, "+Inf"]), "which is no number"),
+        (answer("scalar", [1, 5]), "which is no number"),
+        (answer("scalar", {}), "which is no number"),
+        (answer("vector", ["x"]), "which is no number"),
+        (b'{"status":"error","error":"parse error at char 3"}', "it refused the query: parse error at char 3"),
+        (b"<html>", "it answered 502 and no JSON object: is it the address of a Prometheus?"),
+        (b"[" * 100_000, "no JSON object"),
+        (b"[]", "no JSON object"),
+    ],
+)
+def test_everything_else_is_a_sentence(body: bytes, sentence: str) -> None:
+    with pytest.raises(errors.UnavailableError, match=re.escape(sentence)):
+        value_in(body, status=502)
+
+
+def asked(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], query: str = "sum(x)") -> Any:
+    async def body() -> Any:
+        handlers: list[asyncio.Task[None]] = []
+
+        async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await serve(reader, writer)
+            except (ConnectionError, asyncio.CancelledError):
+                pass
+            finally:
+                writer.transport.abort()
+
+        server = await asyncio.start_server(
+            lambda reader, writer: handlers.append(asyncio.create_task(one(reader, writer))), "127.0.0.1", 0
+        )
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            try:
+                return await query_prometheus(f"http://127.0.0.1:{port}/base", query)
+            finally:
+                for handler in handlers:
+                    handler.cancel()
+                await asyncio.gather(*handlers)
+                await asyncio.sleep(0)  # in which the loop closes what was aborted
+
+    return asyncio.run(body())
+
+
+def test_it_is_asked_by_its_api() -> None:
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        body = answer("scalar", [1, "7"])
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        await writer.drain()
+
+    assert asked(serve, 'sum(x{a="b c"})') == 7
+    assert heads[0].startswith(b"GET /base/api/v1/query?query=sum%28x%7Ba%3D%22b+c%22%7D%29 HTTP/1.1")
+
+
+def test_an_endless_answer_is_cut_off() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n")
+        while True:
+            writer.write(b"x" * 4096)
+            await writer.drain()
+
+    with pytest.raises(errors.UnavailableError, match="longer than 65536 bytes"):
+        asked(serve)
+
+
+def test_one_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet.manager.prometheus.PATIENCE_S", 0.2)
+
+    async def serve(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    with pytest.raises(errors.UnavailableError, match=r"did not answer|cannot be asked"):
+        asked(serve)
+
+
+def test_one_that_is_not_there_is_named() -> None:
+    with pytest.raises(errors.UnavailableError, match=r"Prometheus at http://127\.0\.0\.1:1 cannot be asked"):
+        asyncio.run(query_prometheus("http://127.0.0.1:1", "x"))
