@@ -288,7 +288,14 @@ def _networks(task: Task) -> tuple[NetworkMode, tuple[AttachmentSpec, ...]]:
     attachments = []
     for attachment in task.network_attachments:
         address = attachment.address
-        attachments.append(AttachmentSpec(network_id=attachment.network_id, address=address, mac=mac_for(address)))
+        attachments.append(
+            AttachmentSpec(
+                network_id=attachment.network_id,
+                address=address,
+                address6=attachment.address6 or None,
+                mac=mac_for(address),
+            )
+        )
     if attachments:
         return NetworkMode.NETWORKS, tuple(attachments)
     targets = {target.target for target in task.spec.networks}

@@ -80,6 +80,7 @@ class OverlayGuests:
                 "names": list(names),
                 "aliases": list(attachment.aliases),
                 "address": attachment.address or "",
+                "address6": attachment.address6 or "",
             },
         )
         deadline = self._clock.monotonic() + _ARRIVAL_S
@@ -94,6 +95,7 @@ class OverlayGuests:
         return AttachmentSpec(
             network_id=attachment.network_id,
             address=str(answer["address"]).partition("/")[0],
+            address6=str(answer.get("address6") or "").partition("/")[0] or None,
             mac=attachment.mac,
             aliases=attachment.aliases,
         )

@@ -125,9 +125,9 @@ class NetworkSync:
         return True
 
 
-def network_spec(network: Network, *, vxlan_port: int, node_address: str) -> NetworkSpec:
+def network_spec(network: Network, *, vxlan_port: int, node_address: str, node_address6: str = "") -> NetworkSpec:
     """The host's view of a cluster network."""
-    config = network.ipam.config[0]
+    config, config6 = network.ipv4, network.ipv6
     return NetworkSpec(
         id=network.id,
         name=network.spec.name,
@@ -140,6 +140,9 @@ def network_spec(network: Network, *, vxlan_port: int, node_address: str) -> Net
         vxlan_port=vxlan_port,
         ingress=network.spec.ingress,
         node_address=node_address,
+        subnet6=config6.subnet,
+        gateway6=config6.gateway,
+        node_address6=node_address6 if config6.subnet else "",
     )
 
 
@@ -152,6 +155,7 @@ def _endpoint(item: dispatch.EndpointItem) -> Endpoint:
         names=item.names,
         aliases=item.aliases,
         address=item.address,
+        address6=item.address6,
         mac=mac_for(item.address),
         node_id=item.node_id,
         underlay=item.underlay,
@@ -173,12 +177,22 @@ def _picture(items: Mapping[str, dispatch.Item]) -> tuple[dict[str, NetworkState
                 endpoints[item.network_id].append(_endpoint(item))
             case dispatch.ServiceItem():
                 services[item.network_id].append(
-                    ServiceRecord(id=item.service_id, name=item.name, aliases=item.aliases, vip=item.vip or None)
+                    ServiceRecord(
+                        id=item.service_id,
+                        name=item.name,
+                        aliases=item.aliases,
+                        vip=item.vip or None,
+                        vip6=item.vip6 or None,
+                    )
                 )
             case dispatch.NodeItem():
                 nodes[item.network_id].append(
                     NodeRecord(
-                        node_id=item.node_id, underlay=item.underlay, address=item.address, mac=mac_for(item.address)
+                        node_id=item.node_id,
+                        underlay=item.underlay,
+                        address=item.address,
+                        address6=item.address6,
+                        mac=mac_for(item.address),
                     )
                 )
             case dispatch.PublishedItem():
@@ -194,7 +208,12 @@ def _picture(items: Mapping[str, dispatch.Item]) -> tuple[dict[str, NetworkState
                 pass
     states: dict[str, NetworkState] = {
         item.network.id: NetworkState(
-            network=network_spec(item.network, vxlan_port=item.vxlan_port, node_address=item.node_address),
+            network=network_spec(
+                item.network,
+                vxlan_port=item.vxlan_port,
+                node_address=item.node_address,
+                node_address6=item.node_address6,
+            ),
             endpoints=tuple(sorted(endpoints[item.network.id], key=lambda e: e.id)),
             services=tuple(sorted(services[item.network.id], key=lambda s: s.id)),
             nodes=tuple(sorted(nodes[item.network.id], key=lambda n: n.node_id)),

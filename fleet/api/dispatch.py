@@ -88,6 +88,7 @@ class NetworkItem(_Message, frozen=True, kw_only=True):
     vxlan_port: int
     node_address: str = ""
     """This node's own address on it, without prefix; ingress only."""
+    node_address6: str = ""
 
 
 class NodeItem(_Message, frozen=True, kw_only=True):
@@ -97,6 +98,7 @@ class NodeItem(_Message, frozen=True, kw_only=True):
     node_id: NodeId
     underlay: str
     address: str
+    address6: str = ""
 
 
 class EndpointItem(_Message, frozen=True, kw_only=True):
@@ -111,6 +113,7 @@ class EndpointItem(_Message, frozen=True, kw_only=True):
     node_id: NodeId
     underlay: str
     ready: bool
+    address6: str = ""
 
 
 class ServiceItem(_Message, frozen=True, kw_only=True):
@@ -121,6 +124,7 @@ class ServiceItem(_Message, frozen=True, kw_only=True):
     name: str
     aliases: tuple[str, ...]
     vip: str
+    vip6: str = ""
 
 
 class PublishedItem(_Message, frozen=True, kw_only=True):

@@ -50,7 +50,10 @@ network.add_command(doctor)
 @click.option("--attachable", is_flag=True, help="Let plain containers join.")
 @click.option("--internal", is_flag=True, help="No way out of the network.")
 @click.option("--ingress", is_flag=True, help="Make this the network of published ports.")
-@click.option("--ipv6", is_flag=True, help="Use IPv6 too.")
+@click.option(
+    "--ipv4", type=bool, default=True, metavar="BOOL", help="Use IPv4 (default true; false is not supported)."
+)
+@click.option("--ipv6", is_flag=True, help="Use IPv6 too; its subnet is chosen (RFC 4193) unless a --subnet names one.")
 @click.option("--scope", default="", metavar="SCOPE", help="Scope, such as swarm.")
 @click.option("--label", "labels", type=PAIR, multiple=True, metavar="NAME=VALUE", help="Label.")
 @click.option("-o", "--opt", "options", type=PAIR, multiple=True, metavar="NAME=VALUE", help="Option of the driver.")
@@ -63,6 +66,7 @@ def create(app: App, *, name: str, **flags: Any) -> None:
         "Driver": flags["driver"],
         "Scope": flags["scope"],
         "EnableIPv6": flags["ipv6"],
+        **({} if flags["ipv4"] else {"EnableIPv4": False}),
         "IPAM": {"Driver": "default", "Options": {}, "Config": _pools(flags)},
         "Internal": flags["internal"],
         "Attachable": flags["attachable"],

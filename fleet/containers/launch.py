@@ -160,7 +160,7 @@ def hosts_of(record: Container, sandbox: Sandbox | None, *, base: str = "") -> s
     return hostfiles.hosts_text(
         hostname=record.hostname,
         domainname=record.config.domainname,
-        addresses=[interface.address for interface in interfaces],
+        addresses=[address for i in interfaces for address in (i.address, i.address6) if address],
         extra_hosts=record.config.extra_hosts,
         host_gateway=next((i.gateway for i in interfaces if i.gateway), "") or "",
         base=base,
@@ -176,6 +176,9 @@ def addresses_of(sandbox: Sandbox | None) -> tuple[NetworkAddress, ...]:
             prefix_len=interface.prefix_len,
             mac=interface.mac,
             gateway=interface.gateway or "",
+            address6=interface.address6,
+            prefix_len6=interface.prefix_len6,
+            gateway6=interface.gateway6,
         )
         for interface in (sandbox.interfaces if sandbox else ())
     )

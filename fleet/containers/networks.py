@@ -1,6 +1,7 @@
 """Networks that people make on one host (driver bridge): which there are, durably, and that the kernel has them.
 
     <data>/networks/<id>.json      one each, written before its bridge is made and removed after that went
+    <data>/networks/ula.seed       from which IPv6 subnets are derived that nobody chose
 
 So a crash leaves a record whose bridge the next start makes: what was acknowledged is there, what was not may be.
 Addresses are given by ``fleet.network``, which remembers them with the sandboxes; a container that does not run holds none.
@@ -26,7 +27,7 @@ from fleet.containers.record import write_durably
 from fleet.errors import ConflictError, FleetError, ForbiddenError, InvariantError, NotFoundError, UserError
 from fleet.model import wire
 from fleet.model.wire import Value
-from fleet.network.ipam import SubnetPool, next_address, parse_subnet
+from fleet.network.ipam import SubnetPool, UlaPool, is_ipv6, next_address, parse_any_subnet, parse_subnet, parse_subnet6
 from fleet.network.topology import NetworkSpec
 
 __all__ = ["HostNetwork", "HostNetworks", "NetworkWish"]
@@ -34,6 +35,7 @@ __all__ = ["HostNetwork", "HostNetworks", "NetworkWish"]
 POOLS: Final = (("172.16.0.0/12", 22), ("192.168.0.0/16", 24))
 """Where subnets come from: about a thousand of 1,021 containers each. Docker's /16 are used up after some thirty networks."""
 NETWORKS_MAX: Final = 1024
+_SEED: Final = "ula.seed"
 _LABELS_MAX: Final = 64
 _AUX_MAX: Final = 256
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
@@ -49,7 +51,10 @@ _DEFAULTS: Final = {
 
 
 class NetworkWish(Value, frozen=True, kw_only=True):
-    """What a network is to be like. An empty ``subnet`` is chosen from the pools, an empty ``gateway`` is its first address."""
+    """What a network is to be like. An empty ``subnet`` is chosen from the pools, an empty ``gateway`` is its first address.
+
+    ``enable_ipv6`` asks for a subnet of IPv6 as well; what ends in ``6`` is about that. ``aux_addresses`` are of both families.
+    """
 
     name: str
     subnet: str = ""
@@ -57,6 +62,10 @@ class NetworkWish(Value, frozen=True, kw_only=True):
     ip_range: str = ""
     aux_addresses: dict[str, str] = msgspec.field(default_factory=dict)
     internal: bool = False
+    enable_ipv6: bool = False
+    subnet6: str = ""
+    gateway6: str = ""
+    ip_range6: str = ""
     options: dict[str, str] = msgspec.field(default_factory=dict)
     labels: dict[str, str] = msgspec.field(default_factory=dict)
 
@@ -80,6 +89,9 @@ class HostNetwork(NetworkWish, frozen=True, kw_only=True):
             mtu=int(self.options.get(_MTU, 0)),
             ip_range=self.ip_range,
             reserved=tuple(self.aux_addresses.values()),
+            subnet6=self.subnet6,
+            gateway6=self.gateway6,
+            ip_range6=self.ip_range6,
         )
 
 
@@ -164,6 +176,8 @@ class HostNetworks:
             taken = await asyncio.to_thread(self._taken)
             subnet = _choose_subnet(wish, taken)
             gateway = wish.gateway or next_address(subnet, "", (), network=wish.name)
+            subnet6 = await asyncio.to_thread(self._choose_subnet6, wish)
+            gateway6 = _canonical(wish.gateway6) or next_address(subnet6, "", (), network=wish.name) if subnet6 else ""
             network = HostNetwork(
                 id=secrets.token_hex(32),
                 created_at=self._clock.now(),
@@ -171,15 +185,22 @@ class HostNetworks:
                 subnet=subnet,
                 gateway=gateway,
                 ip_range=wish.ip_range,
-                aux_addresses=wish.aux_addresses,
+                aux_addresses={name: _canonical(address) for name, address in wish.aux_addresses.items()},
                 internal=wish.internal,
+                enable_ipv6=wish.enable_ipv6,
+                subnet6=subnet6,
+                gateway6=gateway6,
+                ip_range6=wish.ip_range6,
                 options=wish.options,
                 labels=wish.labels,
             )
             spec = network.spec  # what does not fit is said here
-            if network.gateway in network.aux_addresses.values():
-                raise UserError(f"network {wish.name}: {network.gateway} is the gateway and an auxiliary address")
-            next_address(subnet, gateway, spec.reserved, wish.ip_range or None, network=wish.name)
+            for each in {network.gateway, network.gateway6} & set(network.aux_addresses.values()):
+                raise UserError(f"network {wish.name}: {each} is the gateway and an auxiliary address")
+            reserved, reserved6 = ([a for a in spec.reserved if is_ipv6(a) is wanted] for wanted in (False, True))
+            next_address(subnet, gateway, reserved, wish.ip_range or None, network=wish.name)
+            if subnet6:
+                next_address(subnet6, gateway6, reserved6, wish.ip_range6 or None, network=wish.name)
             path = self._path(network.id)
             await asyncio.to_thread(write_durably, path, wire.encode(network))
             self._known[network.id] = network  # before it is made: upkeep removes what is not known
@@ -219,6 +240,34 @@ class HostNetworks:
         if any(network.name == name for network in self._known.values()):
             raise ConflictError(f"network with name {name} already exists")
 
+    def _seed(self) -> str:
+        """This host's own random name, from which IPv6 subnets are derived that nobody chose; made when first needed. Blocks."""
+        path = self._root / _SEED
+        try:
+            return path.read_text()
+        except FileNotFoundError:
+            write_durably(path, secrets.token_hex(16).encode())
+            return path.read_text()
+
+    def _choose_subnet6(self, wish: NetworkWish) -> str:
+        """Blocks. Routes of the host are not asked: its prefix is its own, and what a user chooses may be part of what is routed
+        to this host, so that containers are reached from outside."""
+        if not wish.enable_ipv6:
+            return ""
+        taken = [network.subnet6 for network in self._known.values() if network.subnet6]
+        if not wish.subnet6:
+            if wish.gateway6 or wish.ip_range6:
+                raise UserError(f"network {wish.name}: an IPv6 gateway and range need a subnet they belong to")
+            return UlaPool(self._seed(), taken).next_subnet()
+        wanted = parse_subnet6(wish.subnet6)
+        for other in taken:
+            if wanted.overlaps(ipaddress.IPv6Network(other)):
+                raise ForbiddenError(
+                    f"invalid pool request: Pool overlaps with other one on this address space: {wanted} and {other}, which this "
+                    "host uses already (another network)"
+                )
+        return str(wanted)
+
     def _taken(self) -> list[str]:
         """Subnets that this host uses or has routes to. Blocks."""
         return [network.subnet for network in self._known.values()] + _routed(self._routes)
@@ -236,7 +285,7 @@ class HostNetworks:
 
 def _choose_subnet(wish: NetworkWish, taken: Collection[str]) -> str:
     if not wish.subnet:
-        if wish.gateway or wish.ip_range or wish.aux_addresses:
+        if wish.gateway or wish.ip_range or any(not is_ipv6(address) for address in wish.aux_addresses.values()):
             raise UserError(f"network {wish.name}: gateway, range and auxiliary addresses need a subnet they belong to")
         return SubnetPool(POOLS).next_subnet(avoid=taken)
     subnet = str(parse_subnet(wish.subnet))
@@ -263,15 +312,25 @@ def _check_sizes(wish: NetworkWish) -> None:
             raise UserError(f"network {wish.name}: option {key!r} is not known to the bridge driver of fleet")
         elif value.lower() != _DEFAULTS[key]:
             raise UserError(f"network {wish.name}: option {key}={value} is not supported, it is {_DEFAULTS[key]}")
-    if wish.aux_addresses and wish.subnet:
-        subnet = parse_subnet(wish.subnet)
-        for name, address in wish.aux_addresses.items():
+    for name, address in wish.aux_addresses.items():
+        text = wish.subnet6 if is_ipv6(address) else wish.subnet
+        if text or is_ipv6(address):
             try:
-                is_inside = ipaddress.IPv4Address(address) in subnet
+                is_inside = bool(text) and ipaddress.ip_address(address) in parse_any_subnet(text)
             except ValueError:
                 is_inside = False
             if not is_inside:
-                raise UserError(f"network {wish.name}: auxiliary address {name}={address} is not in {subnet}")
+                raise UserError(
+                    f"network {wish.name}: auxiliary address {name}={address} is not in {text or 'a subnet'}"
+                )
+
+
+def _canonical(address: str) -> str:
+    """One form of each IPv6 address (RFC 5952), as addresses are compared as text; what is none is left for others to refuse."""
+    try:
+        return str(ipaddress.IPv6Address(address))
+    except ValueError:
+        return address
 
 
 def _routed(path: Path) -> list[str]:

@@ -139,6 +139,9 @@ class NetworkAddress(Value, frozen=True, kw_only=True):
     prefix_len: int = 0
     mac: str = ""
     gateway: str = ""
+    address6: str = ""
+    prefix_len6: int = 0
+    gateway6: str = ""
 
 
 class Container(Value, frozen=True, kw_only=True):

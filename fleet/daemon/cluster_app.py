@@ -194,7 +194,8 @@ def cluster_app(
         peer = caller(request)
         manager().admission.member(peer.node_id)
         wish = await read_struct(request, GuestRequest, what="guest")
-        return json_response({"address": (await manager().guests.join(peer.node_id, wish)).address})
+        place = await manager().guests.join(peer.node_id, wish)
+        return json_response({"address": place.address, "address6": place.address6})
 
     @app.delete("/cluster/v1/guests/{network_id}/{container_id}")
     async def guest_left(request: Request, network_id: str, container_id: str) -> Response:

@@ -37,7 +37,7 @@ from fleet.model.service import (
     VirtualIp,
 )
 from fleet.model.task import Attachment, Task, TaskState, TaskStatus
-from fleet.network.ipam import SubnetPool, next_address
+from fleet.network.ipam import SubnetPool, UlaPool, is_ipv6, next_address
 from fleet.store import Kind, Store, Transaction
 
 __all__ = ["Allocator", "plan_allocation"]
@@ -82,17 +82,16 @@ class Allocator:
             log.info("allocated", objects=len(changed))
 
 
-class _Space:
-    """One network's addresses during a pass."""
+class _Family:
+    """One network's addresses of one family during a pass."""
 
-    def __init__(self, network: Network, used: Collection[str]) -> None:
-        config = network.ipam.config[0]
+    def __init__(self, config: IpamConfig, *, name: str, used: Collection[str]) -> None:
         self.subnet = config.subnet
         self.gateway = config.gateway
-        self.name = network.spec.name
+        self.name = name
         self._range = config.ip_range or None
-        self._used = set(used) | set(config.auxiliary_addresses.values())
-        self._last: str | None = max(used, key=_as_number, default=None)
+        self._used = set(used) | {str(ipaddress.ip_address(a)) for a in config.auxiliary_addresses.values()}
+        self._last: str | None = max(used, key=lambda address: int(ipaddress.ip_address(address)), default=None)
 
     def take(self, *, wanted: str = "") -> str:
         """The next free address, or the one that is wanted, as CIDR. Raises ``ConflictError``, ``UserError``."""
@@ -110,9 +109,36 @@ class _Space:
             self._last = address
         return f"{address}/{self.subnet.partition('/')[2]}"
 
+    def give_back(self, address: str) -> None:
+        """One that was taken in this pass and is not used after all."""
+        self._used.discard(_bare(address))
 
-def _as_number(address: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in address.split("."))
+
+class _Space:
+    """One network's addresses during a pass: of IPv4, and of IPv6 where the network has it."""
+
+    def __init__(self, network: Network, used: Collection[str]) -> None:
+        name = network.spec.name
+        self._v4 = _Family(network.ipv4, name=name, used={a for a in used if not is_ipv6(a)})
+        self._v6: _Family | None = None
+        if network.ipv6.subnet:
+            self._v6 = _Family(network.ipv6, name=name, used={a for a in used if is_ipv6(a)})
+
+    def take(self, *, wanted: str = "", wanted6: str = "") -> tuple[str, ...]:
+        """The next free address of each family, IPv4 first, or those that are wanted, as CIDR; both or none.
+
+        Raises ``ConflictError``, ``UserError``.
+        """
+        if wanted6 and self._v6 is None:
+            raise errors.UserError(f"network {self._v4.name} has no IPv6: address {wanted6} cannot be had there")
+        address = self._v4.take(wanted=wanted)
+        if self._v6 is None:
+            return (address,)
+        try:
+            return (address, self._v6.take(wanted=wanted6))
+        except errors.FleetError:
+            self._v4.give_back(address)
+            raise
 
 
 def _bare(address: str) -> str:
@@ -209,9 +235,9 @@ def _used_addresses(store: Store, network: Network) -> set[str]:
     for task in store.tasks.all():
         if not task.status.state.is_terminal:
             used.update(_bare(x) for a in task.network_attachments if a.network_id == network.id for x in a.addresses)
-    used.update(
-        _bare(guest.address) for guest in store.guests.all() if guest.network_id == network.id and guest.address
-    )
+    for guest in store.guests.all():
+        if guest.network_id == network.id:
+            used.update(_bare(address) for address in (guest.address, guest.address6) if address)
     for node in store.nodes.all():
         used.update(_bare(x) for a in node.attachments if a.network_id == network.id for x in a.addresses)
     return used
@@ -221,27 +247,32 @@ def _plan_guest(guest: Guest, space: _Space | None, *, now: datetime) -> Guest:
     try:
         if space is None:
             raise errors.ConflictError("the network was removed, or has no subnet yet")
-        address = space.take(wanted=guest.wanted_address)
+        address, *more = space.take(wanted=guest.wanted_address, wanted6=guest.wanted_address6)
     except errors.FleetError as cause:
         return msgspec.structs.replace(guest, err=str(cause), updated_at=now)
-    return msgspec.structs.replace(guest, address=address, updated_at=now)
+    return msgspec.structs.replace(guest, address=address, address6=more[0] if more else "", updated_at=now)
 
 
 def _plan_networks(cluster: Cluster, networks: Iterable[Network], *, now: datetime) -> Iterator[Network]:
     known = list(networks)
-    subnets = [c.subnet for n in known for c in n.ipam.config if n.vni and c.subnet]
-    asked = [c.subnet for n in known if not n.vni and n.spec.ipam for c in n.spec.ipam.config if c.subnet]
+    every = [c.subnet for n in known for c in n.ipam.config if n.vni and c.subnet]
+    wishes = [c.subnet for n in known if not n.vni and n.spec.ipam for c in n.spec.ipam.config if c.subnet]
+    subnets, asked = ([s for s in some if not is_ipv6(s)] for some in (every, wishes))
+    pool6 = UlaPool(cluster.id, [subnet for subnet in (*every, *wishes) if is_ipv6(subnet)])
     pool = SubnetPool([(cidr, cluster.subnet_size) for cidr in cluster.default_addr_pool], subnets)
     vnis = {n.vni for n in known}
     vni = _FIRST_VNI
     for network in sorted((n for n in known if not n.vni), key=lambda n: not n.spec.ingress):
-        wanted = network.spec.ipam.config[0] if network.spec.ipam and network.spec.ipam.config else IpamConfig()
+        configs = network.spec.ipam.config if network.spec.ipam else ()
+        wanted = next((config for config in configs if not config.is_ipv6), IpamConfig())
+        wanted6 = next((config for config in configs if config.is_ipv6), IpamConfig())
         try:
             taken = [*asked, *subnets]
             subnet = wanted.subnet
             if not subnet and network.spec.ingress:
                 subnet = _ingress_subnet(cluster, taken)
             subnet = subnet or pool.next_subnet(avoid=taken)
+            subnet6 = (wanted6.subnet or pool6.next_subnet()) if network.spec.enable_ipv6 else ""
         except errors.ConflictError as cause:
             log.warning("no subnet", network=network.spec.name, cause=str(cause))
             continue
@@ -250,8 +281,13 @@ def _plan_networks(cluster: Cluster, networks: Iterable[Network], *, now: dateti
         while vni in vnis:
             vni += 1
         vnis.add(vni)
-        config = msgspec.structs.replace(wanted, subnet=subnet, gateway=gateway)
-        yield msgspec.structs.replace(network, ipam=Ipam(config=(config,)), vni=vni, updated_at=now)
+        settled = [msgspec.structs.replace(wanted, subnet=subnet, gateway=gateway)]
+        if subnet6:
+            subnet6 = str(ipaddress.IPv6Network(subnet6))  # hosts compare addresses as text: one form of each
+            gateway6 = wanted6.gateway or next_address(subnet6, "", ())
+            gateway6 = str(ipaddress.IPv6Address(gateway6))
+            settled.append(msgspec.structs.replace(wanted6, subnet=subnet6, gateway=gateway6))
+        yield msgspec.structs.replace(network, ipam=Ipam(config=tuple(settled)), vni=vni, updated_at=now)
 
 
 def _ingress_subnet(cluster: Cluster, taken: Collection[str]) -> str:
@@ -272,7 +308,7 @@ def _ingress_subnet(cluster: Cluster, taken: Collection[str]) -> str:
 
 def _plan_node(node: Node, ingress: Network, space: _Space, *, now: datetime) -> Iterator[Node]:
     try:
-        attachment = Attachment(network_id=ingress.id, addresses=(space.take(),))
+        attachment = Attachment(network_id=ingress.id, addresses=space.take())
     except errors.ConflictError as cause:
         log.warning("node gets no address on the ingress network", node=node.id, cause=str(cause))
         return
@@ -300,18 +336,18 @@ def _plan_service(
     *,
     now: datetime,
 ) -> Service | None:
-    had = {v.network_id: v for v in service.endpoint.virtual_ips}
-    virtual_ips = []
+    virtual_ips: list[VirtualIp] = []
     for target in _vip_networks(service):
         network_id = NetworkId(target)
         if network_id not in networks or network_id not in spaces:
             return None
         try:
-            address = had[network_id].addr if network_id in had else spaces[network_id].take()
+            had = tuple(v.addr for v in service.endpoint.virtual_ips if v.network_id == network_id)
+            addresses = had or spaces[network_id].take()
         except errors.ConflictError as cause:
             log.warning("service gets no virtual address", service=service.spec.name, cause=str(cause))
             return None
-        virtual_ips.append(VirtualIp(network_id=network_id, addr=address))
+        virtual_ips += (VirtualIp(network_id=network_id, addr=address) for address in addresses)
     before = {(p.protocol, p.target_port): p.published_port for p in service.endpoint.ports}
     allocated = []
     for port in _wanted_ports(service):
@@ -359,7 +395,7 @@ def _plan_task(
                 raise errors.NotFoundError(f"network {network_id} was removed")
             if network_id not in spaces:
                 raise errors.UnavailableError(f"network {networks[network_id].spec.name} has no subnet yet")
-            attachments.append(Attachment(network_id=network_id, addresses=(spaces[network_id].take(),)))
+            attachments.append(Attachment(network_id=network_id, addresses=spaces[network_id].take()))
     except errors.FleetError as cause:
         return _waiting(task, str(cause), now=now)
     status = TaskStatus(timestamp=now, state=TaskState.PENDING, message="pending task scheduling")

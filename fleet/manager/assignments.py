@@ -37,6 +37,7 @@ from fleet.model.node import Node, NodeState
 from fleet.model.secret import TEMPLATE_DRIVER
 from fleet.model.service import EndpointMode, PublishMode, Service
 from fleet.model.task import Attachment, Task, TaskState, task_name
+from fleet.network.ipam import is_ipv6
 from fleet.store import Store
 
 __all__ = ["Assembler", "difference", "slot_name"]
@@ -97,8 +98,14 @@ class Assembler:
             if network is None:
                 continue
             own = next((a for a in (node.attachments if node else ()) if a.network_id == network_id), None)
-            address = own.address if own else ""
-            items.append(NetworkItem(network=network, vxlan_port=self._vxlan_port, node_address=address))
+            items.append(
+                NetworkItem(
+                    network=network,
+                    vxlan_port=self._vxlan_port,
+                    node_address=own.address if own else "",
+                    node_address6=own.address6 if own else "",
+                )
+            )
             items.extend(self._of_network(network))
         items.extend(
             SecretItem(
@@ -170,6 +177,7 @@ class Assembler:
                         node_id=node.id,
                         underlay=node.status.addr,
                         address=attachment.address,
+                        address6=attachment.address6,
                     )
 
 
@@ -220,6 +228,7 @@ def _endpoint(task: Task, node: Node, attachment: Attachment) -> EndpointItem | 
         names=(task_name(task), slot_name(task)),
         aliases=attachment.aliases,
         address=attachment.address,
+        address6=attachment.address6,
         node_id=node.id,
         underlay=node.status.addr,
         ready=ready,
@@ -235,6 +244,7 @@ def _guest_endpoint(guest: Guest, node: Node) -> EndpointItem:
         names=guest.names,
         aliases=guest.aliases,
         address=_bare(guest.address),
+        address6=_bare(guest.address6),
         node_id=node.id,
         underlay=node.status.addr,
         ready=node.status.state is NodeState.READY,
@@ -243,7 +253,10 @@ def _guest_endpoint(guest: Guest, node: Node) -> EndpointItem:
 
 def _services(service: Service) -> Iterable[ServiceItem]:
     mode = service.spec.endpoint_spec.mode if service.spec.endpoint_spec else EndpointMode.VIP
-    vips = {v.network_id: _bare(v.addr) for v in service.endpoint.virtual_ips}
+    vips, vips6 = (
+        {v.network_id: _bare(v.addr) for v in service.endpoint.virtual_ips if is_ipv6(v.addr) is wanted}
+        for wanted in (False, True)
+    )
     for target in service.spec.all_networks:
         network_id = NetworkId(target.target)
         yield ServiceItem(
@@ -252,6 +265,7 @@ def _services(service: Service) -> Iterable[ServiceItem]:
             name=service.spec.name,
             aliases=target.aliases,
             vip=vips.get(network_id, "") if mode is EndpointMode.VIP else "",
+            vip6=vips6.get(network_id, "") if mode is EndpointMode.VIP else "",
         )
 
 

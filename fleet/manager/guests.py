@@ -33,6 +33,7 @@ class GuestRequest(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     address: str = ""
+    address6: str = ""
 
 
 class Guests:
@@ -63,6 +64,7 @@ class Guests:
             "names": request.names,
             "aliases": request.aliases,
             "wanted_address": request.address,
+            "wanted_address6": request.address6,
         }
         with self._store.subscribe(Kind.GUEST) as changes:
             present = self._store.guests.get(id_)

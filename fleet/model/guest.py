@@ -22,7 +22,7 @@ def guest_id(container_id: str, network_id: str) -> str:
 
 class Guest(Value, frozen=True, kw_only=True):
     """``address`` is CIDR, empty until the allocator has chosen; ``wanted_address`` what the user asked for; ``err`` why there
-    is none."""
+    is none. ``address6`` and ``wanted_address6`` are the same for IPv6, on networks that have it."""
 
     id: str
     version: Version = Version()
@@ -34,5 +34,7 @@ class Guest(Value, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     wanted_address: str = ""
+    wanted_address6: str = ""
     address: str = ""
+    address6: str = ""
     err: str = ""

@@ -21,6 +21,11 @@ class IpamConfig(Value, frozen=True, kw_only=True):
     gateway: str = ""
     auxiliary_addresses: dict[str, str] = {}
 
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether the subnet is of IPv6; one that is still to be chosen is not."""
+        return ":" in self.subnet
+
 
 class Ipam(Value, frozen=True, kw_only=True):
     driver: str = "default"
@@ -51,7 +56,8 @@ class NetworkSpec(Value, frozen=True, kw_only=True):
 
 
 class Network(Value, frozen=True, kw_only=True):
-    """``ipam`` is what the allocator settled: one config with subnet and gateway; ``vni`` is unique in the cluster."""
+    """``ipam`` is what the allocator settled: a config with subnet and gateway for IPv4, and behind it one for IPv6 if the
+    network has that; ``vni`` is unique in the cluster."""
 
     id: NetworkId
     version: Version = Version()
@@ -60,3 +66,13 @@ class Network(Value, frozen=True, kw_only=True):
     spec: NetworkSpec
     ipam: Ipam = Ipam()
     vni: int = 0
+
+    @property
+    def ipv4(self) -> IpamConfig:
+        """The settled IPv4 subnet; empty while there is none."""
+        return next((config for config in self.ipam.config if not config.is_ipv6), IpamConfig())
+
+    @property
+    def ipv6(self) -> IpamConfig:
+        """The settled IPv6 subnet; empty when there is none."""
+        return next((config for config in self.ipam.config if config.is_ipv6), IpamConfig())

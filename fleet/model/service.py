@@ -393,7 +393,7 @@ class ServiceSpec(Value, frozen=True, kw_only=True):
 
 
 class VirtualIp(Value, frozen=True, kw_only=True):
-    """``addr`` is CIDR, such as ``10.0.1.2/24``."""
+    """``addr`` is CIDR, such as ``10.0.1.2/24``; on a network with IPv6 a service has two, one of each family."""
 
     network_id: NetworkId
     addr: str = ""

@@ -120,7 +120,7 @@ class TaskStatus(Value, frozen=True, kw_only=True):
 
 
 class Attachment(Value, frozen=True, kw_only=True):
-    """The task's place on one network. ``addresses`` are CIDR strings such as ``10.0.1.5/24``."""
+    """The task's place on one network. ``addresses`` are CIDR strings such as ``10.0.1.5/24``, at most one of each family."""
 
     network_id: NetworkId
     addresses: tuple[str, ...] = ()
@@ -128,8 +128,13 @@ class Attachment(Value, frozen=True, kw_only=True):
 
     @property
     def address(self) -> str:
-        """The first address without its prefix length; empty while there is none."""
-        return self.addresses[0].partition("/")[0] if self.addresses else ""
+        """The IPv4 address without its prefix length; empty while there is none."""
+        return next((address.partition("/")[0] for address in self.addresses if ":" not in address), "")
+
+    @property
+    def address6(self) -> str:
+        """The IPv6 address without its prefix length; empty when there is none."""
+        return next((address.partition("/")[0] for address in self.addresses if ":" in address), "")
 
 
 class Hold(Value, frozen=True, kw_only=True):

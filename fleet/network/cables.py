@@ -8,6 +8,7 @@ from fleet.errors import RuntimeFault
 from fleet.network.kernel import rtnetlink
 from fleet.network.kernel.rtnetlink import Message, Netlink
 from fleet.network.links import NetworkLinks
+from fleet.network.namespaces import write_sysctl
 from fleet.network.naming import Owner
 from fleet.network.topology import Interface, SandboxSpec
 
@@ -58,9 +59,12 @@ def plug(
             if link is None:
                 raise RuntimeFault(f"sandbox {spec.id}: card {interface.name} did not arrive in its namespace")
             inner.append(rtnetlink.add_address(link.index, interface.address, interface.prefix_len))
+            if interface.address6:
+                enable_ipv6(interface.name)
+                inner.append(rtnetlink.add_address(link.index, interface.address6, interface.prefix_len6))
             inner.append(rtnetlink.link_up(link.index))
-            if interface.gateway:
-                inner.append(rtnetlink.add_default_route(link.index, interface.gateway))
+            gateways = filter(None, (interface.gateway, interface.gateway6))
+            inner += [rtnetlink.add_default_route(link.index, gateway) for gateway in gateways]
         netlink.send_all(inner)
     return tuple(veths)
 
@@ -77,5 +81,20 @@ def set_default_route(interfaces: Sequence[Interface]) -> None:
     with Netlink() as netlink:
         for interface in interfaces:
             link = netlink.link(interface.name)
-            if interface.gateway and link is not None:
-                netlink.send(rtnetlink.add_default_route(link.index, interface.gateway))
+            if link is not None:
+                gateways = filter(None, (interface.gateway, interface.gateway6))
+                netlink.send(*(rtnetlink.add_default_route(link.index, gateway) for gateway in gateways))
+
+
+def enable_ipv6(card: str) -> None:
+    """Let a card speak IPv6, which no card in a sandbox does by itself. Called inside the sandbox.
+
+    Its routes come from us alone: a neighbour's router advertisements must not change them (RFC 6104).
+    """
+    write_sysctl(f"net/ipv6/conf/{card}/accept_ra", "0")
+    write_sysctl(f"net/ipv6/conf/{card}/accept_redirects", "0")
+    write_sysctl(
+        f"net/ipv6/conf/{card}/accept_dad", "0"
+    )  # the link-local address is made from a MAC that nobody else has
+    write_sysctl(f"net/ipv6/conf/{card}/addr_gen_mode", "0")
+    write_sysctl(f"net/ipv6/conf/{card}/disable_ipv6", "0")

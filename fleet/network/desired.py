@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from fleet.network.rules import Backend, HostPortRule, SandboxRules
+from fleet.network.cardrules import Card
+from fleet.network.ipam import is_ipv6
+from fleet.network.rules import Backend, Family, HostPortRule, HostRules, NetworkRule, SandboxRules
 from fleet.network.store import SandboxRecord
 from fleet.network.topology import (
     AttachmentSpec,
@@ -18,8 +21,10 @@ from fleet.network.topology import (
 )
 
 __all__ = [
+    "cards",
     "free_name",
     "host_ports",
+    "host_rules",
     "local_endpoints",
     "peers_of",
     "published_backends",
@@ -33,21 +38,73 @@ __all__ = [
 def sandbox_rules(states: Iterable[NetworkState], *, seed: str, port: int) -> SandboxRules:
     """The rules of a sandbox that is on the networks ``states``, whose DNS sockets are on ``port``."""
     vips: dict[str, tuple[str, ...]] = {}
+    vips6: dict[str, tuple[str, ...]] = {}
+    with_ipv6 = False
     for state in states:
         ready = _ready(state)
         for service in state.services:
             if service.vip is not None:
                 vips[service.vip] = turned(ready.get(service.id, ()), seed=seed)
-    return SandboxRules(dns_port=port, vips=vips)
+        if not state.network.subnet6:
+            continue
+        with_ipv6, ready = True, _ready(state, family="ip6")
+        for service in state.services:
+            if service.vip6 is not None:
+                vips6[service.vip6] = turned(ready.get(service.id, ()), seed=seed)
+    return SandboxRules(dns_port=port, vips=vips, vips6=vips6 if with_ipv6 else None)
+
+
+def host_rules(
+    states: Mapping[str, NetworkState],
+    *,
+    bridges: Mapping[str, str],
+    records: Iterable[SandboxRecord],
+    published: Iterable[PublishedPort],
+    seed: str,
+    closed_router: bool,
+    family: Family = "ip",
+) -> HostRules | None:
+    """The host's rules of one family. ``bridges`` are link names by network id. ``None`` for IPv6 that no network here has."""
+    specs = [state.network for state in states.values() if family == "ip" or state.network.subnet6]
+    if family == "ip6" and not specs:
+        return None
+    ingress = next((states[spec.id] for spec in specs if spec.ingress), None)
+    is_v4 = family == "ip"
+    return HostRules(
+        networks=frozenset(
+            NetworkRule(
+                bridge=bridges[spec.id],
+                subnet=spec.subnet if is_v4 else spec.subnet6,
+                internal=spec.internal,
+                node_address=(spec.node_address if is_v4 else spec.node_address6) if spec.ingress else "",
+            )
+            for spec in specs
+        ),
+        host_ports=host_ports(records, family=family),
+        published=published_backends(ingress, published, seed=seed, family=family),
+        tunnels=frozenset((spec.vxlan_port, spec.vni) for spec in specs if is_v4 and spec.driver == "overlay"),
+        peers=frozenset(peer for state in states.values() for peer in peers_of(state)) if is_v4 else frozenset(),
+        closed_router=closed_router,
+    )
+
+
+def cards(records: Iterable[SandboxRecord]) -> frozenset[Card]:
+    """Cables into containers that have IPv6, and the address each may send from."""
+    return frozenset(
+        Card(veth, interface.mac, interface.address6)
+        for record in records
+        for interface, veth in zip(record.interfaces, record.veths, strict=True)
+        if interface.address6
+    )
 
 
 def published_backends(
-    ingress: NetworkState | None, ports: Iterable[PublishedPort], *, seed: str
+    ingress: NetworkState | None, ports: Iterable[PublishedPort], *, seed: str, family: Family = "ip"
 ) -> dict[tuple[str, int], tuple[Backend, ...]]:
     """Where each published (protocol, port) leads; nothing while this host has no ingress network."""
     if ingress is None:
         return {}
-    ready = _ready(ingress)
+    ready = _ready(ingress, family=family)
     return {
         (port.protocol, port.published_port): tuple(
             (address, port.target_port) for address in turned(ready.get(port.service_id, ()), seed=seed)
@@ -56,27 +113,41 @@ def published_backends(
     }
 
 
-def host_ports(records: Iterable[SandboxRecord]) -> frozenset[HostPortRule]:
+def host_ports(records: Iterable[SandboxRecord], *, family: Family = "ip") -> frozenset[HostPortRule]:
     """Ports of this host; each leads to the address by which its container also reaches the outside."""
     found: set[HostPortRule] = set()
+    every = "0.0.0.0" if family == "ip" else "::"
     for record in records:
-        way_out = next((interface for interface in record.interfaces if interface.gateway), None)
-        if way_out is not None:
-            for port in record.spec.host_ports:
-                target = (way_out.address, port.target_port)
-                found.add(
-                    HostPortRule(
-                        protocol=port.protocol, host_address=port.host_address, host_port=port.host_port, target=target
-                    )
-                )
+        address = next((a for i in record.interfaces if (a := _way_out(i, family))), "")
+        for port in record.spec.host_ports if address else ():
+            where = port.host_address or every
+            if is_ipv6(where) is not (family == "ip6"):
+                continue
+            target = (address, port.target_port)
+            rule = HostPortRule(protocol=port.protocol, host_address=where, host_port=port.host_port, target=target)
+            found.add(rule)
     return frozenset(found)
+
+
+def _way_out(interface: Interface, family: Family) -> str:
+    """The card's address if the default route of that family leads through it."""
+    if family == "ip":
+        return interface.address if interface.gateway else ""
+    return interface.address6 if interface.gateway6 else ""
 
 
 def local_endpoints(record: SandboxRecord, network_id: str) -> list[Endpoint]:
     """A sandbox's place on a network of this host, which no manager knows about."""
     aliases = next((a.aliases for a in record.spec.attachments if a.network_id == network_id), ())
     return [
-        Endpoint(id=record.spec.id, names=record.spec.names, aliases=aliases, address=i.address, mac=i.mac)
+        Endpoint(
+            id=record.spec.id,
+            names=record.spec.names,
+            aliases=aliases,
+            address=i.address,
+            address6=i.address6,
+            mac=i.mac,
+        )
         for i in record.interfaces
         if i.network_id == network_id
     ]
@@ -91,18 +162,19 @@ def peers_of(state: NetworkState) -> set[str]:
 
 
 def with_gateway(interfaces: Sequence[Interface], networks: Mapping[str, NetworkSpec]) -> tuple[Interface, ...]:
-    """Give the gateway to the first network with a way out, and to the ingress network only if there is no other."""
+    """Give the gateway to the first network with a way out, and to the ingress network only if there is no other.
+
+    For each family by itself: where the first network has no IPv6, the first that has gets the IPv6 gateway.
+    """
     ways_out = [networks[i.network_id] for i in interfaces if not networks[i.network_id].internal]
     ways_out.sort(key=lambda spec: spec.ingress)
     chosen = ways_out[0].id if ways_out else ""
+    chosen6 = next((spec.id for spec in ways_out if spec.gateway6), "")
     return tuple(
-        Interface(
-            network_id=i.network_id,
-            name=i.name,
-            address=i.address,
-            prefix_len=i.prefix_len,
-            mac=i.mac,
+        replace(
+            i,
             gateway=networks[chosen].gateway if i.network_id == chosen else "",
+            gateway6=networks[chosen6].gateway6 if i.network_id == chosen6 and i.address6 else "",
         )
         for i in interfaces
     )
@@ -128,7 +200,7 @@ def free_name(interfaces: Sequence[Interface]) -> str:
 
 
 def turned(addresses: Iterable[str], *, seed: str) -> tuple[str, ...]:
-    """The addresses in order, beginning at a place that differs from seed to seed and stays the same for each.
+    """The addresses of one family in order, beginning at a place that differs from seed to seed and stays the same for each.
 
     Round robin starts at the first backend; if that were the same everywhere, every short-lived client would go to it.
     """
@@ -139,9 +211,10 @@ def turned(addresses: Iterable[str], *, seed: str) -> tuple[str, ...]:
     return (*ordered[start:], *ordered[:start])
 
 
-def _ready(state: NetworkState) -> dict[str, list[str]]:
+def _ready(state: NetworkState, *, family: Family = "ip") -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for endpoint in state.endpoints:
-        if endpoint.ready and endpoint.service_id:
-            found.setdefault(endpoint.service_id, []).append(endpoint.address)
+        address = endpoint.address if family == "ip" else endpoint.address6
+        if endpoint.ready and endpoint.service_id and address:
+            found.setdefault(endpoint.service_id, []).append(address)
     return found

@@ -1,4 +1,4 @@
-"""Keeps nftables tables equal to rules: one object for the host's table, one for the sandboxes'.
+"""Keeps nftables tables equal to rules: an object for the host's table of each family, one for the bridges, one for sandboxes.
 
 What was applied last is remembered, so that a change is a small transaction; when in doubt (start, failure) the table
 is replaced.
@@ -13,35 +13,41 @@ from pathlib import Path
 from typing import TypeVar
 
 from fleet.errors import RuntimeFault
-from fleet.network import rules
+from fleet.network import cardrules, rules
+from fleet.network.cardrules import Card
 from fleet.network.kernel.nft import NftCloser, NftContext
 from fleet.network.kernel.thread import KernelThread
 from fleet.network.namespaces import open_namespace
-from fleet.network.rules import HostRules, SandboxRules
+from fleet.network.rules import Family, HostRules, SandboxRules
 from fleet.network.sweeper import FlowSweeper
 
-__all__ = ["HostFilter", "SandboxFilters"]
+__all__ = ["CardFilter", "HostFilter", "SandboxFilters"]
 
 T = TypeVar("T")
 
 
 class HostFilter:
-    """This owner's table in the host's namespace."""
+    """This owner's table of one family in the host's namespace."""
 
-    def __init__(self, *, closer: NftCloser, sweeper: FlowSweeper, table: str) -> None:
+    def __init__(self, *, closer: NftCloser, sweeper: FlowSweeper, table: str, family: Family = "ip") -> None:
+        self._family: Family = family
         self._sweeper = sweeper
         self._nft = NftContext(closer)
         self._table = table
         self._applied: HostRules | None = None
 
-    def apply(self, desired: HostRules, *, dead: Collection[str] = ()) -> bool:
-        """Bring the table to ``desired``; returns whether anything had to change.
+    def apply(self, desired: HostRules | None, *, dead: Collection[str] = ()) -> bool:
+        """Bring the table to ``desired`` (``None``: there is to be none); returns whether anything had to change.
 
         ``dead`` are backends that are gone, not merely unready: TCP connections to them are given
         up too (soon, by the sweeper).
         """
         before = self._applied
-        text = rules.plan_host(before, desired, table=self._table)
+        if desired is None:
+            if before is not None:
+                self.remove()
+            return before is not None
+        text = rules.plan_host(before, desired, table=self._table, family=self._family)
         lost: set[str] = set()
         opened: set[int] = set()
         if text:
@@ -57,18 +63,20 @@ class HostFilter:
         self._sweeper.ask(None, lost=lost, dead=dead, opened=opened)
         return bool(text)
 
-    def mend(self, desired: HostRules) -> bool:
+    def mend(self, desired: HostRules | None) -> bool:
         """Replace the table; returns whether it had differed from what was ordered."""
-        before = _listing(self._nft, self._table)
+        if desired is None:
+            return self.apply(None)
+        before = _listing(self._nft, self._table, self._family)
         self._applied = None
         self.apply(desired)
-        return before != _listing(self._nft, self._table)
+        return before != _listing(self._nft, self._table, self._family)
 
     def obstacles(self) -> list[str]:
         """A sentence for each table of others that drops forwarded packets by policy: no rule of ours can overrule it."""
         found: list[str] = []
         table = chain = ""
-        for line in self._nft.run("list chains ip\n").splitlines():
+        for line in self._nft.run(f"list chains {self._family}\n").splitlines():
             words = line.split()
             if words[:1] == ["table"]:
                 table = words[2]
@@ -83,7 +91,8 @@ class HostFilter:
 
     def remove(self) -> None:
         """Delete the table; absent is fine."""
-        self._nft.run(f"add table ip {self._table}\ndelete table ip {self._table}\n")
+        name = f"{self._family} {self._table}"
+        self._nft.run(f"add table {name}\ndelete table {name}\n")
         self._applied = None
 
     def close(self) -> None:
@@ -117,9 +126,8 @@ class SandboxFilters:
         text = rules.plan_sandbox(before, desired)
         lost: set[str] = set()
         if before is not None:
-            lost = {
-                address for vip, backends in before.vips.items() for address in _lost(backends, desired.vips.get(vip))
-            }
+            for was, now in ((before.vips, desired.vips), (before.vips6 or {}, desired.vips6 or {})):
+                lost |= {address for vip, backends in was.items() for address in _lost(backends, now.get(vip))}
         if text:
             self._applied.pop(sandbox_id, None)
             with self._context(sandbox_id) as nft:
@@ -131,9 +139,9 @@ class SandboxFilters:
         """Replace a sandbox's table; returns whether it had differed from what was ordered."""
         self._applied.pop(sandbox_id, None)
         with self._context(sandbox_id) as nft:
-            before = _listing(nft, rules.SANDBOX_TABLE)
+            before = _sandbox_listing(nft, desired)
             nft.run(rules.plan_sandbox(None, desired))
-            after = _listing(nft, rules.SANDBOX_TABLE)
+            after = _sandbox_listing(nft, desired)
         self._applied[sandbox_id] = desired
         return before != after
 
@@ -147,6 +155,46 @@ class SandboxFilters:
             os.close(netns)
 
 
+class CardFilter:
+    """This owner's table of the bridges. Exists while there are cards; used on the network thread, in the host's namespace."""
+
+    def __init__(self, *, closer: NftCloser, table: str) -> None:
+        self._nft = NftContext(closer)
+        self._table = table
+        self._applied: frozenset[Card] | None = None
+
+    def apply(self, desired: frozenset[Card]) -> None:
+        """Bring the table to ``desired``. Raises ``RuntimeFault`` when the kernel refuses."""
+        if not desired:
+            if self._applied:
+                self.remove()
+            return
+        text = cardrules.plan_cards(self._applied, desired, table=self._table)
+        if text:
+            self._applied = None
+            self._nft.run(text)
+            self._applied = desired
+
+    def mend(self, desired: frozenset[Card]) -> bool:
+        """Replace the table; returns whether it had differed from what was ordered."""
+        if not desired:
+            self.apply(desired)
+            return False
+        before = _listing(self._nft, self._table, "bridge")
+        self._applied = None
+        self.apply(desired)
+        return before != _listing(self._nft, self._table, "bridge")
+
+    def remove(self) -> None:
+        """Delete the table; absent is fine."""
+        self._nft.run(f"add table bridge {self._table}\ndelete table bridge {self._table}\n")
+        self._applied = None
+
+    def close(self) -> None:
+        """Leave the table as it is."""
+        self._nft.close()
+
+
 def _lost(before: tuple[T, ...], after: tuple[T, ...] | None) -> set[T]:
     return set(before) - set(after or ())
 
@@ -156,9 +204,14 @@ def _open_udp(state: HostRules) -> set[int]:
     return published | {rule.host_port for rule in state.host_ports if rule.protocol == "udp"}
 
 
-def _listing(nft: NftContext, table: str) -> tuple[str, ...]:
+def _sandbox_listing(nft: NftContext, desired: SandboxRules) -> list[tuple[str, ...]]:
+    families: tuple[Family, ...] = ("ip",) if desired.vips6 is None else ("ip", "ip6")
+    return [_listing(nft, rules.SANDBOX_TABLE, family) for family in families]
+
+
+def _listing(nft: NftContext, table: str, family: str) -> tuple[str, ...]:
     """A table as sorted words (the kernel lists the elements of a set in no particular order); empty if there is none."""
     try:
-        return tuple(sorted(nft.run(f"list table ip {table}\n").replace(",", " ").split()))
+        return tuple(sorted(nft.run(f"list table {family} {table}\n").replace(",", " ").split()))
     except RuntimeFault:
         return ()

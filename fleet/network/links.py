@@ -5,12 +5,14 @@
 The VXLAN device learns nothing. For each remote endpoint three things are written, from the managers' state: the host its MAC
 address is on (forwarding entry of the device), that the MAC is behind the device (static entry of the bridge), and its MAC
 address (neighbour entry; the device answers ARP from it). Unknown addresses get no answer and broadcasts go nowhere, so
-the network cannot disagree with the control plane, and ARP for the gateway never leaves the host.
+the network cannot disagree with the control plane, and ARP for the gateway never leaves the host. IPv6 is the same with neighbour
+solicitation in place of ARP; router solicitations get no answer from anybody, multicast stays on its host.
 """
 
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,9 +20,9 @@ from fleet.errors import RuntimeFault, UnsupportedError
 from fleet.network.ipam import mac_for
 from fleet.network.kernel import rtnetlink
 from fleet.network.kernel.rtnetlink import FdbEntry, Link, Message, NeighbourEntry, Netlink, NetlinkError
-from fleet.network.namespaces import write_sysctl
+from fleet.network.namespaces import read_sysctl, write_sysctl
 from fleet.network.naming import Owner
-from fleet.network.topology import NetworkSpec, NetworkState
+from fleet.network.topology import Endpoint, NetworkSpec, NetworkState, NodeRecord
 
 __all__ = ["NetworkLinks", "Remotes", "remotes_of"]
 
@@ -40,13 +42,13 @@ def remotes_of(state: NetworkState, *, node_id: str, underlay: str) -> Remotes:
     """Compute what must be written for ``state`` on the host that is ``node_id`` (may be unknown: "") at ``underlay``; pure."""
     own = node_id or None
     places: dict[str, tuple[str, str]] = {}
-    for node in state.nodes:
-        places[node.address] = (node.mac or mac_for(node.address), "" if node.node_id == own else node.underlay)
-    for endpoint in state.endpoints:
-        places[endpoint.address] = (
-            endpoint.mac or mac_for(endpoint.address),
-            "" if endpoint.node_id == own else endpoint.underlay,
-        )
+    with_ipv6 = bool(state.network.subnet6)
+    everybody: tuple[NodeRecord | Endpoint, ...] = (*state.nodes, *state.endpoints)
+    for each in everybody:
+        place = (each.mac or mac_for(each.address), "" if each.node_id == own else each.underlay)
+        places[each.address] = place
+        if with_ipv6 and each.address6:
+            places[each.address6] = place
     remote = [(address, mac, where) for address, (mac, where) in places.items() if where and where != underlay]
     return Remotes(
         forwarding=frozenset(FdbEntry(mac, where) for _, mac, where in remote),
@@ -85,9 +87,11 @@ class NetworkLinks:
             done.append(f"network {self.spec.name}: made bridge {self.bridge}")
         self.bridge_index = bridge.index
         done += self._mend(bridge)
-        addresses = self.bridge_addresses()
-        if addresses - self._netlink.addresses(bridge.index):
-            self._netlink.send_all([rtnetlink.add_address(bridge.index, *pair) for pair in sorted(addresses)])
+        if self._routes_ipv6:
+            done += self._mend_ipv6(self.bridge)
+        wanted, present = self.bridge_addresses(), self.seen_addresses(bridge.index)
+        if wanted - present:
+            self._netlink.send_all([rtnetlink.add_address(bridge.index, *pair) for pair in sorted(wanted)])
             done.append(f"network {self.spec.name}: gave the bridge its addresses")
         if self.spec.driver == "overlay":
             done += self._ensure_vxlan(self.underlay)
@@ -137,15 +141,45 @@ class NetworkLinks:
         """(address, prefix length) the bridge should have."""
         if self.spec.internal:
             return set()  # nothing to reach on the host: no way out, and no way in
-        own = {(self.spec.gateway, self.spec.prefix_len)}
-        if self.spec.node_address:
-            own.add((self.spec.node_address, self.spec.prefix_len))
-        return own
+        spec = self.spec
+        pairs = ((spec.gateway, spec.prefix_len), (spec.node_address, spec.prefix_len))
+        pairs6 = ((spec.gateway6, spec.prefix_len6), (spec.node_address6, spec.prefix_len6))
+        return {(address, prefix_len) for address, prefix_len in (*pairs, *pairs6) if address}
+
+    def seen_addresses(self, index: int) -> set[tuple[str, int]]:
+        """(address, prefix length) that the bridge with this index has."""
+        found = self._netlink.addresses(index)
+        return found | self._netlink.addresses(index, family=socket.AF_INET6) if self.spec.subnet6 else found
+
+    @property
+    def _routes_ipv6(self) -> bool:
+        return bool(self.spec.subnet6) and not self.spec.internal
+
+    def _switch_ipv6(self, link: str, *, on: bool, link_local: bool = True) -> None:
+        """Whether a link of ours speaks IPv6 with the host. Off where the network has none: a link-local address would let
+        containers reach the host's services by it."""
+        if on:
+            # a container must not be able to tell the host where to send its packets (RFC 6104)
+            write_sysctl(f"net/ipv6/conf/{link}/accept_ra", "0")
+            write_sysctl(f"net/ipv6/conf/{link}/accept_redirects", "0")
+            write_sysctl(
+                f"net/ipv6/conf/{link}/accept_dad", "0"
+            )  # every host's bridge has the same address, on purpose
+            write_sysctl(f"net/ipv6/conf/{link}/addr_gen_mode", "0" if link_local else "1")
+        write_sysctl(f"net/ipv6/conf/{link}/disable_ipv6", "0" if on else "1")
 
     def bridge_mac(self) -> str:
         """The MAC address the bridge should have."""
         # on the ingress network other hosts answer ARP for our address with this MAC; elsewhere it never leaves the host
         return mac_for(self.spec.node_address or self.spec.gateway)
+
+    def _mend_ipv6(self, link: str, *, link_local: bool = True) -> list[str]:
+        """A link that somebody silenced, or made listen to router advertisements."""
+        switches = {"disable_ipv6": "0", "accept_ra": "0"}
+        if all(read_sysctl(f"net/ipv6/conf/{link}/{name}") in (value, "") for name, value in switches.items()):
+            return []
+        self._switch_ipv6(link, on=True, link_local=link_local)
+        return [f"network {self.spec.name}: set the IPv6 switches of {link}"]
 
     def _make_bridge(self, veths: list[str]) -> Link:
         spec, owner = self.spec, self._owner
@@ -153,8 +187,7 @@ class NetworkLinks:
             rtnetlink.add_bridge(self.bridge, mac=self.bridge_mac(), mtu=self.mtu, group=owner.group),
             rtnetlink.set_alias(self.bridge, owner.alias("bridge", spec.id)),
         )
-        # IPv6 would give the bridge a link-local address and let containers reach the host's services by it
-        write_sysctl(f"net/ipv6/conf/{self.bridge}/disable_ipv6", "1")
+        self._switch_ipv6(self.bridge, on=self._routes_ipv6)
         if spec.ingress:
             self.allow_loopback_routes()
         bridge = self._netlink.link(self.bridge)
@@ -204,7 +237,8 @@ class NetworkLinks:
                 ),
                 rtnetlink.set_alias(self.vxlan, self._owner.alias("vxlan", spec.id)),
             )
-            write_sysctl(f"net/ipv6/conf/{self.vxlan}/disable_ipv6", "1")
+            # the kernel keeps IPv6 neighbours, from which the device answers, only for devices that may speak it; no address
+            self._switch_ipv6(self.vxlan, on=bool(spec.subnet6), link_local=False)
             device = self._netlink.link(self.vxlan)
             if device is None:
                 raise RuntimeFault(
@@ -216,6 +250,8 @@ class NetworkLinks:
         elif not device.up:
             self._netlink.send(rtnetlink.link_up(device.index))
             done.append(f"network {spec.name}: brought the VXLAN device up")
+        if spec.subnet6:
+            done += self._mend_ipv6(self.vxlan, link_local=False)
         if device.index != self._vxlan_index:
             self._remotes = None
         self._vxlan_index = device.index

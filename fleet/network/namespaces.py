@@ -31,6 +31,7 @@ __all__ = [
     "close_namespace",
     "is_open",
     "open_namespace",
+    "read_sysctl",
     "write_sysctl",
 ]
 
@@ -174,9 +175,17 @@ def write_sysctl(name: str, value: str) -> None:
     syscalls.write_file(Path("/proc/sys") / name, value)
 
 
+def read_sysctl(name: str) -> str:
+    """Read a sysctl of the calling thread's network namespace; empty for one that is not there."""
+    try:
+        return (Path("/proc/sys") / name).read_text().strip()
+    except OSError:
+        return ""
+
+
 def _set_defaults() -> None:
     """Loopback up, and the defaults Docker gives a container's namespace."""
-    # no IPv6 on the cards to come (we give no such addresses, link-local ones would only make noise); lo keeps ::1
+    # no IPv6 on the cards to come, unless their network has it (``cables.enable_ipv6``); lo keeps ::1
     write_sysctl("net/ipv6/conf/default/disable_ipv6", "1")
     # inside, every user may bind low ports and ping: there is nobody to protect them from
     write_sysctl("net/ipv4/ip_unprivileged_port_start", "0")

@@ -31,7 +31,8 @@ from fleet.network.doctor.view import PlaneView
 from fleet.network.filters import HostFilter, SandboxFilters
 from fleet.network.forwarding import enable_forwarding, restore_forwarding
 from fleet.network.hostports import check_port_free
-from fleet.network.ipam import mac_for, next_address
+from fleet.network.ipam import is_ipv6, mac_for, next_address
+from fleet.network.ipv6 import Ipv6
 from fleet.network.kernel import rtnetlink
 from fleet.network.kernel.nft import NftCloser, NftContext
 from fleet.network.kernel.rtnetlink import Netlink
@@ -47,7 +48,7 @@ from fleet.network.namespaces import (
 )
 from fleet.network.naming import Owner
 from fleet.network.resolv import HostResolver, parse_resolv_conf, render_resolv_conf
-from fleet.network.rules import HostRules, NetworkRule, SandboxRules
+from fleet.network.rules import Family, HostRules, SandboxRules
 from fleet.network.store import SandboxRecord, Store
 from fleet.network.sweeper import FlowSweeper
 from fleet.network.topology import (
@@ -102,6 +103,9 @@ class Plane:
         self._published: tuple[PublishedPort, ...] = ()
         self._cursors: dict[str, str] = {}
         self._closed_router = False
+        self._ipv6 = Ipv6(
+            thread=thread, closer=self._closer, sweeper=self._sweeper, table=owner.table, run_dir=store.run_dir
+        )
         self.dns = DnsKeeper(
             socket_path=store.run_dir / "dns.sock",
             log=store.run_dir / "dns.log",
@@ -137,7 +141,7 @@ class Plane:
             if not links.stale():  # what could not be made was said above, and is tried again when it is asked for
                 self._apply(network_id)
         self._apply_host_rules()
-        return done + self._host_filter.obstacles()
+        return done + self._host_filter.obstacles() + [self._ipv6.fault] * bool(self._ipv6.fault)
 
     def close(self) -> None:
         """Let go of the thread's resources; the data plane and the DNS process stay."""
@@ -145,6 +149,7 @@ class Plane:
         self._sweeper.stop()
         self.dns.close()
         self._host_filter.close()
+        self._ipv6.close()
         self._closer.stop()
         self._netlink.close()
 
@@ -160,6 +165,7 @@ class Plane:
         self._links.clear()
         self._states.clear()
         self._host_filter.remove()
+        self._ipv6.remove()
         restore_forwarding(self._store.run_dir)
         self._store.destroy()
 
@@ -194,6 +200,7 @@ class Plane:
 
     def apply_state(self, state: NetworkState) -> None:
         """Bring one network to a complete state, touching only what changed."""
+        state = self._ipv6.fit(state)
         known = self._states.get(state.network.id)
         stale = known is None or known.network != state.network or self._links[state.network.id].stale()
         if known == state and not stale:
@@ -203,8 +210,7 @@ class Plane:
         self._admit(state)
         if stale:
             self._ensure(state.network.id)
-        here = {endpoint.address for endpoint in state.endpoints}
-        dead = {endpoint.address for endpoint in known.endpoints} - here if known is not None else set()
+        dead = _addresses_of(known) - _addresses_of(state) if known is not None else set()
         self._apply(state.network.id, dead=dead)
         self._apply_host_rules(dead=dead)
 
@@ -231,7 +237,7 @@ class Plane:
                     self.connect(spec.id, attachment)
             return self.sandbox(spec.id)
         interfaces = self._plan_interfaces(spec)
-        self._check_host_ports(spec)
+        self._check_host_ports(spec, ipv6=any(interface.address6 for interface in interfaces))
         path = self._store.netns_path(spec.id)
         close_namespace(path)  # left by a crash, if at all
         with ExitStack() as undo:
@@ -276,7 +282,8 @@ class Plane:
             if record.dns_port:
                 self.dns.leave(sandbox_id)
             self._sandbox_filters.forget(sandbox_id)
-            self._apply_host_rules(dead=[interface.address for interface in record.interfaces])
+            cards = record.interfaces
+            self._apply_host_rules(dead=[a for card in cards for a in (card.address, card.address6) if a])
         close_namespace(self._store.netns_path(sandbox_id))
 
     def connect(self, sandbox_id: str, attachment: AttachmentSpec) -> Interface:
@@ -360,6 +367,7 @@ class Plane:
             done += self._attempt(links.spec.name, partial(self._mend_network, network_id))
         if self._host_filter.mend(self._host_rules()):
             done.append("host rules: differed from what was ordered, replaced")
+        done += self._ipv6.mend(self._host_rules6(), desired.cards(self._records.values()))
         self._allow_loopback()
         if not self.dns.alive():
             self.dns.restart()
@@ -395,6 +403,9 @@ class Plane:
             published=self._published,
             remotes=self._remotes,
             host_rules=self._host_rules,
+            host_rules6=self._host_rules6,
+            cards=lambda: desired.cards(self._records.values()),
+            ipv6_fault=self._ipv6.fault,
             sandbox_rules=lambda r: self._sandbox_rules(r.spec.id, r.interfaces, port=r.dns_port),
             asking_order=self._asking_order,
             zone=self._zone,
@@ -406,6 +417,7 @@ class Plane:
 
     def _admit(self, state: NetworkState) -> None:
         """Know a network from now on."""
+        state = self._ipv6.fit(state)
         spec = state.network
         if spec.id not in self._links:
             self._links[spec.id] = NetworkLinks(
@@ -500,31 +512,46 @@ class Plane:
             address = self._allocate(spec, requested=address)
         elif address is None:
             raise UserError(f"network {spec.name}: an overlay attachment needs the address its managers gave it")
-        if any(interface.address == address for interface in taken):
-            raise ConflictError(f"network {spec.name}: the container has address {address} already, on another network")
+        address6 = self._address6(spec, attachment)
+        for one in filter(None, (address, address6)):
+            if any(one in (interface.address, interface.address6) for interface in taken):
+                raise ConflictError(f"network {spec.name}: the container has address {one} already, on another network")
         return Interface(
             network_id=spec.id,
             name=name,
             address=address,
             prefix_len=spec.prefix_len,
             mac=attachment.mac or mac_for(address),
+            address6=address6,
+            prefix_len6=spec.prefix_len6,
         )
 
-    def _allocate(self, spec: NetworkSpec, *, requested: str | None) -> str:
-        used = {i.address for record in self._records.values() for i in record.interfaces if i.network_id == spec.id}
-        used.update(spec.reserved)
-        after = self._cursors.get(spec.id)
+    def _address6(self, spec: NetworkSpec, attachment: AttachmentSpec) -> str:
+        """The card's IPv6 address; empty on a network that has none here."""
+        if spec.driver == "bridge":
+            if spec.subnet6:
+                return self._allocate(spec, requested=attachment.address6, family="ip6")
+            if attachment.address6:
+                raise UserError(f"network {spec.name} has no IPv6: address {attachment.address6} cannot be had there")
+        return attachment.address6 or "" if spec.subnet6 else ""
+
+    def _allocate(self, spec: NetworkSpec, *, requested: str | None, family: Family = "ip") -> str:
+        is_v4 = family == "ip"
+        cards = [i for record in self._records.values() for i in record.interfaces if i.network_id == spec.id]
+        used = {i.address if is_v4 else i.address6 for i in cards} - {""}
+        used.update(address for address in spec.reserved if is_ipv6(address) is not is_v4)
+        cursor = spec.id if is_v4 else f"{spec.id} {family}"
         address = next_address(
-            spec.subnet,
-            spec.gateway,
+            spec.subnet if is_v4 else spec.subnet6,
+            spec.gateway if is_v4 else spec.gateway6,
             used,
-            spec.ip_range or None,
+            (spec.ip_range if is_v4 else spec.ip_range6) or None,
             requested=requested,
-            after=after,
+            after=self._cursors.get(cursor),
             network=spec.name,
         )
         if requested is None:
-            self._cursors[spec.id] = address
+            self._cursors[cursor] = address
             self._store.put_cursors(self._cursors)
         return address
 
@@ -608,6 +635,7 @@ class Plane:
     def _apply_host_rules(self, *, dead: Collection[str] = ()) -> None:
         if self._host_filter.apply(self._host_rules(), dead=dead):
             self._allow_loopback()
+        self._ipv6.apply(self._host_rules6(), desired.cards(self._records.values()), dead=dead)
 
     def _allow_loopback(self) -> None:
         """Host ports work from 127.0.0.1 too. After the rules, because these contain the guard that makes it safe."""
@@ -617,39 +645,39 @@ class Plane:
                 self._links[way_out.network_id].allow_loopback_routes()
 
     def _host_rules(self) -> HostRules:
-        specs = [state.network for state in self._states.values()]
-        ingress = next((state for state in self._states.values() if state.network.ingress), None)
-        return HostRules(
-            networks=frozenset(
-                NetworkRule(
-                    bridge=self._links[spec.id].bridge,
-                    subnet=spec.subnet,
-                    internal=spec.internal,
-                    node_address=spec.node_address if spec.ingress else "",
-                )
-                for spec in specs
-            ),
-            host_ports=desired.host_ports(self._records.values()),
-            published=desired.published_backends(ingress, self._published, seed=self._node_id),
-            tunnels=frozenset((spec.vxlan_port, spec.vni) for spec in specs if spec.driver == "overlay"),
-            peers=frozenset(peer for state in self._states.values() for peer in desired.peers_of(state)),
+        wanted = desired.host_rules(
+            self._states,
+            bridges=self._bridges(),
+            records=self._records.values(),
+            published=self._published,
+            seed=self._node_id,
             closed_router=self._closed_router,
         )
+        assert wanted is not None  # of IPv4 there always are some
+        return wanted
 
-    def _check_host_ports(self, spec: SandboxSpec) -> None:
+    def _host_rules6(self) -> HostRules | None:
+        return self._ipv6.host_rules(
+            self._states,
+            bridges=self._bridges(),
+            records=self._records.values(),
+            published=self._published,
+            seed=self._node_id,
+        )
+
+    def _bridges(self) -> dict[str, str]:
+        return {network_id: links.bridge for network_id, links in self._links.items()}
+
+    def _check_host_ports(self, spec: SandboxSpec, *, ipv6: bool) -> None:
         taken = [(port, record.spec.id) for record in self._records.values() for port in record.spec.host_ports]
         for port in spec.host_ports:
             for other, sandbox_id in taken:
-                same_address = other.host_address == port.host_address or "0.0.0.0" in (
-                    other.host_address,
-                    port.host_address,
-                )
-                if (other.protocol, other.host_port) == (port.protocol, port.host_port) and same_address:
+                if other.overlaps(port):
                     raise ConflictError(
                         f"host port {port.host_port}/{port.protocol} is already used by container {sandbox_id}"
                     )
             taken.append((port, spec.id))
-            check_port_free(port)
+            check_port_free(port, ipv6=ipv6)
 
     # --- inside: mending ------------------------------------------------------------------------------------------
 
@@ -681,6 +709,10 @@ class Plane:
             strays = [link for link in strays if self._owner.sandbox_of(link.alias) in of]
         self._netlink.send_all([rtnetlink.delete_link(link.name) for link in strays])
         return [f"link {link.name} ({link.alias or 'no alias'}): belongs to nothing, removed" for link in strays]
+
+
+def _addresses_of(state: NetworkState) -> set[str]:
+    return {address for each in state.endpoints for address in (each.address, each.address6) if address}
 
 
 def _networks_of(record: SandboxRecord) -> tuple[str, ...]:

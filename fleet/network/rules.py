@@ -17,6 +17,13 @@ On the host (table ``ip fleet_<owner>``):
     input    VXLAN packets of our networks only from their hosts, none from containers (they could inject frames); nothing from
              internal networks
 
+IPv6 has tables of the same names and chains in the family ``ip6``, in sandboxes and on hosts that are on a network with IPv6.
+What differs is what IPv6 lacks (VXLAN packets here are IPv4, 127.0.0.0/8 is one address) or has more of:
+
+    guard    router advertisements and redirects from containers are dropped (the host's routes are not theirs to change)
+
+Who sends under which IPv6 address is ``cardrules``' matter, for it must see frames that never leave the bridge.
+
 A change is the smallest set of element and chain operations. ``None`` as the current state means unknown, and replaces the
 table in one transaction, so packets never meet half a table. We never touch, list or depend on tables that are not ours.
 """
@@ -25,24 +32,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final, Literal
 
 from fleet.network.resolv import EMBEDDED_SERVER
 
-__all__ = ["Backend", "HostPortRule", "HostRules", "NetworkRule", "SandboxRules", "plan_host", "plan_sandbox"]
+__all__ = [
+    "FAMILIES",
+    "Backend",
+    "Family",
+    "HostPortRule",
+    "HostRules",
+    "NetworkRule",
+    "SandboxRules",
+    "plan_host",
+    "plan_sandbox",
+]
+
+Family = Literal["ip", "ip6"]
+"""As nftables calls them."""
+FAMILIES: Final[tuple[Family, ...]] = ("ip", "ip6")
 
 Backend = tuple[str, int]
 """Address and port."""
 
 SANDBOX_TABLE = "fleet"
 _ELEMENTS_PER_COMMAND = 200
+_EVERY = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxRules:
-    """Desired rules of one sandbox. ``vips`` maps each virtual address to its backends, in the order to use them."""
+    """Desired rules of one sandbox. ``vips`` maps each virtual address to its backends, in the order to use them.
+
+    ``vips6`` is the same for IPv6; ``None`` where the sandbox has no IPv6, which then has no table of that family either.
+    """
 
     dns_port: int
     vips: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    vips6: Mapping[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -57,7 +84,7 @@ class NetworkRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class HostPortRule:
-    """One host port. ``host_address`` ``0.0.0.0`` stands for every local address."""
+    """One host port. ``host_address`` ``0.0.0.0``, or ``::`` among rules of IPv6, stands for every local address."""
 
     protocol: str
     host_address: str
@@ -83,52 +110,73 @@ class HostRules:
 
 def plan_sandbox(current: SandboxRules | None, desired: SandboxRules) -> str:
     """The transaction that turns ``current`` into ``desired``; empty if there is nothing to do."""
-    table = f"ip {SANDBOX_TABLE}"
     lines: list[str] = []
     if current is None or current.dns_port != desired.dns_port:
-        lines += [f"add table {table}", f"delete table {table}", f"add table {table}"]
-        lines += [
-            f"add map {table} vips {{ type ipv4_addr : verdict; }}",
-            f"add set {table} vip_addresses {{ type ipv4_addr; }}",
-        ]
-        lines += [f"add chain {table} out {{ type nat hook output priority -100; }}"]
-        lines += [f"add rule {table} out ip daddr vmap @vips"]
-        lines += [
-            f"add rule {table} out ip daddr {EMBEDDED_SERVER} {protocol} dport 53 dnat to {EMBEDDED_SERVER}:{desired.dns_port}"
+        embedded = [
+            f"ip daddr {EMBEDDED_SERVER} {protocol} dport 53 dnat to {EMBEDDED_SERVER}:{desired.dns_port}"
             for protocol in ("udp", "tcp")
         ]
-        # a container that routes for others (a VPN, nested containers) sends their packets through here
-        lines += [
-            f"add chain {table} in {{ type nat hook prerouting priority -100; }}",
-            f"add rule {table} in ip daddr vmap @vips",
-        ]
-        lines += [f"add chain {table} refuse {{ type filter hook output priority 0; }}"]
-        lines += [f"add rule {table} refuse ip daddr @vip_addresses reject"]
-        before: Mapping[str, tuple[str, ...]] = {}
+        lines += _sandbox_skeleton("ip", embedded=embedded)
+        lines += _vip_changes("ip", {}, desired.vips)
     else:
-        before = current.vips
-    removed = sorted(before.keys() - desired.vips.keys())
-    added = sorted(desired.vips.keys() - before.keys())
-    lines += _elements("delete", table, "vips", removed)
-    lines += _elements("delete", table, "vip_addresses", removed)
-    for vip in removed:
-        lines += [f"flush chain {table} {_vip_chain(vip)}", f"delete chain {table} {_vip_chain(vip)}"]
-    for vip in added:
-        lines += [f"add chain {table} {_vip_chain(vip)}", *_vip_rule(table, vip, desired.vips[vip])]
-    lines += _elements("add", table, "vips", [f"{vip} : goto {_vip_chain(vip)}" for vip in added])
-    lines += _elements("add", table, "vip_addresses", added)
-    for vip in sorted(before.keys() & desired.vips.keys()):
-        if before[vip] != desired.vips[vip]:
-            lines += [f"flush chain {table} {_vip_chain(vip)}", *_vip_rule(table, vip, desired.vips[vip])]
+        lines += _vip_changes("ip", current.vips, desired.vips)
+    before = current.vips6 if current is not None else None
+    if desired.vips6 is not None:
+        lines += _sandbox_skeleton("ip6", embedded=[]) if before is None else []
+        lines += _vip_changes("ip6", before or {}, desired.vips6)
+    elif before is not None:
+        lines.append(f"delete table ip6 {SANDBOX_TABLE}")
     return "".join(line + "\n" for line in lines)
 
 
-def plan_host(current: HostRules | None, desired: HostRules, *, table: str) -> str:
+def _sandbox_skeleton(family: Family, *, embedded: Sequence[str]) -> list[str]:
+    table = f"{family} {SANDBOX_TABLE}"
+    return [
+        f"add table {table}",
+        f"delete table {table}",
+        f"add table {table}",
+        f"add map {table} vips {{ type {_address_type(family)} : verdict; }}",
+        f"add set {table} vip_addresses {{ type {_address_type(family)}; }}",
+        f"add chain {table} out {{ type nat hook output priority -100; }}",
+        f"add rule {table} out {family} daddr vmap @vips",
+        *(f"add rule {table} out {rule}" for rule in embedded),
+        # a container that routes for others (a VPN, nested containers) sends their packets through here
+        f"add chain {table} in {{ type nat hook prerouting priority -100; }}",
+        f"add rule {table} in {family} daddr vmap @vips",
+        f"add chain {table} refuse {{ type filter hook output priority 0; }}",
+        f"add rule {table} refuse {family} daddr @vip_addresses reject",
+    ]
+
+
+def _vip_changes(
+    family: Family, before: Mapping[str, tuple[str, ...]], after: Mapping[str, tuple[str, ...]]
+) -> Iterator[str]:
+    table = f"{family} {SANDBOX_TABLE}"
+    removed = sorted(before.keys() - after.keys())
+    added = sorted(after.keys() - before.keys())
+    yield from _elements("delete", table, "vips", removed)
+    yield from _elements("delete", table, "vip_addresses", removed)
+    for vip in removed:
+        yield from (f"flush chain {table} {_vip_chain(vip)}", f"delete chain {table} {_vip_chain(vip)}")
+    for vip in added:
+        yield from (f"add chain {table} {_vip_chain(vip)}", *_vip_rule(table, vip, after[vip]))
+    yield from _elements("add", table, "vips", [f"{vip} : goto {_vip_chain(vip)}" for vip in added])
+    yield from _elements("add", table, "vip_addresses", added)
+    for vip in sorted(before.keys() & after.keys()):
+        if before[vip] != after[vip]:
+            yield from (f"flush chain {table} {_vip_chain(vip)}", *_vip_rule(table, vip, after[vip]))
+
+
+def _address_type(family: Family) -> str:
+    return "ipv4_addr" if family == "ip" else "ipv6_addr"
+
+
+def plan_host(current: HostRules | None, desired: HostRules, *, table: str, family: Family = "ip") -> str:
     """The transaction that turns ``current`` into ``desired``; empty if there is nothing to do."""
-    name = f"ip {table}"
+    name = f"{family} {table}"
     lines: list[str] = []
     if current is None or current.closed_router != desired.closed_router:
-        lines += _host_skeleton(name, closed_router=desired.closed_router)
+        lines += _host_skeleton(table, family=family, closed_router=desired.closed_router)
         before = HostRules()
     else:
         before = current
@@ -147,32 +195,34 @@ def plan_host(current: HostRules | None, desired: HostRules, *, table: str) -> s
     return "".join(line + "\n" for line in lines)
 
 
-def _host_skeleton(name: str, *, closed_router: bool) -> list[str]:
+def _host_skeleton(table: str, *, family: Family, closed_router: bool) -> list[str]:
+    name, address = f"{family} {table}", _address_type(family)
+    loopback = "127.0.0.0/8" if family == "ip" else "::1"
     sets = {
         "bridges": "type ifname;",
         "internal": "type ifname;",
         "pairs": "type ifname . ifname;",
-        "subnets": "type ipv4_addr; flags interval;",
+        "subnets": f"type {address}; flags interval;",
         "vxlan_ports": "type inet_service;",
-        "peers": "type ipv4_addr;",
+        "peers": f"type {address};",
     }
     maps = {
-        "ingress_source": "type ifname : ipv4_addr;",
-        "host_at": "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service;",
-        "host_any": "type inet_proto . inet_service : ipv4_addr . inet_service;",
+        "ingress_source": f"type ifname : {address};",
+        "host_at": f"type {address} . inet_proto . inet_service : {address} . inet_service;",
+        "host_any": f"type inet_proto . inet_service : {address} . inet_service;",
         "published": "type inet_proto . inet_service : verdict;",
     }
     lines = [f"add table {name}", f"delete table {name}", f"add table {name}"]
     lines += [f"add set {name} {key} {{ {kind} }}" for key, kind in sets.items()]
     lines += [f"add map {name} {key} {{ {kind} }}" for key, kind in maps.items()]
     chains: list[tuple[str, str, list[str]]] = [
-        ("guard", "type filter hook prerouting priority -300;", ["iifname @bridges ip daddr 127.0.0.0/8 drop"]),
+        ("guard", "type filter hook prerouting priority -300;", _guard(family)),
         (
             "local",
             "",
             [
-                "dnat ip to ip daddr . meta l4proto . th dport map @host_at",
-                "dnat ip to meta l4proto . th dport map @host_any",
+                f"dnat {family} to {family} daddr . meta l4proto . th dport map @host_at",
+                f"dnat {family} to meta l4proto . th dport map @host_any",
                 "meta l4proto . th dport vmap @published",
             ],
         ),
@@ -184,10 +234,10 @@ def _host_skeleton(name: str, *, closed_router: bool) -> list[str]:
             "type nat hook postrouting priority 100;",
             [
                 "ct status dnat snat to oifname map @ingress_source",
-                "ip saddr 127.0.0.0/8 oifname @bridges masquerade",
+                f"{family} saddr {loopback} oifname @bridges masquerade",
                 # a container reaching another one through a port of the host: the answer must come back through us
-                "ip saddr @subnets oifname @bridges ct status dnat masquerade",
-                "ip saddr @subnets oifname != @bridges masquerade",
+                f"{family} saddr @subnets oifname @bridges ct status dnat masquerade",
+                f"{family} saddr @subnets oifname != @bridges masquerade",
             ],
         ),
         (
@@ -220,6 +270,15 @@ def _host_skeleton(name: str, *, closed_router: bool) -> list[str]:
     return lines
 
 
+def _guard(family: Family) -> list[str]:
+    if family == "ip":
+        return ["iifname @bridges ip daddr 127.0.0.0/8 drop"]
+    return [
+        "iifname @bridges ip6 daddr ::1 drop",
+        "iifname @bridges icmpv6 type { nd-router-advert, nd-redirect } drop",
+    ]
+
+
 def _host_elements(name: str, before: HostRules, after: HostRules) -> Iterator[str]:
     for command, networks in (("delete", before.networks - after.networks), ("add", after.networks - before.networks)):
         ordered = sorted(networks)
@@ -239,8 +298,8 @@ def _host_elements(name: str, before: HostRules, after: HostRules) -> Iterator[s
         ("delete", before.host_ports - after.host_ports),
         ("add", after.host_ports - before.host_ports),
     ):
-        everywhere = sorted(port for port in ports if port.host_address == "0.0.0.0")
-        somewhere = sorted(port for port in ports if port.host_address != "0.0.0.0")
+        everywhere = sorted(port for port in ports if port.host_address in _EVERY)
+        somewhere = sorted(port for port in ports if port.host_address not in _EVERY)
         yield from _elements(
             command,
             name,
@@ -273,7 +332,7 @@ def _elements(command: str, table: str, container: str, elements: Sequence[str])
 
 
 def _vip_chain(vip: str) -> str:
-    return "vip_" + vip.replace(".", "_")
+    return "vip_" + vip.replace(".", "_").replace(":", "_")
 
 
 def _port_chain(protocol: str, port: int) -> str:
@@ -291,9 +350,11 @@ def _port_rule(table: str, key: tuple[str, int], backends: Sequence[Backend]) ->
         return []
     # the transport protocol is known from the map that led here; the rule needs it said again to allow a port
     targets = [f"{address} . {port}" for address, port in backends]
+    family = table.partition(" ")[0]
     if len(targets) == 1:
-        targets = [f"{backends[0][0]}:{backends[0][1]}"]
-    return [f"add rule {table} {_port_chain(*key)} meta l4proto {key[0]} dnat ip to {_round_robin(targets)}"]
+        address, port = backends[0]
+        targets = [f"[{address}]:{port}" if family == "ip6" else f"{address}:{port}"]
+    return [f"add rule {table} {_port_chain(*key)} meta l4proto {key[0]} dnat {family} to {_round_robin(targets)}"]
 
 
 def _round_robin(targets: Sequence[str]) -> str:

@@ -109,7 +109,7 @@ class Store:
             for path in (self.run_dir / directory).iterdir():
                 path.unlink()
             (self.run_dir / directory).rmdir()
-        for name in ("published.json", "dns.sock", "dns.pid", "dns.log", "forwarding"):
+        for name in ("published.json", "dns.sock", "dns.pid", "dns.log", "forwarding", "forwarding6"):
             (self.run_dir / name).unlink(missing_ok=True)
         (self._state_dir / "cursors.json").unlink(missing_ok=True)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fleet.errors import UserError
+from fleet.network.ipam import is_ipv6
 
 __all__ = [
     "AttachmentSpec",
@@ -37,6 +38,7 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _VNI_MAX = (1 << 24) - 1  # RFC 7348 section 5: 24 bits
 _MTU_MIN, _MTU_MAX = 576, 65535
+_MTU6_MIN = 1280  # RFC 8200 section 5; below, the kernel turns IPv6 off on the link
 _NAMES_MAX = 64
 """Names or aliases of one endpoint: far above any use, and a bound on what one record can cost the DNS process."""
 
@@ -55,6 +57,19 @@ def check_address(what: str, value: str) -> None:
         ipaddress.IPv4Address(value)
     except ValueError as error:
         raise UserError(f"{what} {value!r}: not an IPv4 address without prefix length") from error
+
+
+def check_address6(what: str, value: str) -> None:
+    """Raise ``UserError`` unless ``value`` is one IPv6 address without prefix or zone, in its canonical form (RFC 5952).
+
+    One form only, because addresses are compared as text here, and with what the kernel lists.
+    """
+    try:
+        canonical = str(ipaddress.IPv6Address(value))
+    except ValueError as error:
+        raise UserError(f"{what} {value!r}: not an IPv6 address without prefix length") from error
+    if canonical != value or "%" in value:
+        raise UserError(f"{what} {value!r}: write it as {canonical.partition('%')[0]}")
 
 
 def check_mac(what: str, value: str) -> None:
@@ -81,7 +96,8 @@ class NetworkSpec:
 
     ``subnet`` is CIDR, ``gateway`` an address inside it that the bridge carries on *every* host (unless ``internal``).
     ``mtu`` 0 means: what the underlay leaves. ``node_address`` is this node's own address on an ``ingress`` network; it
-    differs from host to host, everything else is the same on all of them.
+    differs from host to host, everything else is the same on all of them. What ends in ``6`` is the same for IPv6, and empty
+    on a network without it.
     """
 
     id: str
@@ -97,6 +113,10 @@ class NetworkSpec:
     node_address: str = ""
     ip_range: str = ""
     reserved: tuple[str, ...] = ()
+    subnet6: str = ""
+    gateway6: str = ""
+    node_address6: str = ""
+    ip_range6: str = ""
 
     def __post_init__(self) -> None:
         check_id("network", self.id)
@@ -120,11 +140,37 @@ class NetworkSpec:
             check_address(f"{what}: node address", self.node_address)
             if ipaddress.IPv4Address(self.node_address) not in subnet:
                 raise UserError(f"{what}: node address {self.node_address} is outside the subnet {self.subnet}")
+        if self.subnet6:
+            self._check6(what)
+        elif self.gateway6 or self.node_address6 or self.ip_range6:
+            raise UserError(f"{what}: IPv6 addresses need an IPv6 subnet")
+
+    def _check6(self, what: str) -> None:
+        try:
+            subnet = ipaddress.IPv6Network(self.subnet6)
+        except ValueError as error:
+            raise UserError(f"{what}: subnet {self.subnet6!r} is not an IPv6 network: {error}") from error
+        if self.mtu and self.mtu < _MTU6_MIN:
+            raise UserError(f"{what}: MTU {self.mtu} is too small for IPv6, which needs {_MTU6_MIN} bytes")
+        for kind, address in (("gateway", self.gateway6), ("node address", self.node_address6)):
+            if address or kind == "gateway":
+                check_address6(f"{what}: {kind}", address)
+                if ipaddress.IPv6Address(address) not in subnet:
+                    raise UserError(f"{what}: {kind} {address} is outside the subnet {self.subnet6}")
 
     @property
     def prefix_len(self) -> int:
         """Prefix length of the subnet in bits."""
         return ipaddress.IPv4Network(self.subnet).prefixlen
+
+    @property
+    def prefix_len6(self) -> int:
+        """Prefix length of the IPv6 subnet in bits; 0 when there is none."""
+        return ipaddress.IPv6Network(self.subnet6).prefixlen if self.subnet6 else 0
+
+    def without_ipv6(self) -> NetworkSpec:
+        """The same network as a host without IPv6 sees it."""
+        return replace(self, subnet6="", gateway6="", node_address6="", ip_range6="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,9 +189,12 @@ class Endpoint:
     node_id: str = ""
     underlay: str = ""
     ready: bool = True
+    address6: str = ""
 
     def __post_init__(self) -> None:
         check_address(f"endpoint {self.id}: address", self.address)
+        if self.address6:
+            check_address6(f"endpoint {self.id}: address", self.address6)
         if self.mac:
             check_mac(f"endpoint {self.id}: MAC", self.mac)
         if self.underlay:
@@ -155,14 +204,18 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceRecord:
-    """A service on one network. ``vip`` is its virtual address there; ``None`` means endpoint mode dnsrr."""
+    """A service on one network. ``vip`` is its virtual address there; ``None`` means endpoint mode dnsrr. ``vip6`` is its second
+    one, on a network with IPv6."""
 
     id: str
     name: str
     aliases: tuple[str, ...] = ()
     vip: str | None = None
+    vip6: str | None = None
 
     def __post_init__(self) -> None:
+        if self.vip6 is not None:
+            check_address6(f"service {self.name}: virtual address", self.vip6)
         if self.vip is not None:
             check_address(f"service {self.name}: virtual address", self.vip)
         _check_names(f"service {self.name}", self.aliases)
@@ -176,8 +229,11 @@ class NodeRecord:
     underlay: str
     address: str
     mac: str = ""
+    address6: str = ""
 
     def __post_init__(self) -> None:
+        if self.address6:
+            check_address6(f"node {self.node_id}: address", self.address6)
         check_address(f"node {self.node_id}: underlay", self.underlay)
         check_address(f"node {self.node_id}: address", self.address)
         if self.mac:
@@ -211,31 +267,52 @@ class PublishedPort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostPort:
-    """Publish mode *host*: open on this host only, leads to one container. ``0.0.0.0`` means every local address."""
+    """Publish mode *host*: open on this host only, leads to one container.
+
+    ``0.0.0.0`` means every local IPv4 address, ``::`` every IPv6 address, and an empty ``host_address`` every address of either.
+    """
 
     protocol: Protocol
     host_port: int
     target_port: int
-    host_address: str = "0.0.0.0"
+    host_address: str = ""
 
     def __post_init__(self) -> None:
         what = f"host port {self.host_port}/{self.protocol}"
         _check_port(what, self.protocol, self.host_port)
         _check_port(what, self.protocol, self.target_port)
-        check_address(f"{what}: host address", self.host_address)
+        if is_ipv6(self.host_address):
+            check_address6(f"{what}: host address", self.host_address)
+        elif self.host_address:
+            check_address(f"{what}: host address", self.host_address)
+
+    def overlaps(self, other: HostPort) -> bool:
+        """Whether both want the same packets."""
+        if (self.protocol, self.host_port) != (other.protocol, other.host_port):
+            return False
+        mine, others = self.host_address, other.host_address
+        if not mine or not others or mine == others:
+            return True
+        return is_ipv6(mine) == is_ipv6(others) and bool({mine, others} & {"0.0.0.0", "::"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachmentSpec:
-    """A container's wish to be on a network. ``address`` ``None`` is for driver ``bridge``: this host allocates."""
+    """A container's wish to be on a network. ``address`` ``None`` is for driver ``bridge``: this host allocates.
+
+    ``address6`` is for networks with IPv6; elsewhere it must be ``None``.
+    """
 
     network_id: str
     address: str | None = None
     mac: str | None = None
     aliases: tuple[str, ...] = ()
+    address6: str | None = None
 
     def __post_init__(self) -> None:
         check_id("network", self.network_id)
+        if self.address6 is not None:
+            check_address6(f"attachment to {self.network_id}: address", self.address6)
         if self.address is not None:
             check_address(f"attachment to {self.network_id}: address", self.address)
         if self.mac is not None:
@@ -274,7 +351,8 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
-    """One network card inside a sandbox. ``gateway`` is empty unless the default route leads through it."""
+    """One network card inside a sandbox. ``gateway`` is empty unless the default route leads through it; ``address6`` and what
+    belongs to it is empty on a network without IPv6."""
 
     network_id: str
     name: str
@@ -282,6 +360,9 @@ class Interface:
     prefix_len: int
     mac: str
     gateway: str = ""
+    address6: str = ""
+    prefix_len6: int = 0
+    gateway6: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

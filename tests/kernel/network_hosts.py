@@ -171,9 +171,15 @@ def _configure(host: Host) -> None:
         )
 
 
-def socket_in(path: Path | str, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def socket_in(
+    path: Path | str, kind: int = socket.SOCK_STREAM, protocol: int = 0, *, family: int = socket.AF_INET
+) -> socket.socket:
     """A socket that belongs to the namespace at ``path``; usable from any thread."""
-    sock = in_netns(path, lambda: socket.socket(socket.AF_INET, kind, protocol))
+    sock = in_netns(path, lambda: socket.socket(family, kind, protocol))
     sock.settimeout(3.0)
     return sock
 
@@ -183,11 +189,11 @@ class Greeter:
 
     def __init__(self, path: Path | str, name: str, port: int = 80, address: str = "0.0.0.0") -> None:
         self.name = name
-        self._tcp = socket_in(path)
+        self._tcp = socket_in(path, family=family_of(address))
         self._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._tcp.bind((address, port))
         self._tcp.listen(128)
-        self._udp = socket_in(path, socket.SOCK_DGRAM)
+        self._udp = socket_in(path, socket.SOCK_DGRAM, family=family_of(address))
         self._udp.bind((address, port))
         self._threads = [threading.Thread(target=self._serve_tcp), threading.Thread(target=self._serve_udp)]
         for thread in self._threads:
@@ -234,14 +240,14 @@ class Greeter:
 
 def ask_tcp(path: Path | str, address: str, port: int = 80) -> str:
     """Connect from inside ``path`` and return the greeting: "name client-address"."""
-    with socket_in(path) as sock:
+    with socket_in(path, family=family_of(address)) as sock:
         sock.connect((address, port))
         return sock.recv(200).decode()
 
 
 def ask_udp(path: Path | str, address: str, port: int = 80) -> str:
     """The same over UDP."""
-    with socket_in(path, socket.SOCK_DGRAM) as sock:
+    with socket_in(path, socket.SOCK_DGRAM, family=family_of(address)) as sock:
         sock.connect((address, port))
         sock.send(b"?")
         return sock.recv(200).decode()
@@ -271,6 +277,26 @@ def ping(path: Path | str, address: str, *, timeout_s: float = 2.0) -> bool:
         return False
 
 
+def ping6(path: Path | str, address: str, *, timeout_s: float = 2.0) -> bool:
+    """The same over IPv6, where the kernel adds the checksum (RFC 3542 section 3.1)."""
+    with socket_in(path, socket.SOCK_RAW, socket.IPPROTO_ICMPV6, family=socket.AF_INET6) as sock:
+        identity = secrets.randbelow(65536)
+        try:
+            sock.sendto(struct.pack("!BBHHH", 128, 0, 0, identity, 1), (address, 0))
+        except OSError:
+            return False
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            sock.settimeout(left)
+            try:
+                data, _ = sock.recvfrom(2048)
+            except OSError:
+                return False
+            if data[0] == 129 and struct.unpack_from("!H", data, 4)[0] == identity:
+                return True
+        return False
+
+
 class DnsReply:
     """A parsed answer: response code, addresses (or names, for PTR), flags."""
 
@@ -288,6 +314,8 @@ class DnsReply:
             offset += 12 + length
             if kind == wire.A:
                 self.addresses.append(socket.inet_ntoa(body))
+            elif kind == wire.AAAA:
+                self.addresses.append(socket.inet_ntop(socket.AF_INET6, body))
             elif kind == wire.PTR:
                 self.names.append(wire._parse_question_name(body, 0)[0])
 

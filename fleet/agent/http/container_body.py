@@ -7,6 +7,7 @@ the Docker daemon does.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -158,12 +159,21 @@ class EndpointChoice(Value, frozen=True, kw_only=True):
         """The IPv4 address that is asked for, or nothing."""
         return self.ipam_config.ipv4_address if self.ipam_config else ""
 
+    @property
+    def address6(self) -> str:
+        """The IPv6 address that is asked for, in its canonical form, or nothing. Raises ``UserError``."""
+        text = self.ipam_config.ipv6_address if self.ipam_config else ""
+        try:
+            return str(ipaddress.IPv6Address(text)) if text else ""
+        except ValueError as cause:
+            raise UserError(f"{text!r} is not an IPv6 address") from cause
+
     def check(self, network: str) -> None:
         """Raises ``UnsupportedError`` for what no network of this host gives."""
         if self.links:
             raise UnsupportedError(f"network {network}: links are not supported; containers find each other by name")
-        if self.ipam_config is not None and (self.ipam_config.ipv6_address or self.ipam_config.link_local_ips):
-            raise UnsupportedError(f"network {network}: IPv6 and link-local addresses are not supported")
+        if self.ipam_config is not None and self.ipam_config.link_local_ips:
+            raise UnsupportedError(f"network {network}: link-local addresses are not supported")
 
 
 class NetworkingChoice(Value, frozen=True, kw_only=True):
@@ -381,7 +391,13 @@ async def _networks(
         for network, choice in endpoints.items():
             if network in ("bridge", "default"):  # says what that one does not give
                 choice.check(network)
-                await networks.attach(network, address=choice.address or None, mac=None, aliases=choice.aliases)
+                await networks.attach(
+                    network,
+                    address=choice.address or None,
+                    address6=choice.address6 or None,
+                    mac=None,
+                    aliases=choice.aliases,
+                )
         endpoints.pop("bridge", None)
         endpoints.pop("default", None)
         if not endpoints:
@@ -395,7 +411,11 @@ async def _networks(
         choice.check(network)
         try:
             place = await networks.attach(
-                network, address=choice.address or None, mac=choice.mac_address or None, aliases=choice.aliases
+                network,
+                address=choice.address or None,
+                address6=choice.address6 or None,
+                mac=choice.mac_address or None,
+                aliases=choice.aliases,
             )
         except NotFoundError as cause:  # docker's client takes a 404 here for a missing image, and pulls that
             raise UserError(str(cause)) from cause
@@ -485,6 +505,14 @@ def _port_name(text: str) -> str:
     return f"{int(number)}/{protocol or 'tcp'}"
 
 
+def _host_address(text: str) -> str:
+    """Empty for every address of either family. Raises ``UserError``."""
+    try:
+        return str(ipaddress.ip_address(text)) if text else ""
+    except ValueError as cause:
+        raise UserError(f"invalid IP address: {text}") from cause
+
+
 def _host_ports(body: CreateBody, free_port: Callable[[str], int]) -> tuple[HostPort, ...]:
     bindings = {_port_name(port): found for port, found in body.host_config.port_bindings.items()}
     if body.host_config.publish_all_ports:
@@ -493,12 +521,13 @@ def _host_ports(body: CreateBody, free_port: Callable[[str], int]) -> tuple[Host
     result = []
     for port, wanted in bindings.items():
         number, _, protocol = port.partition("/")
+        everywhere = {binding.host_port for binding in wanted if not binding.host_ip}
         for binding in wanted or (PortBinding(),):
             if binding.host_port and not binding.host_port.isdigit():
                 raise UnsupportedError(f"port {port}: host port {binding.host_port!r} must be one number")
-            address = binding.host_ip or "0.0.0.0"
-            if ":" in address:
-                continue  # docker sends an IPv6 twin of 0.0.0.0; the data plane speaks IPv4
+            address = _host_address(binding.host_ip)
+            if address == "::" and binding.host_port in everywhere:
+                continue  # some clients send this twin of the one that stands for every address of either family
             result.append(
                 HostPort(
                     protocol=protocol,  # type: ignore[arg-type]  # checked by _port_name

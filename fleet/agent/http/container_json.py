@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fleet.containers import Container, MountPoint, NetworkMode, Status
 from fleet.containers.config import ContainerConfig, LogConfig
+from fleet.network.topology import AttachmentSpec
 from fleet.node_runtime.spec import DeviceRate
 
 __all__ = [
@@ -322,9 +323,8 @@ def _network_mode(config: ContainerConfig, network_name: Callable[[str], str]) -
 def _bindings(container: Container) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for port in container.config.host_ports:
-        address = "" if port.host_address == "0.0.0.0" else port.host_address
         result.setdefault(f"{port.target_port}/{port.protocol}", []).append(
-            {"HostIp": address, "HostPort": str(port.host_port)}
+            {"HostIp": port.host_address, "HostPort": str(port.host_port)}
         )
     return result
 
@@ -336,7 +336,11 @@ def _network_settings(container: Container, network_name: Callable[[str], str]) 
     ports: dict[str, Any] = dict.fromkeys(container.exposed_ports)
     if container.is_up:
         ports |= {
-            key: [{**item, "HostIp": item["HostIp"] or "0.0.0.0"} for item in items]
+            key: [
+                {**item, "HostIp": address}
+                for item in items
+                for address in ((item["HostIp"],) if item["HostIp"] else _every(container))
+            ]
             for key, items in _bindings(container).items()
         }
     return {
@@ -346,11 +350,11 @@ def _network_settings(container: Container, network_name: Callable[[str], str]) 
         "Ports": ports,
         "EndpointID": container.id if first else "",
         "Gateway": first.gateway if first else "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
+        "GlobalIPv6Address": first.address6 if first else "",
+        "GlobalIPv6PrefixLen": first.prefix_len6 if first else 0,
         "IPAddress": first.address if first else "",
         "IPPrefixLen": first.prefix_len if first else 0,
-        "IPv6Gateway": "",
+        "IPv6Gateway": first.gateway6 if first else "",
         "MacAddress": first.mac if first else "",
         "Networks": _networks(container, network_name),
     }
@@ -373,11 +377,22 @@ def _networks(container: Container, network_name: Callable[[str], str]) -> dict[
     return {
         network_name(spec.network_id): {
             **_endpoint(spec.network_id, aliases=spec.aliases, found=known.get(spec.network_id)),
-            "IPAMConfig": {"IPv4Address": spec.address} if spec.address else None,
+            "IPAMConfig": _ipam_config(spec),
             "EndpointID": id_on(spec.network_id),
         }
         for spec in config.networks
     }
+
+
+def _ipam_config(spec: AttachmentSpec) -> dict[str, str] | None:
+    """The addresses that were asked for."""
+    wanted = {"IPv4Address": spec.address, "IPv6Address": spec.address6}
+    return {key: value for key, value in wanted.items() if value} or None
+
+
+def _every(container: Container) -> tuple[str, ...]:
+    """What a port on every address is shown as: of the families that lead to the container."""
+    return ("0.0.0.0", "::") if any(address.address6 for address in container.networks) else ("0.0.0.0",)
 
 
 def endpoint_id(container_id: str, network_id: str) -> str:
@@ -396,9 +411,9 @@ def _endpoint(network_id: str, *, aliases: tuple[str, ...], found: Any = None) -
         "Gateway": found.gateway if found else "",
         "IPAddress": found.address if found else "",
         "IPPrefixLen": found.prefix_len if found else 0,
-        "IPv6Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
+        "IPv6Gateway": found.gateway6 if found else "",
+        "GlobalIPv6Address": found.address6 if found else "",
+        "GlobalIPv6PrefixLen": found.prefix_len6 if found else 0,
         "DriverOpts": None,
         "DNSNames": None,
     }
@@ -407,8 +422,9 @@ def _endpoint(network_id: str, *, aliases: tuple[str, ...], found: Any = None) -
 def _ports(container: Container) -> list[dict[str, Any]]:
     published = container.config.host_ports if container.is_up else ()
     result: list[dict[str, Any]] = [
-        {"IP": p.host_address, "PrivatePort": p.target_port, "PublicPort": p.host_port, "Type": p.protocol}
+        {"IP": address, "PrivatePort": p.target_port, "PublicPort": p.host_port, "Type": p.protocol}
         for p in published
+        for address in ((p.host_address,) if p.host_address else _every(container))
     ]
     covered = {f"{p.target_port}/{p.protocol}" for p in published}
     for port in container.exposed_ports:

@@ -28,17 +28,25 @@ class NetworkNames:
         self._engine = engine
         self._default = default_network
 
-    async def attach(self, name: str, *, address: str | None, mac: str | None, aliases: tuple[str, ...]) -> Place:
+    async def attach(
+        self,
+        name: str,
+        *,
+        address: str | None,
+        mac: str | None,
+        aliases: tuple[str, ...],
+        address6: str | None = None,
+    ) -> Place:
         """A place on the network called ``name`` (or with that id). Raises ``NotFoundError``, ``ForbiddenError``, ``UserError``,
         ``UnavailableError``."""
         if name in (*_DEFAULT, self._default):
-            if address:
+            if address or address6:
                 raise UserError("user specified IP address is supported on user defined networks only")
             if aliases:
                 raise UserError("network-scoped alias is supported only for containers in user defined networks")
             return Place(attachment=AttachmentSpec(network_id=self._default, mac=mac))
         network_id, is_overlay = await self.find(name)
-        attachment = AttachmentSpec(network_id=network_id, address=address, mac=mac, aliases=aliases)
+        attachment = AttachmentSpec(network_id=network_id, address=address, address6=address6, mac=mac, aliases=aliases)
         return Place(attachment=attachment, is_overlay=is_overlay)
 
     async def find(self, name: str) -> tuple[str, bool]:

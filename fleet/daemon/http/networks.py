@@ -20,10 +20,12 @@ from fleet.api.render import Json
 from fleet.containers.engine import ContainerEngine
 from fleet.containers.networks import HostNetwork, NetworkWish
 from fleet.daemon.membership import Membership
+from fleet.manager.control.networks import check_families
 from fleet.manager.http import SwarmNetworks, network_matches
 from fleet.manager.http.networks import NETWORK_FILTERS
-from fleet.model.network import NetworkSpec
+from fleet.model.network import IpamConfig, NetworkSpec
 from fleet.model.wire import Value
+from fleet.network.ipam import is_ipv6
 from fleet.network.topology import NetworkSpec as HostNetworkSpec
 
 __all__ = ["network_routes"]
@@ -129,7 +131,11 @@ def network_routes(membership: Membership, engine: ContainerEngine, bridge: Host
         choice = body.endpoint_config or EndpointChoice()
         choice.check(name)
         place = await names.attach(
-            name, address=choice.address or None, mac=choice.mac_address or None, aliases=choice.aliases
+            name,
+            address=choice.address or None,
+            address6=choice.address6 or None,
+            mac=choice.mac_address or None,
+            aliases=choice.aliases,
         )
         await engine.connect(body.container, place.attachment, network=name, is_overlay=place.is_overlay)
         return Response(status_code=200)
@@ -172,26 +178,31 @@ def _wish(spec: NetworkSpec) -> NetworkWish:
         ),
         (spec.scope not in ("", "local"), f"driver bridge has no scope {spec.scope!r}"),
         (spec.ingress, "only an overlay can be the ingress network"),
-        (bool(spec.enable_ipv6) or spec.enable_ipv4 is False, "networks are IPv4 only"),
+        (spec.enable_ipv4 is False, "a network without IPv4 is not supported; with --ipv6 it has both"),
         (
             spec.config_only or (spec.config_from is not None and bool(spec.config_from.network)),
             "no config-only networks",
         ),
         (ipam is not None and ipam.driver not in ("", "default"), f"no IPAM driver {ipam.driver if ipam else ''!r}"),
         (ipam is not None and bool(ipam.options), "the default IPAM driver has no options"),
-        (len(config) > 1, "a network has one subnet"),
     )
     for is_refused, sentence in refusals:
         if is_refused:
             raise errors.UnsupportedError(f"network {spec.name}: {sentence}")
-    pool = config[0] if config else None
+    check_families(spec)
+    pool = next((each for each in config if not each.is_ipv6), IpamConfig())
+    pool6 = next((each for each in config if each.is_ipv6), IpamConfig())
     return NetworkWish(
         name=spec.name,
-        subnet=pool.subnet if pool else "",
-        gateway=pool.gateway if pool else "",
-        ip_range=pool.ip_range if pool else "",
-        aux_addresses=pool.auxiliary_addresses if pool else {},
+        subnet=pool.subnet,
+        gateway=pool.gateway,
+        ip_range=pool.ip_range,
+        aux_addresses={**pool.auxiliary_addresses, **pool6.auxiliary_addresses},
         internal=spec.internal,
+        enable_ipv6=bool(spec.enable_ipv6),
+        subnet6=pool6.subnet,
+        gateway6=pool6.gateway,
+        ip_range6=pool6.ip_range,
         options=spec.options,
         labels=spec.labels,
     )
@@ -207,19 +218,27 @@ def _predefined(engine: ContainerEngine, bridge: HostNetworkSpec) -> list[Json]:
 
 
 def _made(engine: ContainerEngine, network: HostNetwork) -> Json:
-    config: dict[str, Any] = {"Subnet": network.subnet}
-    if network.ip_range:
-        config["IPRange"] = network.ip_range
-    config["Gateway"] = network.gateway
-    if network.aux_addresses:
-        config["AuxiliaryAddresses"] = dict(network.aux_addresses)
+    aux = [{k: a for k, a in network.aux_addresses.items() if is_ipv6(a) is wanted} for wanted in (False, True)]
+    configs = [_pool(network.subnet, network.ip_range, network.gateway, aux[0])]
+    if network.subnet6:
+        configs.append(_pool(network.subnet6, network.ip_range6, network.gateway6, aux[1]))
     return {
-        **_rendered(network.name, "bridge", [config], _attached(engine, network.id)),
+        **_rendered(network.name, "bridge", configs, _attached(engine, network.id)),
         "Id": network.id,
+        "EnableIPv6": bool(network.subnet6),
         "Created": time_text(network.created_at),
         "Internal": network.internal,
         "Options": dict(network.options),
         "Labels": dict(network.labels),
+    }
+
+
+def _pool(subnet: str, ip_range: str, gateway: str, aux: dict[str, str]) -> dict[str, Any]:
+    return {
+        "Subnet": subnet,
+        **({"IPRange": ip_range} if ip_range else {}),
+        "Gateway": gateway,
+        **({"AuxiliaryAddresses": aux} if aux else {}),
     }
 
 
@@ -233,7 +252,7 @@ def _attached(engine: ContainerEngine, network_id: str) -> dict[str, Any]:
                     "EndpointID": endpoint_id(container.id, network_id),
                     "MacAddress": address.mac,
                     "IPv4Address": f"{address.address}/{address.prefix_len}",
-                    "IPv6Address": "",
+                    "IPv6Address": f"{address.address6}/{address.prefix_len6}" if address.address6 else "",
                 }
     return result
 

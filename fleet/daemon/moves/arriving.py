@@ -189,7 +189,11 @@ class Arriving:
                 ) from None
             networks.append(
                 type(attachment)(
-                    network_id=network_id, address=attachment.address, mac=attachment.mac, aliases=attachment.aliases
+                    network_id=network_id,
+                    address=attachment.address,
+                    address6=attachment.address6,
+                    mac=attachment.mac,
+                    aliases=attachment.aliases,
                 )
             )
         return msgspec.structs.replace(config, networks=tuple(networks))

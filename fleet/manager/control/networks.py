@@ -18,10 +18,10 @@ from fleet.model.ids import NetworkId
 from fleet.model.network import IpamConfig, Network, NetworkSpec
 from fleet.model.node import NodeState
 from fleet.model.task import Task, TaskState
-from fleet.network.ipam import parse_subnet
+from fleet.network.ipam import IpNetwork, is_ipv6, parse_any_subnet
 from fleet.store import Kind, Transaction
 
-__all__ = ["MTU_OPTION", "NetworkControl"]
+__all__ = ["MTU_OPTION", "NetworkControl", "check_families"]
 
 MTU_OPTION: Final = "com.docker.network.driver.mtu"
 
@@ -129,14 +129,18 @@ class NetworkControl:
         for wanted in _subnets(spec):
             for network in networks:
                 for taken in (*network.ipam.config, *(network.spec.ipam.config if network.spec.ipam else ())):
-                    if taken.subnet and ipaddress.ip_network(taken.subnet).overlaps(wanted):
+                    if taken.subnet and _overlap(taken.subnet, wanted):
                         raise errors.ConflictError(
                             f"subnet {wanted} overlaps {taken.subnet} of network {network.spec.name}: choose another"
                         )
 
 
-def _subnets(spec: NetworkSpec) -> list[ipaddress.IPv4Network]:
-    return [parse_subnet(config.subnet) for config in (spec.ipam.config if spec.ipam else ()) if config.subnet]
+def _subnets(spec: NetworkSpec) -> list[IpNetwork]:
+    return [parse_any_subnet(config.subnet) for config in (spec.ipam.config if spec.ipam else ()) if config.subnet]
+
+
+def _overlap(subnet: str, other: IpNetwork) -> bool:
+    return is_ipv6(subnet) == (other.version == 6) and ipaddress.ip_network(subnet).overlaps(other)
 
 
 def _check(spec: NetworkSpec) -> None:
@@ -149,10 +153,10 @@ def _check(spec: NetworkSpec) -> None:
     check_labels(spec.labels, what="network")
     if spec.driver != "overlay":
         raise errors.UnsupportedError(f"network driver {spec.driver!r} is not supported in swarm scope: use overlay")
-    if spec.enable_ipv6:
-        raise errors.UnsupportedError("overlay networks with IPv6 are not supported")
     if spec.enable_ipv4 is False:
-        raise errors.UnsupportedError("overlay networks without IPv4 are not supported")
+        raise errors.UnsupportedError(
+            f"network {spec.name}: IPv4 cannot be disabled in a Swarm scoped network; with --ipv6 it has both"
+        )
     if spec.config_only or (spec.config_from is not None and spec.config_from.network):
         raise errors.UnsupportedError("config-only networks are not supported")
     if spec.ingress and (spec.attachable or spec.internal):
@@ -176,10 +180,22 @@ def _check_ipam(spec: NetworkSpec) -> None:
         raise errors.UnsupportedError(f"IPAM driver {spec.ipam.driver!r} is not supported: use default")
     if spec.ipam.options:
         raise errors.UnsupportedError(f"IPAM option {min(spec.ipam.options)!r} is not supported")
-    if len(spec.ipam.config) > 1:
-        raise errors.UnsupportedError("a network has one subnet: several IPAM configs are not supported")
+    check_families(spec)
     for config in spec.ipam.config:
         _check_ipam_config(config)
+
+
+def check_families(spec: NetworkSpec) -> None:
+    """Raises ``UserError`` unless there is at most one subnet of each family, and one of IPv6 only with ``enable_ipv6``."""
+    configs = spec.ipam.config if spec.ipam else ()
+    sixes = sum(config.is_ipv6 for config in configs)
+    if sixes > 1 or len(configs) - sixes > 1:
+        raise errors.UnsupportedError(
+            f"network {spec.name}: a network has one subnet of IPv4 and one of IPv6: several IPAM configs of one are not "
+            "supported"
+        )
+    if sixes and not spec.enable_ipv6:
+        raise errors.UserError(f"network {spec.name}: an IPv6 subnet was given but IPv6 is not enabled: add --ipv6")
 
 
 def _check_ipam_config(config: IpamConfig) -> None:
@@ -187,22 +203,24 @@ def _check_ipam_config(config: IpamConfig) -> None:
         if config.gateway or config.ip_range or config.auxiliary_addresses:
             raise errors.UserError("IPAM: a gateway, range or auxiliary address needs a subnet")
         return
-    subnet = parse_subnet(config.subnet)
-    if not subnet.is_private and not subnet.overlaps(ipaddress.IPv4Network("100.64.0.0/10")):
+    subnet = parse_any_subnet(config.subnet)
+    is_shared = isinstance(subnet, ipaddress.IPv4Network) and subnet.overlaps(ipaddress.IPv4Network("100.64.0.0/10"))
+    if subnet.version == 4 and not subnet.is_private and not is_shared:
         raise errors.UserError(f"IPAM: subnet {subnet} is not a private one (RFC 1918, RFC 6598)")
+    ends = {subnet.network_address} | ({subnet.broadcast_address} if subnet.version == 4 else set())
     inside = {"gateway": config.gateway, **{f"auxiliary address {k}": v for k, v in config.auxiliary_addresses.items()}}
     for what, text in inside.items():
         if not text:
             continue
         try:
-            address = ipaddress.IPv4Address(text)
+            address = type(subnet.network_address)(text)
         except ValueError as cause:
             raise errors.UserError(f"IPAM: {what} {text!r}: {cause}") from cause
-        if address not in subnet or address in (subnet.network_address, subnet.broadcast_address):
+        if address not in subnet or address in ends:
             raise errors.UserError(f"IPAM: {what} {text} is not a host address of {subnet}")
     if config.ip_range:
         try:
-            is_within = ipaddress.IPv4Network(config.ip_range).subnet_of(subnet)
+            is_within = type(subnet)(config.ip_range).subnet_of(subnet)  # type: ignore[arg-type]  # of one family
         except ValueError as cause:
             raise errors.UserError(f"IPAM: range {config.ip_range!r}: {cause}") from cause
         if not is_within:

@@ -7,6 +7,7 @@ one sandbox: the networks it is on, in order, and where its other questions go.
 from __future__ import annotations
 
 import random
+import socket
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,17 +15,19 @@ from fleet.network.dns import wire
 
 __all__ = ["Answer", "Directory", "Table", "View"]
 
-_REVERSE = ".in-addr.arpa"
+_REVERSE, _REVERSE6 = ".in-addr.arpa", ".ip6.arpa"
 
 
 @dataclass
 class Table:
-    """One network: ``hosts`` maps lower-case names to (TTL in seconds, addresses), ``reverse`` addresses to full names."""
+    """One network: ``hosts`` maps lower-case names to (TTL in seconds, addresses of both families), ``reverse`` addresses to full
+    names."""
 
     network_id: str
     name: str
     revision: int
     subnet: tuple[int, int] = (0, 0)  # (network address, mask) as integers
+    subnet6: tuple[int, int] | None = None
     hosts: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     reverse: dict[str, str] = field(default_factory=dict)
 
@@ -36,6 +39,7 @@ class Table:
             name=value["name"].lower(),
             revision=int(value["revision"]),
             subnet=(int(value["subnet"][0]), int(value["subnet"][1])),
+            subnet6=(int(value["subnet6"][0], 16), int(value["subnet6"][1], 16)) if value["subnet6"] else None,
             hosts={name: (int(entry[0]), tuple(entry[1:])) for name, entry in value["hosts"].items()},
             reverse=dict(value["reverse"]),
         )
@@ -69,22 +73,21 @@ class Directory:
     def answer(self, view: View, query: wire.Query) -> Answer | None:
         """Answer from the tables of the view's networks; ``None`` when the name is none of theirs and must be forwarded.
 
-        A name that exists without addresses, or asked for another type than A, gets an empty success (RFC 2308: NODATA), so
-        that a resolver asking for AAAA first does not conclude that the name does not exist.
+        A name that exists without addresses, or has none of the type that is asked for, gets an empty success (RFC 2308: NODATA),
+        so that a resolver asking for AAAA first does not conclude that the name does not exist.
         """
         if query.klass not in (wire.CLASS_IN, wire.ANY):
             return None
-        if query.name.endswith(_REVERSE):
+        if query.name.endswith((_REVERSE, _REVERSE6)):
             return self._reverse(view, query)
         found = self._find(view, query.name)
         if found is None:
             return None
         ttl_s, addresses = found
-        if query.kind not in (wire.A, wire.ANY):
-            return Answer(wire.NOERROR, [])
         order = list(addresses)
         self._rng.shuffle(order)  # clients that take the first address spread over all
-        return Answer(wire.NOERROR, [(wire.A, ttl_s, wire.encode_a(address)) for address in order])
+        records = [_record(address, ttl_s) for address in order]
+        return Answer(wire.NOERROR, [record for record in records if query.kind in (record[0], wire.ANY)])
 
     def _find(self, view: View, name: str) -> tuple[int, tuple[str, ...]] | None:
         for network_id in view.networks:
@@ -99,14 +102,10 @@ class Directory:
         return None
 
     def _reverse(self, view: View, query: wire.Query) -> Answer | None:
-        parts = query.name[: -len(_REVERSE)].split(".")
-        if len(parts) != 4 or not all(
-            part.isascii() and part.isdigit() and len(part) <= 3 and int(part) <= 255 for part in parts
-        ):
+        found = _parse_reverse6(query.name) if query.name.endswith(_REVERSE6) else _parse_reverse(query.name)
+        if found is None:
             return None
-        numbers = [int(part) for part in reversed(parts)]
-        address = ".".join(str(number) for number in numbers)
-        packed = int.from_bytes(bytes(numbers), "big")
+        address, packed = found
         inside = False
         for network_id in view.networks:
             table = self.tables.get(network_id)
@@ -116,6 +115,33 @@ class Directory:
             if name is not None:
                 records = [(wire.PTR, 600, wire.encode_name(name))] if query.kind in (wire.PTR, wire.ANY) else []
                 return Answer(wire.NOERROR, records)
-            inside = inside or packed & table.subnet[1] == table.subnet[0]
+            subnet = table.subnet6 if ":" in address else table.subnet
+            inside = inside or (subnet is not None and packed & subnet[1] == subnet[0])
         # our own subnet: nobody else can know the name, and the host's resolver should not learn our addresses
         return Answer(wire.NXDOMAIN, []) if inside else None
+
+
+def _record(address: str, ttl_s: int) -> tuple[int, int, bytes]:
+    if ":" in address:
+        return wire.AAAA, ttl_s, wire.encode_aaaa(address)
+    return wire.A, ttl_s, wire.encode_a(address)
+
+
+def _parse_reverse(name: str) -> tuple[str, int] | None:
+    """``5.1.0.10.in-addr.arpa`` as address and number (RFC 1035 section 3.5)."""
+    parts = name[: -len(_REVERSE)].split(".")
+    if len(parts) != 4 or not all(
+        part.isascii() and part.isdigit() and len(part) <= 3 and int(part) <= 255 for part in parts
+    ):
+        return None
+    numbers = [int(part) for part in reversed(parts)]
+    return ".".join(str(number) for number in numbers), int.from_bytes(bytes(numbers), "big")
+
+
+def _parse_reverse6(name: str) -> tuple[str, int] | None:
+    """32 hexadecimal digits, the last one first, before ``ip6.arpa`` (RFC 3596 section 2.5)."""
+    parts = name[: -len(_REVERSE6)].split(".")
+    if len(parts) != 32 or not all(len(part) == 1 and part in "0123456789abcdef" for part in parts):
+        return None
+    packed = bytes.fromhex("".join(reversed(parts)))
+    return socket.inet_ntop(socket.AF_INET6, packed), int.from_bytes(packed, "big")

@@ -6,6 +6,8 @@
     alias of a container            -> every ready container with it, unless a service owns the name
     reverse                         -> first name of the container (or service) and the network's name, as Docker does
 
+A name has the IPv4 and the IPv6 addresses of what it leads to, the latter on networks with IPv6.
+
 A service without a ready task keeps its name: with a virtual address that address (connections are refused at once), with dnsrr
 an empty answer. So a name that exists never turns into "no such host" because of a restart.
 """
@@ -18,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleet.network.dns import wire
-from fleet.network.topology import Endpoint, NetworkState
+from fleet.network.topology import Endpoint, NetworkSpec, NetworkState
 
 __all__ = ["TTL_TASK_S", "TTL_VIP_S", "Zone", "zone_of"]
 
@@ -33,17 +35,21 @@ class Zone:
     network_id: str
     name: str
     subnet: str
+    subnet6: str = ""
     hosts: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     reverse: dict[str, str] = field(default_factory=dict)
 
     def to_json(self, revision: int) -> dict[str, Any]:
         """The form in which the DNS process receives it."""
         subnet = ipaddress.IPv4Network(self.subnet)
+        six = ipaddress.IPv6Network(self.subnet6) if self.subnet6 else None
         return {
             "id": self.network_id,
             "name": self.name,
             "revision": revision,
             "subnet": [int(subnet.network_address), int(subnet.netmask)],
+            # as text: 128 bits are more than other readers of JSON take for a number
+            "subnet6": [f"{int(six.network_address):x}", f"{int(six.netmask):x}"] if six else None,
             "hosts": {name: [ttl_s, *addresses] for name, (ttl_s, addresses) in self.hosts.items()},
             "reverse": self.reverse,
         }
@@ -61,35 +67,48 @@ def zone_of(state: NetworkState, local: Sequence[Endpoint] = ()) -> Zone:
     containers: dict[str, list[str]] = {}
     for endpoint in endpoints:
         for name in endpoint.names:
-            containers.setdefault(name.lower(), []).append(endpoint.address)
+            containers.setdefault(name.lower(), []).extend(_addresses(endpoint, network))
         if endpoint.ready:
             for name in endpoint.aliases:
-                containers.setdefault(name.lower(), []).append(endpoint.address)
+                containers.setdefault(name.lower(), []).extend(_addresses(endpoint, network))
     for name, addresses in containers.items():
         hosts[name] = (TTL_TASK_S, _unique(addresses))
 
     ready: dict[str, list[str]] = {}
     for endpoint in endpoints:
         if endpoint.ready and endpoint.service_id:
-            ready.setdefault(endpoint.service_id, []).append(endpoint.address)
+            ready.setdefault(endpoint.service_id, []).extend(_addresses(endpoint, network))
     shared: dict[str, list[str]] = {}  # an alias may be shared by services: all their addresses, as Docker answers
     ttls: dict[str, int] = {}
     for service in state.services:
         tasks = ready.get(service.id, [])
-        addresses = [service.vip] if service.vip is not None else tasks
+        vips = [vip for vip in (service.vip, service.vip6 if network.subnet6 else None) if vip is not None]
+        addresses = vips if service.vip is not None else tasks
         for name in {service.name.lower(), *(alias.lower() for alias in service.aliases)}:
             shared.setdefault(name, []).extend(addresses)
             ttls[name] = min(ttls.get(name, TTL_VIP_S), TTL_TASK_S if service.vip is None else TTL_VIP_S)
             shared.setdefault(f"tasks.{name}", []).extend(tasks)
             ttls[f"tasks.{name}"] = TTL_TASK_S
-        if service.vip is not None:
-            _add_reverse(reverse, service.vip, service.name, network.name)
+        for vip in vips:
+            _add_reverse(reverse, vip, service.name, network.name)
     for name, addresses in shared.items():
         hosts[name] = (ttls[name], _unique(addresses))
     for endpoint in endpoints:
         if endpoint.names:
-            _add_reverse(reverse, endpoint.address, endpoint.names[0], network.name)
-    return Zone(network_id=network.id, name=network.name, subnet=network.subnet, hosts=hosts, reverse=reverse)
+            for address in _addresses(endpoint, network):
+                _add_reverse(reverse, address, endpoint.names[0], network.name)
+    return Zone(
+        network_id=network.id,
+        name=network.name,
+        subnet=network.subnet,
+        subnet6=network.subnet6,
+        hosts=hosts,
+        reverse=reverse,
+    )
+
+
+def _addresses(endpoint: Endpoint, network: NetworkSpec) -> tuple[str, ...]:
+    return (endpoint.address, endpoint.address6) if endpoint.address6 and network.subnet6 else (endpoint.address,)
 
 
 def _unique(addresses: Iterable[str]) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ from fleet.network.dns.lookup import Directory, Table, View
 
 __all__ = ["PROTOCOL", "DnsServer", "main"]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Grows when the control messages change; a daemon replaces a process that speaks another."""
 
 FRAME_BYTES_MAX = 64 << 20

@@ -23,6 +23,7 @@ __all__ = [
     "build_query",
     "build_response",
     "encode_a",
+    "encode_aaaa",
     "encode_name",
     "parse_query",
     "question_of",
@@ -111,6 +112,11 @@ def build_query(name: str, kind: int, *, identity: int, edns_size: int = 0) -> b
 def encode_a(address: str) -> bytes:
     """Data of an A record."""
     return socket.inet_aton(address)
+
+
+def encode_aaaa(address: str) -> bytes:
+    """Data of an AAAA record (RFC 3596)."""
+    return socket.inet_pton(socket.AF_INET6, address)
 
 
 def encode_name(name: str) -> bytes:

@@ -162,8 +162,8 @@ def compare_forwarding(wanted: WantedLinks, seen: SeenLinks) -> list[Finding]:
         ("forwarding entries are missing, so containers there are not reached", lost),
         ("forwarding entries lead to the wrong host", moved),
         ("forwarding entries are there that should not be", surplus),
-        ("addresses are not answered for (ARP)", silent),
-        ("addresses are answered for (ARP) that nobody has", unknown),
+        ("addresses are not answered for (ARP, neighbour discovery)", silent),
+        ("addresses are answered for (ARP, neighbour discovery) that nobody has", unknown),
     ):
         if entries:
             found.append(wrong(Check.FORWARDING, f"{len(entries)} {what}: {_some(entries)}", MENDS, network=network))
@@ -187,9 +187,11 @@ def compare_card(
     found = []
     if not link.up:
         found.append(wrong(Check.LINKS, f"card {name} of container {of[:12]} is down", again, network=network))
-    if (interface.address, interface.prefix_len) not in addresses:
-        says = f"card {name} of container {of[:12]} lacks its address {interface.address}/{interface.prefix_len}"
-        found.append(wrong(Check.LINKS, says, again, network=network))
+    pairs = ((interface.address, interface.prefix_len), (interface.address6, interface.prefix_len6))
+    for address, prefix_len in pairs:
+        if address and (address, prefix_len) not in addresses:
+            says = f"card {name} of container {of[:12]} lacks its address {address}/{prefix_len}"
+            found.append(wrong(Check.LINKS, says, again, network=network))
     return found
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 
 from fleet.errors import FleetError, NotFoundError, RuntimeFault
-from fleet.network import rules
+from fleet.network import cardrules, rules
 from fleet.network.doctor.agreement import (
     Cable,
     SeenLinks,
@@ -46,18 +47,27 @@ def sandboxes_on(view: PlaneView, networks: Sequence[str]) -> list[str]:
 def look_at_host(view: PlaneView) -> list[Finding]:
     """The kernel's abilities and switches, and the host's table of rules."""
     found = kernel_findings(view)
-    wanted = rules.plan_host(None, view.host_rules(), table=view.table)
+    plans = [("ip", rules.plan_host(None, view.host_rules(), table=view.table))]
+    if (six := view.host_rules6()) is not None:
+        plans.append(("ip6", rules.plan_host(None, six, table=view.table, family="ip6")))
+    if cards := view.cards():
+        plans.append(("bridge", cardrules.plan_cards(None, cards, table=view.table)))
     try:
         with view.thread.inside_new(), NftContext(view.closer) as nft:
-            nft.run(wanted)
-            should = nft.run(f"list table ip {view.table}\n")
+            should = {}
+            for family, plan in plans:
+                nft.run(plan)
+                should[family] = nft.run(f"list table {family} {view.table}\n")
     except FleetError as cause:
         return [
             *found,
             wrong(Check.RULES, f"the host's rules cannot be tried out: {cause}", "see what the kernel lacks"),
         ]
     with NftContext(view.closer) as nft:
-        return [*found, compare_rules(should, _table(nft, view.table), where=f"host, table ip {view.table}")]
+        for family, listing in should.items():
+            where = f"host, table {family} {view.table}"
+            found.append(compare_rules(listing, _table(nft, view.table, family), where=where))
+    return found
 
 
 def look_at_network(view: PlaneView, network_id: str) -> list[Finding]:
@@ -89,7 +99,7 @@ def look_at_network(view: PlaneView, network_id: str) -> list[Finding]:
     if is_overlay and device is not None:
         fdb, neighbours = view.netlink.fdb(device.index), view.netlink.neighbours(device.index)
         remotes = Remotes(frozenset(fdb), frozenset(neighbours))
-    addresses = view.netlink.addresses(bridge.index) if bridge is not None else set()
+    addresses = links.seen_addresses(bridge.index) if bridge is not None else set()
     found = SeenLinks(links=seen, addresses=addresses, remotes=remotes)
     return compare_links(wanted, found) + compare_forwarding(wanted, found)
 
@@ -110,19 +120,29 @@ def look_at_sandbox(view: PlaneView, sandbox_id: str, networks: Sequence[str]) -
             for interface in record.interfaces:
                 if interface.network_id in networks:
                     link = links.get(interface.name)
+                    indexes = [link.index] if link is not None else []
                     found += compare_card(
                         interface,
                         of=sandbox_id,
                         network=view.states[interface.network_id].network.name,
                         links=links,
-                        addresses=netlink.addresses(link.index) if link is not None else (),
+                        addresses={
+                            pair
+                            for index in indexes
+                            for family in (socket.AF_INET, socket.AF_INET6)
+                            for pair in netlink.addresses(index, family=family)
+                        },
                     )
-            seen = _table(nft, rules.SANDBOX_TABLE)
+            seen = {family: _table(nft, rules.SANDBOX_TABLE, family) for family in rules.FAMILIES}
         if record.dns_port:
+            wanted = view.sandbox_rules(record)
+            families = rules.FAMILIES if wanted.vips6 is not None else ("ip",)
             with view.thread.inside_new(), NftContext(view.closer) as nft:
-                nft.run(rules.plan_sandbox(None, view.sandbox_rules(record)))
-                should = nft.run(f"list table ip {rules.SANDBOX_TABLE}\n")
-            found.append(compare_rules(should, seen, where=f"container {sandbox_id[:12]}"))
+                nft.run(rules.plan_sandbox(None, wanted))
+                should = {family: nft.run(f"list table {family} {rules.SANDBOX_TABLE}\n") for family in families}
+            for family, listing in should.items():
+                where = f"container {sandbox_id[:12]}" + (" (IPv6)" if family == "ip6" else "")
+                found.append(compare_rules(listing, seen[family], where=where))
     finally:
         os.close(netns)
     return [finding for finding in found if finding.level is not Level.RIGHT]
@@ -134,8 +154,8 @@ def suspects(view: PlaneView, port: int) -> list[str]:
         return dropping_rules(nft.run("list ruleset\n"), port=port, ours=view.table)
 
 
-def _table(nft: NftContext, table: str) -> str:
+def _table(nft: NftContext, table: str, family: str) -> str:
     try:
-        return nft.run(f"list table ip {table}\n")
+        return nft.run(f"list table {family} {table}\n")
     except RuntimeFault:
         return ""

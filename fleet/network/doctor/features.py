@@ -30,6 +30,9 @@ _FULL = 0.95
 def kernel_findings(view: PlaneView) -> list[Finding]:
     """On the network thread, at home."""
     found = [*_links(view), *_nftables(view), *_forwarding(view), *_tracking()]
+    if view.ipv6_fault:
+        what = f"networks with IPv6 have only their IPv4 half on this host: {view.ipv6_fault}"
+        found.append(wrong(Check.KERNEL, what, "boot without ipv6.disable=1, or load the modules"))
     for obstacle in view.obstacles():
         what, _, remedy = obstacle.partition("; ")
         found.append(wrong(Check.KERNEL, what, remedy))
@@ -70,20 +73,24 @@ def _nftables(view: PlaneView) -> list[Finding]:
 
 
 def _forwarding(view: PlaneView) -> list[Finding]:
-    bridges = [view.links[network_id].bridge for network_id, state in view.states.items() if not state.network.internal]
+    routed = {key: state.network for key, state in view.states.items() if not state.network.internal}
+    bridges = [view.links[network_id].bridge for network_id in routed]
     switches = {"net.ipv4.ip_forward": Path("/proc/sys/net/ipv4/ip_forward")}
     switches |= {
         f"net.ipv4.conf.{bridge}.forwarding": Path(f"/proc/sys/net/ipv4/conf/{bridge}/forwarding") for bridge in bridges
     }
+    if any(network.subnet6 for network in routed.values()):
+        switches["net.ipv6.conf.all.forwarding"] = Path("/proc/sys/net/ipv6/conf/all/forwarding")
     found: list[Finding] = []
     for name, path in switches.items():
         with suppress(OSError):
-            if path.read_text().strip() == "0" and not found:  # the first turns the others off
+            is_v6 = ".ipv6." in name
+            if path.read_text().strip() == "0" and (is_v6 or not found):  # the first of IPv4 turns the others off
                 found.append(
                     wrong(
                         Check.KERNEL,
-                        f"{name} is 0: this host forwards nothing, so containers reach nothing outside and published ports "
-                        "lead nowhere",
+                        f"{name} is 0: this host forwards no{' IPv6' if is_v6 else 'thing'}, so containers reach nothing "
+                        "outside and published ports lead nowhere",
                         f"sysctl -w {name}=1, and see what sets it to 0 (files in /etc/sysctl.d)",
                     )
                 )

@@ -15,6 +15,7 @@ from fleet.errors import NotFoundError
 from fleet.network.dns import wire
 from fleet.network.doctor.finding import Check, Finding, note, right, wrong
 from fleet.network.doctor.view import PlaneView
+from fleet.network.ipam import is_ipv6
 from fleet.network.namespaces import open_namespace
 from fleet.network.resolv import EMBEDDED_SERVER
 
@@ -59,7 +60,7 @@ def questions(view: PlaneView, network_id: str) -> list[Question]:
                     sandbox_id=record.spec.id,
                     network=state.network.name,
                     name=name,
-                    expected=frozenset(expected),
+                    expected=frozenset(address for address in expected if not is_ipv6(address)),
                     sock=sock,
                 )
             )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleet.network.cardrules import Card
 from fleet.network.dns.records import Zone
 from fleet.network.kernel.nft import NftCloser
 from fleet.network.kernel.rtnetlink import Netlink
@@ -33,6 +34,9 @@ class PlaneView:
     published: tuple[PublishedPort, ...]
     remotes: Callable[[str], Remotes]
     host_rules: Callable[[], HostRules]
+    host_rules6: Callable[[], HostRules | None]
+    cards: Callable[[], frozenset[Card]]
+    ipv6_fault: str
     sandbox_rules: Callable[[SandboxRecord], SandboxRules]
     asking_order: Callable[[SandboxRecord], list[str]]
     zone: Callable[[str], Zone]

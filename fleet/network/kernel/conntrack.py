@@ -26,6 +26,7 @@ CT_GET, CT_DELETE = 0x0101, 0x0102  # subsystem 1, messages 1 and 2
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY = 1, 2
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_IP_V4_SRC, CTA_IP_V4_DST = 1, 2
+CTA_IP_V6_SRC, CTA_IP_V6_DST = 3, 4
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 NLA_F_NESTED = 0x8000
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
@@ -46,6 +47,7 @@ class Flow:
     answers: str
     key: bytes
     """The original tuple as the kernel wrote it, by which the entry is deleted."""
+    family: int = socket.AF_INET
 
 
 def forget_flows(select: Callable[[Flow], bool]) -> int:
@@ -62,7 +64,7 @@ def forget_flows(select: Callable[[Flow], bool]) -> int:
         sock.settimeout(_TIMEOUT_S)
         chosen = [flow for flow in _list(sock) if select(flow)]
         for number, flow in enumerate(chosen, 2):
-            body = struct.pack("=BBH", socket.AF_INET, 0, 0) + _attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, flow.key)
+            body = struct.pack("=BBH", flow.family, 0, 0) + _attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, flow.key)
             sock.send(_HEADER.pack(16 + len(body), CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, number, 0) + body)
             for kind, answer in _receive(sock):
                 code = -struct.unpack_from("=i", answer)[0] if kind == NLMSG_ERROR else 0
@@ -72,7 +74,7 @@ def forget_flows(select: Callable[[Flow], bool]) -> int:
 
 
 def _list(sock: socket.socket) -> list[Flow]:
-    body = struct.pack("=BBH", socket.AF_INET, 0, 0)
+    body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)  # both families in one walk
     sock.send(_HEADER.pack(16 + len(body), CT_GET, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body)
     flows: list[Flow] = []
     while True:
@@ -103,14 +105,17 @@ def _parse(body: bytes) -> Flow | None:
     addresses = _attributes(_attributes(original, 0)[CTA_TUPLE_IP], 0)
     protocol = _attributes(_attributes(original, 0)[CTA_TUPLE_PROTO], 0)
     answers = _attributes(_attributes(reply, 0)[CTA_TUPLE_IP], 0)
-    if CTA_IP_V4_DST not in addresses:
+    is_v4 = CTA_IP_V4_DST in addresses
+    if not is_v4 and CTA_IP_V6_DST not in addresses:
         return None
+    family = socket.AF_INET if is_v4 else socket.AF_INET6
     return Flow(
         protocol=protocol[CTA_PROTO_NUM][0],
-        destination=socket.inet_ntoa(addresses[CTA_IP_V4_DST]),
+        destination=socket.inet_ntop(family, addresses[CTA_IP_V4_DST if is_v4 else CTA_IP_V6_DST]),
         port=int.from_bytes(protocol.get(CTA_PROTO_DST_PORT, b""), "big"),
-        answers=socket.inet_ntoa(answers[CTA_IP_V4_SRC]),
+        answers=socket.inet_ntop(family, answers[CTA_IP_V4_SRC if is_v4 else CTA_IP_V6_SRC]),
         key=original,
+        family=family,
     )
 
 

@@ -61,6 +61,7 @@ IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_MCAST_SNOOPING = 1, 5, 23
 IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING = 4, 8
 VETH_INFO_PEER = 1
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
+IFA_F_NODAD = 0x02
 RTA_OIF, RTA_GATEWAY = 4, 5
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
@@ -70,6 +71,7 @@ NETLINK_EXT_ACK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK, SOL_NETLINK = 11, 10, 
 NLMSGERR_ATTR_MSG = 1
 _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
+_SCOPE_LINK = 253  # RT_SCOPE_LINK
 _BATCH_BYTES_MAX = 60_000
 _RECEIVE_BYTES = 1 << 17  # a dump's parts are at most 32 KiB; acknowledgements of a batch are far smaller
 _TIMEOUT_S = 10.0  # the kernel answers in microseconds; beyond this something is very wrong and must not hang a thread
@@ -122,7 +124,7 @@ class FdbEntry:
 
 @dataclass(frozen=True, slots=True, order=True)
 class NeighbourEntry:
-    """Proxied ARP answer of a VXLAN device."""
+    """Proxied answer of a VXLAN device to ARP, or to neighbour solicitation for an IPv6 ``address`` (RFC 4861)."""
 
     address: str
     mac: str
@@ -182,14 +184,15 @@ class Netlink:
             raise
         return _parse_link(answer)
 
-    def addresses(self, index: int) -> set[tuple[str, int]]:
-        """IPv4 (address, prefix length) of a link."""
+    def addresses(self, index: int, *, family: int = socket.AF_INET) -> set[tuple[str, int]]:
+        """(address, prefix length) of a link, of IPv4 unless ``family`` is another; the kernel's link-local ones are left out."""
         found: set[tuple[str, int]] = set()
-        for body in self._dump(RTM_GETADDR, struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, index)):
-            _, prefix_len, _, _, link_index = struct.unpack_from("=BBBBI", body)
-            local = _attributes(body, 8).get(IFA_LOCAL)
-            if local is not None and link_index == index:
-                found.add((socket.inet_ntoa(local), prefix_len))
+        for body in self._dump(RTM_GETADDR, struct.pack("=BBBBI", family, 0, 0, 0, index)):
+            _, prefix_len, _, scope, link_index = struct.unpack_from("=BBBBI", body)
+            attributes = _attributes(body, 8)
+            local = attributes.get(IFA_LOCAL) or attributes.get(IFA_ADDRESS)  # IPv6 has IFA_LOCAL on tunnels only
+            if local is not None and link_index == index and not (family == socket.AF_INET6 and scope == _SCOPE_LINK):
+                found.add((socket.inet_ntop(family, local), prefix_len))
         return found
 
     def address_index(self, address: str) -> int:
@@ -211,13 +214,16 @@ class Netlink:
         return found
 
     def neighbours(self, index: int) -> set[NeighbourEntry]:
-        """Permanent IPv4 neighbour entries of a link."""
+        """Permanent neighbour entries of a link, of both families."""
         found: set[NeighbourEntry] = set()
-        for body in self._dump(RTM_GETNEIGH, struct.pack("=BBHiHBB", socket.AF_INET, 0, 0, 0, 0, 0, 0)):
-            _, _, _, link_index, state, _, _ = struct.unpack_from("=BBHiHBB", body)
-            attributes = _attributes(body, 12)
-            if link_index == index and state & NUD_PERMANENT and NDA_LLADDR in attributes:
-                found.add(NeighbourEntry(socket.inet_ntoa(attributes[NDA_DST]), _mac(attributes[NDA_LLADDR])))
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for body in self._dump(RTM_GETNEIGH, struct.pack("=BBHiHBB", family, 0, 0, 0, 0, 0, 0)):
+                kind, _, _, link_index, state, _, _ = struct.unpack_from("=BBHiHBB", body)
+                attributes = _attributes(body, 12)
+                if kind != family or link_index != index or not state & NUD_PERMANENT or NDA_LLADDR not in attributes:
+                    continue  # a kernel without IPv6 answers with the other family's
+                address = socket.inet_ntop(family, attributes[NDA_DST])
+                found.add(NeighbourEntry(address, _mac(attributes[NDA_LLADDR])))
         return found
 
     def _exchange(self, batch: Sequence[Message]) -> NetlinkError | None:
@@ -369,9 +375,13 @@ def delete_group(group: int) -> Message:
 
 
 def add_address(index: int, address: str, prefix_len: int) -> Message:
-    """Give a link an IPv4 address; having it already is fine."""
-    packed = socket.inet_aton(address)
-    body = struct.pack("=BBBBI", socket.AF_INET, prefix_len, 0, 0, index)
+    """Give a link an address of either family; having it already is fine.
+
+    An IPv6 address is usable at once: managers see to it that nobody else has it, and detecting that by asking around (DAD, RFC
+    4862 section 5.4) takes a second.
+    """
+    family, packed = _packed(address)
+    body = struct.pack("=BBBBI", family, prefix_len, IFA_F_NODAD if family == socket.AF_INET6 else 0, 0, index)
     body += _attribute(IFA_LOCAL, packed) + _attribute(IFA_ADDRESS, packed)
     flags = NLM_F_CREATE | NLM_F_EXCL
     return Message(
@@ -384,10 +394,11 @@ def add_address(index: int, address: str, prefix_len: int) -> Message:
 
 
 def add_default_route(index: int, gateway: str) -> Message:
-    """Replace the default route."""
+    """Replace the default route of the gateway's family."""
+    family, packed = _packed(gateway)
     # rtmsg: family, dst_len, src_len, tos, table main 254, protocol boot 3, scope universe 0, type unicast 1
-    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 254, 3, 0, 1, 0)
-    body += _attribute(RTA_GATEWAY, socket.inet_aton(gateway)) + _u32(RTA_OIF, index)
+    body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 254, 3, 0, 1, 0)
+    body += _attribute(RTA_GATEWAY, packed) + _u32(RTA_OIF, index)
     return Message(
         kind=RTM_NEWROUTE, flags=NLM_F_CREATE | NLM_F_REPLACE, body=body, describe=f"add default route via {gateway}"
     )
@@ -419,20 +430,25 @@ def delete_fdb(index: int, mac: str, *, bridge: bool) -> Message:
 
 
 def add_neighbour(index: int, entry: NeighbourEntry) -> Message:
-    """Answer ARP for an address on behalf of its owner."""
-    body = struct.pack("=BBHiHBB", socket.AF_INET, 0, 0, index, NUD_PERMANENT, 0, 0)
-    body += _attribute(NDA_DST, socket.inet_aton(entry.address)) + _attribute(NDA_LLADDR, _mac_bytes(entry.mac))
+    """Answer ARP, or neighbour solicitation, for an address on behalf of its owner."""
+    family, packed = _packed(entry.address)
+    body = struct.pack("=BBHiHBB", family, 0, 0, index, NUD_PERMANENT, 0, 0)
+    body += _attribute(NDA_DST, packed) + _attribute(NDA_LLADDR, _mac_bytes(entry.mac))
     return Message(
         kind=RTM_NEWNEIGH, flags=NLM_F_CREATE | NLM_F_REPLACE, body=body, describe=f"answer ARP for {entry.address}"
     )
 
 
 def delete_neighbour(index: int, address: str) -> Message:
-    """Stop answering ARP for an address; absent is fine."""
-    body = struct.pack("=BBHiHBB", socket.AF_INET, 0, 0, index, 0, 0, 0) + _attribute(
-        NDA_DST, socket.inet_aton(address)
-    )
+    """Stop answering ARP, or neighbour solicitation, for an address; absent is fine."""
+    family, packed = _packed(address)
+    body = struct.pack("=BBHiHBB", family, 0, 0, index, 0, 0, 0) + _attribute(NDA_DST, packed)
     return Message(kind=RTM_DELNEIGH, flags=0, body=body, describe=f"stop ARP for {address}", tolerate=(errno.ENOENT,))
+
+
+def _packed(address: str) -> tuple[int, bytes]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return family, socket.inet_pton(family, address)
 
 
 def _create_link(body: bytes, describe: str) -> Message:

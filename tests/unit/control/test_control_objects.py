@@ -124,7 +124,32 @@ def subnet(text: str, **fields) -> Ipam:  # type: ignore[no-untyped-def]
         (NetworkSpec(name="a/b"), errors.UserError, "invalid network name"),
         (NetworkSpec(name="host"), errors.ForbiddenError, "predefined host network"),
         (NetworkSpec(name="n", driver="macvlan"), errors.UnsupportedError, "driver 'macvlan'"),
-        (NetworkSpec(name="n", enable_ipv6=True), errors.UnsupportedError, "IPv6"),
+        (
+            NetworkSpec(name="n", ipam=Ipam(config=(IpamConfig(subnet="fd00:9::/64"),))),
+            errors.UserError,
+            "IPv6 is not enabled: add --ipv6",
+        ),
+        (
+            NetworkSpec(name="n", enable_ipv6=True, ipam=Ipam(config=(IpamConfig(subnet="fe80::/64"),))),
+            errors.UserError,
+            "link-local",
+        ),
+        (
+            NetworkSpec(
+                name="n",
+                enable_ipv6=True,
+                ipam=Ipam(config=(IpamConfig(subnet="fd00:9::/64"), IpamConfig(subnet="fd00:8::/64"))),
+            ),
+            errors.UnsupportedError,
+            "one subnet of IPv4 and one of IPv6",
+        ),
+        (
+            NetworkSpec(
+                name="n", enable_ipv6=True, ipam=Ipam(config=(IpamConfig(subnet="fd00:9::/64", gateway="fd00:8::1"),))
+            ),
+            errors.UserError,
+            "gateway fd00:8::1 is not a host address",
+        ),
         (NetworkSpec(name="n", enable_ipv4=False), errors.UnsupportedError, "IPv4"),
         (NetworkSpec(name="n", config_only=True), errors.UnsupportedError, "config-only"),
         (NetworkSpec(name="n", config_from=ConfigFrom(network="x")), errors.UnsupportedError, "config-only"),

@@ -93,7 +93,11 @@ def test_forwarding_that_is_missing_misleading_or_left_over_is_named() -> None:
         f"1 forwarding entries lead to the wrong host: {FAR} leads to host 192.0.2.9, is at 192.0.2.2"
     ]
     empty = sentences(compare_forwarding(WANTED, replace(SEEN, remotes=Remotes())))
-    assert len(empty) == 2 and "are missing" in empty[0] and "not answered for (ARP): 10.0.1.11" in empty[1]
+    assert (
+        len(empty) == 2
+        and "are missing" in empty[0]
+        and "not answered for (ARP, neighbour discovery): 10.0.1.11" in empty[1]
+    )
     surplus = sentences(compare_forwarding(replace(WANTED, remotes=Remotes()), SEEN))
     assert len(surplus) == 2 and "should not be" in surplus[0]
 

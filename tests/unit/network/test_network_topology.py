@@ -66,7 +66,7 @@ def test_bad_network_is_refused(change: dict[str, Any]) -> None:
         lambda: PublishedPort(protocol="tcp", published_port=0, target_port=80, service_id="s"),
         lambda: PublishedPort(protocol="icmp", published_port=1, target_port=80, service_id="s"),  # type: ignore[arg-type]
         lambda: HostPort(protocol="tcp", host_port=80, target_port=65536),
-        lambda: HostPort(protocol="tcp", host_port=80, target_port=80, host_address="::1"),
+        lambda: HostPort(protocol="tcp", host_port=80, target_port=80, host_address="::1/128"),
         lambda: AttachmentSpec(network_id="a/b"),
         lambda: AttachmentSpec(network_id="n", mac="02:42:0A:00:00:01"),
         lambda: SandboxSpec(id="/etc/passwd"),
