@@ -55,15 +55,20 @@ class EngineClient:
     """Calls the engine API at ``url`` (``unix:///path`` or ``tcp://host:port``).
 
     Raises ``UnavailableError`` when nobody listens there, ``EngineError`` for every HTTP status of 400 and above.
-    One connection is kept and reused; not thread-safe.
+    One connection is kept and reused; not thread-safe. ``token`` goes with every request: the caller sees to it that
+    ``url`` and ``tls`` keep it from others.
     """
 
-    def __init__(self, url: str, *, tls: ssl.SSLContext | None = None, timeout_s: float | None = 60.0) -> None:
+    def __init__(
+        self, url: str, *, tls: ssl.SSLContext | None = None, timeout_s: float | None = 60.0, token: str = ""
+    ) -> None:
         self.url = url
         self.stale_s: str | None = None
         """Seconds since what a manager last showed was known to be the newest; None while it is."""
         self._tls = tls
         self._timeout_s = timeout_s
+        self.credentials: Mapping[str, str] = {"Authorization": f"Bearer {token}"} if token else {}
+        """Headers that say who asks."""
         self._connection: http.client.HTTPConnection | None = None
 
     def _connect(self) -> http.client.HTTPConnection:
@@ -99,7 +104,7 @@ class EngineClient:
                 method,
                 target,
                 body=body,
-                headers=dict(headers),
+                headers={**headers, **self.credentials},
                 encode_chunked=body is not None and not isinstance(body, bytes),
             )
             response = connection.getresponse()

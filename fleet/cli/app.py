@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +26,7 @@ __all__ = ["DEFAULT_HOST", "App", "TlsOptions", "filters_of", "part", "pass_app"
 R = TypeVar("R")
 
 DEFAULT_HOST: Final = "unix:///run/fleet/fleet.sock"
+_TOKEN_FILE_MAX: Final = 4096
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +62,20 @@ class App:
     """One run of the command. ``environment`` is the process's, read once."""
 
     def __init__(
-        self, *, host: str | None, tls: TlsOptions, environment: Mapping[str, str], context: str | None = None
+        self,
+        *,
+        host: str | None,
+        tls: TlsOptions,
+        environment: Mapping[str, str],
+        context: str | None = None,
+        token_file: str = "",
     ) -> None:
         self.environment = environment
         self.host_given = host or environment.get("FLEET_HOST") or environment.get("DOCKER_HOST")
         """The daemon that -H or the environment names, if one does."""
         self._context_flag = context
         self._tls = tls
+        self._token_file = token_file
         self._chosen: tuple[str, TlsOptions] | None = None
         self._client: EngineClient | None = None
 
@@ -119,14 +129,35 @@ class App:
     def client(self) -> EngineClient:
         """The client, made at first use."""
         if self._client is None:
-            url, tls = self._endpoint()
-            self._client = EngineClient(url, tls=tls.context())
+            self._client = self._make_client(60.0)
         return self._client
 
     def streaming_client(self, *, timeout_s: float | None = None) -> EngineClient:
         """A second client, by default without a time limit: for logs and events that may stay silent."""
+        return self._make_client(timeout_s)
+
+    def _make_client(self, timeout_s: float | None) -> EngineClient:
         url, tls = self._endpoint()
-        return EngineClient(url, tls=tls.context(), timeout_s=timeout_s)
+        return EngineClient(url, tls=tls.context(), timeout_s=timeout_s, token=self._token(url, tls))
+
+    def _token(self, url: str, tls: TlsOptions) -> str:
+        """What to show to the daemon there; nothing on a unix socket, whose callers are known. Raises ``UserError`` rather than
+        show it where somebody else could read it."""
+        if url.startswith("unix:"):
+            return ""
+        if self._token_file:
+            token = _read_token(Path(self._token_file))
+        else:
+            token = self.environment.get("FLEET_TOKEN", "").strip()
+            if token and len(token.split()) > 1:
+                raise errors.UserError("FLEET_TOKEN: expected one token and nothing else")
+        is_verified = tls.verify or (url.startswith("https:") and not tls.enabled)
+        if token and not is_verified:
+            raise errors.UserError(
+                f"{url}: a token is shown only over TLS to a daemon whose certificate is verified: "
+                "add --tlsverify, and --tlscacert FILE for an authority of your own"
+            )
+        return token
 
     def close(self) -> None:
         """Close the connection, and say it when what was shown may be old; idempotent."""
@@ -158,6 +189,22 @@ class App:
 
 def _url(host: str) -> str:
     return host if "://" in host else f"tcp://{host}"
+
+
+def _read_token(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(_TOKEN_FILE_MAX + 1).decode("ascii").strip()
+    except OSError as cause:
+        raise errors.UserError(f"token file {path}: {cause.strerror or cause}") from cause
+    except UnicodeDecodeError as cause:
+        raise errors.UserError(f"token file {path}: that is not a token") from cause
+    if not text or len(text) > _TOKEN_FILE_MAX or len(text.split()) > 1:
+        raise errors.UserError(f"token file {path}: expected one token and nothing else")
+    if mode & stat.S_IROTH:
+        click.echo(f"WARNING: every user of this machine can read the token in {path}: chmod 600", err=True)
+    return text
 
 
 def pass_app(command: Callable[..., R]) -> Callable[..., R]:

@@ -31,6 +31,8 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "network": ("fleet.cli.network:network", "Manage networks"),
     "secret": ("fleet.cli.objects:secret", "Manage secrets"),
     "config": ("fleet.cli.objects:config", "Manage configs"),
+    "user": ("fleet.cli.access:user", "Manage users of the API and their roles"),
+    "token": ("fleet.cli.access:token", "Manage tokens that users show to the API"),
     "volume": ("fleet.cli.volume:volume", "Manage volumes of this host"),
     "image": ("fleet.cli.image:image", "Manage images of this host"),
     "container": ("fleet.cli.container:container", "Manage containers of this host"),
@@ -76,7 +78,10 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "logs": ("fleet.cli.logs:logs", "Show logs of a container, service or task"),
 }
 _SECTIONS: Final = (
-    ("Cluster", ("swarm", "node", "service", "stack", "job", "quota", "task", "network", "secret", "config", "top")),
+    (
+        "Cluster",
+        ("swarm", "node", "service", "stack", "job", "quota", "task", "network", "secret", "config", "user", "token", "top"),
+    ),
     ("This host", ("container", "image", "volume", "system", "info", "version", "events", "daemon")),
     ("Containers", ("run", "create", "exec", "attach", "start", "stop", "restart", "kill", "pause", "unpause", "rm")),
     ("More of containers", ("rename", "update", "wait", "port", "diff", "stats", "cp", "export")),
@@ -135,6 +140,7 @@ class LazyGroup(click.Group):
 @click.option("--tlscacert", metavar="FILE", help="Trust certificates signed only by this CA.")
 @click.option("--tlscert", metavar="FILE", help="TLS certificate file.")
 @click.option("--tlskey", metavar="FILE", help="TLS key file.")
+@click.option("--token-file", metavar="FILE", help="File with the token to show to the daemon.")
 @click.version_option(package_name="fleet", message="fleet version %(version)s")
 @click.pass_context
 def cli(
@@ -147,11 +153,13 @@ def cli(
     tlscacert: str | None,
     tlscert: str | None,
     tlskey: str | None,
+    token_file: str | None,
 ) -> None:
     """Run containers on many hosts as if they were one.
 
     The daemon is that of --context or -H, else of $FLEET_HOST or $DOCKER_HOST, else of the context in $FLEET_CONTEXT or
     $DOCKER_CONTEXT, else of the one that fleet context use chose, else unix:///run/fleet/fleet.sock.
+    The token is taken from --token-file, else $FLEET_TOKEN_FILE, else $FLEET_TOKEN; it is shown over verified TLS alone.
     """
     if host and context:
         raise click.UsageError("--host and --context exclude each other: a context names a host", ctx)
@@ -161,6 +169,7 @@ def cli(
         context=context,
         tls=TlsOptions(enabled=tls, verify=tlsverify, ca_file=tlscacert, cert_file=tlscert, key_file=tlskey),
         environment=environment,
+        token_file=token_file or environment.get("FLEET_TOKEN_FILE") or "",
     )
     ctx.obj = app
     ctx.call_on_close(app.close)

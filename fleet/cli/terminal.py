@@ -96,9 +96,10 @@ def connect(app: App, path: str, *, query: dict[str, Any] | None = None, body: A
     connection = client._connect()
     payload = json.dumps(body).encode() if body is not None else b""
     target = path + (f"?{urlencode(query)}" if query else "")
+    who = "".join(f"{name}: {value}\r\n" for name, value in client.credentials.items())
     head = (
         f"POST {target} HTTP/1.1\r\nHost: fleet\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+        f"{who}Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
     )
     try:
         connection.connect()

@@ -25,6 +25,7 @@ __all__ = [
     "make_unlock_key",
     "parse_token",
     "parse_unlock_key",
+    "to_base36",
     "token_matches",
     "token_role",
 ]
@@ -52,8 +53,8 @@ def make_token(cert_pem: str, secret: bytes) -> str:
     """The token for the root ``cert_pem`` and 16 random bytes that the caller supplies."""
     if len(secret) != SECRET_BYTES:
         raise ValueError(f"a token's secret is {SECRET_BYTES} bytes, not {len(secret)}")
-    digest = _to_base36(root_digest(cert_pem), _DIGEST_DIGITS)
-    return f"{_PREFIX}-1-{digest}-{_to_base36(secret, _SECRET_DIGITS)}"
+    digest = to_base36(root_digest(cert_pem), _DIGEST_DIGITS)
+    return f"{_PREFIX}-1-{digest}-{to_base36(secret, _SECRET_DIGITS)}"
 
 
 def parse_token(text: str) -> JoinToken:
@@ -115,7 +116,8 @@ def parse_unlock_key(text: str) -> bytes:
     return secret
 
 
-def _to_base36(data: bytes, digits: int) -> str:
+def to_base36(data: bytes, digits: int) -> str:
+    """``data`` as a number of so many digits ``0-9a-z``, zeros first."""
     number = int.from_bytes(data, "big")
     text = []
     for _ in range(digits):

@@ -15,6 +15,8 @@ __all__ = [
     "SecretId",
     "ServiceId",
     "TaskId",
+    "TokenId",
+    "UserId",
     "encode_id",
     "is_id",
 ]
@@ -27,6 +29,8 @@ NetworkId = NewType("NetworkId", str)
 SecretId = NewType("SecretId", str)
 ConfigId = NewType("ConfigId", str)
 LoginId = NewType("LoginId", str)
+UserId = NewType("UserId", str)
+TokenId = NewType("TokenId", str)
 
 ID_ENTROPY_BYTES: Final = 16
 _LENGTH: Final = 25

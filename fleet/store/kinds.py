@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from typing import Final, TypeAlias, TypeVar
 
+from fleet.model.access import Token, User
 from fleet.model.cluster import Authority, Cluster, Guard
 from fleet.model.guest import Guest
 from fleet.model.network import Network
@@ -34,7 +35,9 @@ __all__ = [
 
 ROOT: Final = "/fleet/"
 
-Stored: TypeAlias = Service | Task | Node | Network | Secret | Config | Cluster | Authority | Guard | Login | Guest
+Stored: TypeAlias = (
+    Service | Task | Node | Network | Secret | Config | Cluster | Authority | Guard | Login | Guest | User | Token
+)
 T = TypeVar("T", bound=Stored)
 
 
@@ -52,6 +55,8 @@ class Kind(enum.StrEnum):
     GUARD = "guard"
     LOGIN = "login"
     GUEST = "guest"
+    USER = "user"
+    TOKEN = "token"  # noqa: S105 - a word, not one
 
     @property
     def prefix(self) -> str:
@@ -71,6 +76,8 @@ TYPE_OF: Final[dict[Kind, type[Stored]]] = {
     Kind.GUARD: Guard,
     Kind.LOGIN: Login,
     Kind.GUEST: Guest,
+    Kind.USER: User,
+    Kind.TOKEN: Token,
 }
 
 KIND_OF: Final[dict[type[Stored], Kind]] = {kind: name for name, kind in TYPE_OF.items()}
@@ -87,11 +94,11 @@ def name_key(kind: Kind, name: str) -> str:
 
 
 def is_hidden(obj: Stored) -> bool:
-    """Kept for the loops' sake but gone for users: a service being removed, a removed node's tombstone."""
+    """Kept for the loops' sake but gone for users: a service being removed, a removed node's or user's tombstone."""
     match obj:
         case Service():
             return obj.pending_delete
-        case Node():
+        case Node() | User():
             return obj.removed
         case _:
             return False
@@ -100,11 +107,13 @@ def is_hidden(obj: Stored) -> bool:
 def unique_name(obj: Stored) -> str | None:
     """The name no other object of the kind may have; None where names repeat (nodes) or do not exist.
 
-    A service that is being removed has given its name away already.
+    A service that is being removed, and a removed user, have given their names away already.
     """
     match obj:
         case Service():
             return None if obj.pending_delete else obj.spec.name
+        case User():
+            return None if obj.removed else obj.spec.name
         case Network() | Secret() | Config() | Cluster():
             return obj.spec.name
         case _:
@@ -114,7 +123,7 @@ def unique_name(obj: Stored) -> str | None:
 def label_of(obj: Stored) -> str:
     """The object in an error text: its name where it has one, else its id."""
     match obj:
-        case Service() | Network() | Secret() | Config() | Cluster():
+        case Service() | Network() | Secret() | Config() | Cluster() | User():
             return obj.spec.name or obj.id
         case Node():
             return obj.spec.name or obj.description.hostname or obj.id

@@ -23,6 +23,7 @@ import msgspec
 from fleet import errors
 from fleet.metrics import Counter, Histogram
 from fleet.model import wire
+from fleet.model.access import Token, User
 from fleet.model.cluster import SEALING_AUTHORITY, Authority, Cluster, Guard
 from fleet.model.common import Version
 from fleet.model.guest import Guest
@@ -102,6 +103,8 @@ class Store:
         self.guards: Table[Guard] = Table(Kind.GUARD)
         self.logins: Table[Login] = Table(Kind.LOGIN)
         self.guests: Table[Guest] = Table(Kind.GUEST)
+        self.users: Table[User] = Table(Kind.USER)
+        self.tokens: Table[Token] = Table(Kind.TOKEN)
         tables = (
             self.services,
             self.tasks,
@@ -114,6 +117,8 @@ class Store:
             self.guards,
             self.logins,
             self.guests,
+            self.users,
+            self.tokens,
         )
         self._tables: dict[Kind, Table[Any]] = {table.kind: table for table in tables}
         self.fence: Compare | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fleet.clock import Clock
+from fleet.manager.control.access import TokenControl, UserControl
 from fleet.manager.control.autoscale import AutoscaleControl, Scaling, unknown
 from fleet.manager.control.cluster import ClusterControl, RotateToken
 from fleet.manager.control.context import Context
@@ -58,3 +59,5 @@ class ControlApi:
         self.secrets = SecretControl(context)
         self.configs = ConfigControl(context)
         self.cluster = ClusterControl(context, rotate_token=rotate_token, signing=signing or Signing(clock))
+        self.users = UserControl(context)
+        self.tokens = TokenControl(context)

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from fastapi import APIRouter
 
 from fleet.manager.control import ControlApi
-from fleet.manager.http import data, nodes, quotas, rebalance, services, swarm, tasks
+from fleet.manager.http import access, data, nodes, quotas, rebalance, services, swarm, tasks
 from fleet.manager.http.networks import SwarmNetworks, network_matches
 
 __all__ = ["SwarmNetworks", "network_matches", "swarm_routes"]
 
 
 def swarm_routes(control: Callable[[], ControlApi]) -> APIRouter:
-    """/services, /tasks, /nodes, /secrets, /configs, GET /swarm and POST /swarm/update."""
+    """/services, /tasks, /nodes, /secrets, /configs, GET /swarm and POST /swarm/update, users and tokens."""
     router = APIRouter()
-    for module in (services, tasks, nodes, data, swarm, rebalance, quotas):
+    for module in (services, tasks, nodes, data, swarm, rebalance, quotas, access):
         router.include_router(module.routes(control))
     return router
