@@ -23,6 +23,7 @@ __all__ = [
     "ConflictError",
     "OutOfSequenceError",
     "UnavailableError",
+    "RateLimitedError",
     "StorageFullError",
     "RuntimeFault",
     "RejectedFault",
@@ -99,6 +100,12 @@ class UnavailableError(FleetError):
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimitedError(UnavailableError):
+    """Asked too often, with the wrong credentials; again after ``retry_after_s``."""
+
+    http_status = 429
 
 
 class StorageFullError(UnavailableError):

@@ -303,7 +303,8 @@ class Trust(_Message, frozen=True, kw_only=True):
     ``roots_pem``: the root certificates to trust, two of them while the root is being rotated. ``issuer_key``: public key
     (base64 of DER) of the root that should have issued the node's certificate; a node with another asks for a new one.
     ``role``: what the node's certificate should name; with another it asks for a new one as well. ``removed``: nodes whose
-    certificates are good and yet worth nothing any more. ``managers``: cluster addresses, the leader's first.
+    certificates are good and yet worth nothing any more. ``managers``: cluster addresses, the leader's first. ``users``: whoever
+    shows a certificate with such a name to the API is that user, and no admin.
     """
 
     roots_pem: str
@@ -311,6 +312,7 @@ class Trust(_Message, frozen=True, kw_only=True):
     role: NodeRole = NodeRole.WORKER
     removed: tuple[NodeId, ...] = ()
     managers: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
 
 
 class Measure(_Message, frozen=True, kw_only=True):

@@ -13,10 +13,14 @@ from fleet.api.http import install_error_handlers
 from fleet.builder.http import build_routes
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
+from fleet.daemon.access import AccessGate, Authenticator
+from fleet.daemon.access.limits import FailureLimit
+from fleet.daemon.access.objects import Objects
 from fleet.daemon.audit import Audit
 from fleet.daemon.config import DaemonConfig
 from fleet.daemon.doctor import Doctor
 from fleet.daemon.events import EventLog
+from fleet.daemon.http.access import access_routes
 from fleet.daemon.http.distribution import distribution_routes
 from fleet.daemon.http.doctor import doctor_routes
 from fleet.daemon.http.logs import log_routes
@@ -35,7 +39,7 @@ from fleet.images import ImageStore
 from fleet.manager.http import swarm_routes as swarm_object_routes
 from fleet.network.topology import NetworkSpec
 
-__all__ = ["engine_app"]
+__all__ = ["api_routes", "engine_app"]
 
 
 def engine_app(
@@ -54,11 +58,64 @@ def engine_app(
     clock: Clock,
 ) -> Any:
     """The application behind the unix socket and the TCP listener."""
+    app = api_routes(
+        config=config,
+        membership=membership,
+        engine=engine,
+        images=images,
+        bridge=bridge,
+        locator=locator,
+        events=events,
+        moves=moves,
+        doctor=doctor,
+        exposition=exposition,
+        clock=clock,
+    )
+    remote = RemoteTasks(
+        app,
+        has_control=lambda: membership.has_control,
+        manager=membership.manager,
+        engine=engine,
+        peers=moves.peers,
+    )
+    authenticator = Authenticator(
+        control=lambda: membership.manager().control,
+        has_control=lambda: membership.has_control,
+        known=membership.known_users,
+    )
+    objects = Objects(
+        store=lambda: membership.manager().store,
+        has_control=lambda: membership.has_control,
+        engine=engine,
+        remote=remote,
+    )
+    gate = AccessGate(
+        StaleState(remote, membership.majority), authenticator=authenticator, objects=objects, limit=FailureLimit(clock)
+    )
+    return VersionPrefix(Audit(requests.around(gate)))
+
+
+def api_routes(
+    *,
+    config: DaemonConfig,
+    membership: Membership,
+    engine: ContainerEngine,
+    images: ImageStore,
+    bridge: NetworkSpec,
+    locator: ImageLocator,
+    events: EventLog,
+    moves: Moves,
+    doctor: Doctor,
+    exposition: Exposition,
+    clock: Clock,
+) -> FastAPI:
+    """The routes alone; each needs a row in ``fleet.daemon.access.table``."""
     app = FastAPI(openapi_url="/fleet/v1/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False)
     install_error_handlers(app)
     routers = [
         system_routes(config=config, membership=membership, engine=engine, images=images, events=events, clock=clock),
         swarm_routes(membership),
+        access_routes(),
         log_routes(membership),
         move_routes(membership, moves),
         metrics_routes(exposition),
@@ -73,11 +130,4 @@ def engine_app(
     ]
     for router in routers:
         app.include_router(router)
-    remote = RemoteTasks(
-        app,
-        has_control=lambda: membership.has_control,
-        manager=membership.manager,
-        engine=engine,
-        peers=moves.peers,
-    )
-    return VersionPrefix(Audit(requests.around(StaleState(remote, membership.majority))))
+    return app

@@ -1,4 +1,5 @@
-"""Who asked for which change, from where, and what came of it: one line of the log for each request that is not a read.
+"""Who asked for which change, from where, and what came of it: one line of the log for each request that is not a read, and for
+each that was refused for want of credentials or of rights.
 
 A request has an id: the client's ``X-Request-ID`` where it is plain and short, else one made here. It is in the line and in the
 answer, so that a client's log and this one can be laid side by side. Neither query nor body is told: they may hold secrets.
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from fleet.daemon.access.principal import PRINCIPAL, Principal
 from fleet.daemon.listeners import TLS_EXTENSION, TRANSPORT_EXTENSION
 from fleet.logs import get_logger
 
@@ -22,6 +24,7 @@ __all__ = ["Audit"]
 log = get_logger("api")
 
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_REFUSALS: Final = frozenset({401, 403, 429})
 _ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _HEADER: Final = b"x-request-id"
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -39,7 +42,7 @@ class Audit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id, asked = _request_id(scope), scope["path"]
         began, code = time.perf_counter(), 0
 
         async def marked(message: Any) -> None:
@@ -47,29 +50,44 @@ class Audit:
             if message["type"] == "http.response.start":
                 code = message["status"]
                 message["headers"] = [*message.get("headers", ()), (_HEADER, request_id)]
-                self._tell(scope, request_id, str(code), began)
+                self._tell(scope, asked, request_id, code, began)
             await send(message)
 
         try:
             await self._app(scope, receive, marked)
         finally:
             if not code:  # attach and exec took the connection over, or the client left before an answer
-                self._tell(scope, request_id, "none", began)
+                self._tell(scope, asked, request_id, 0, began)
 
-    def _tell(self, scope: Any, request_id: bytes, code: str, began: float) -> None:
-        if scope["method"] in _READS:
+    def _tell(self, scope: Any, asked: str, request_id: bytes, code: int, began: float) -> None:
+        """``asked``: the path as it came; where the gate put an id in place of a name, that is told as ``object``."""
+        is_refused = code in _REFUSALS
+        if scope["method"] in _READS and not is_refused:
             return
         who, origin = _caller(scope)
+        principal: Principal | None = scope.get(PRINCIPAL)
+        if principal is not None and principal.user:
+            who = f"user {principal.user}"
         self._write(
-            "change asked for",
+            "refused" if is_refused else "change asked for",
             request=request_id.decode(),
             method=scope["method"],
-            path=scope["path"][:_PATH_MAX],
-            code=code,
+            path=asked[:_PATH_MAX],
+            code=str(code or "none"),
             ms=round((time.perf_counter() - began) * 1000, 1),
             who=who,
             origin=origin,
+            **_grant(principal),
+            **({"object": scope["path"][:_PATH_MAX]} if scope["path"] != asked else {}),
         )
+
+
+def _grant(principal: Principal | None) -> dict[str, str]:
+    """What the one who asked may do, and by which token; nothing for who was not let in."""
+    if principal is None:
+        return {}
+    known = {"role": principal.role.value}
+    return known | {"token": principal.token_id} if principal.token_id else known
 
 
 def _request_id(scope: Any) -> bytes:

@@ -140,7 +140,11 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
     (("-G", "--group"), {"help": "group that may use the unix socket"}),
     (
         ("--tlsverify",),
-        {"action": "store_true", "default": None, "help": "clients must show a certificate of --tlscacert"},
+        {
+            "action": "store_true",
+            "default": None,
+            "help": "clients must show a certificate of --tlscacert (else: or a token)",
+        },
     ),
     (("--tlscacert",), {"metavar": "FILE", "help": "trust certificates signed by this authority"}),
     (("--tlscert",), {"metavar": "FILE", "help": "the TCP listener's certificate"}),
@@ -176,7 +180,7 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
         ("--dashboard",),
         {
             "choices": [mode.value for mode in DashboardMode],
-            "help": "page at /: auto (default; socket, and TCP with client certificates), on, off",
+            "help": "page at /: auto (default; socket, and TCP with TLS), on, off",
         },
     ),
     (

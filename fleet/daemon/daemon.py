@@ -155,7 +155,7 @@ class Daemon:
                 requests=requests,
                 clock=clock,
             )
-            pages = DashboardPages(app, mode=config.dashboard, is_verified=config.tlsverify)
+            pages = DashboardPages(app, mode=config.dashboard)
             guarded = BrowserGuard(pages, hosts=config.dashboard_hosts)
             listeners = self._listeners(guarded, metrics_app(exposition))
             await membership.open()
@@ -210,7 +210,7 @@ class Daemon:
             if tls is None and not address.startswith("127.") and address != "localhost":
                 raise errors.UserError(
                     f"listen on {host}: without TLS anybody who reaches this port is root here; "
-                    "give --tlscacert, --tlscert, --tlskey and --tlsverify, or listen on 127.0.0.1"
+                    "give --tlscert and --tlskey, or listen on 127.0.0.1"
                 )
             result.append(Listener(app, [tcp_socket(address, port)], name=host, tls=tls))
         if config.metrics_addr:
@@ -303,11 +303,11 @@ def _server_tls(config: DaemonConfig) -> ssl.SSLContext | None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_cert_chain(config.tlscert, config.tlskey)
-        if config.tlsverify:
-            if config.tlscacert is None:
-                raise errors.UserError("--tlsverify needs --tlscacert: the authority of client certificates")
+        if config.tlsverify and config.tlscacert is None:
+            raise errors.UserError("--tlsverify needs --tlscacert: the authority of client certificates")
+        if config.tlscacert is not None:
             context.load_verify_locations(config.tlscacert)
-            context.verify_mode = ssl.CERT_REQUIRED
+            context.verify_mode = ssl.CERT_REQUIRED if config.tlsverify else ssl.CERT_OPTIONAL
     except (OSError, ssl.SSLError) as cause:
         raise errors.UserError(f"TLS certificate, key or authority: {cause}") from cause
     return context

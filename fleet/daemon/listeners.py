@@ -26,7 +26,7 @@ from fleet.agent.http import HijackMixin
 from fleet.api.dispatch import FRAME_LIMIT
 from fleet.logs import get_logger
 
-__all__ = ["TLS_EXTENSION", "TRANSPORT_EXTENSION", "Listener", "tcp_socket", "unix_socket"]
+__all__ = ["TLS_EXTENSION", "TRANSPORT_EXTENSION", "Listener", "is_tls", "is_unix", "tcp_socket", "unix_socket"]
 
 log = get_logger("listener")
 
@@ -34,6 +34,17 @@ TLS_EXTENSION: Final = "fleet.tls"
 TRANSPORT_EXTENSION: Final = "fleet.transport"
 _BACKLOG: Final = 512
 _STOP_TIMEOUT_S: Final = 3
+
+
+def is_unix(scope: Any) -> bool:
+    """Whether a request came over a unix socket: uvicorn names such a listener by its path and no port."""
+    server = scope.get("server")
+    return not server or server[1] is None
+
+
+def is_tls(scope: Any) -> bool:
+    """Whether a request came over TLS."""
+    return TLS_EXTENSION in scope.get("extensions", {}) or scope.get("scheme") in ("https", "wss")
 
 
 class _Http(HijackMixin, HttpToolsProtocol):

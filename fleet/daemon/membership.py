@@ -42,7 +42,7 @@ from fleet.daemon.joining import (
 )
 from fleet.daemon.listeners import Listener, tcp_socket
 from fleet.daemon.moves import Moves
-from fleet.daemon.node_identity import IdentityKeeper
+from fleet.daemon.node_identity import REMOVED_FILE, USERS_FILE, IdentityKeeper, known_users
 from fleet.daemon.place import choose_place, listen_host
 from fleet.daemon.service_logs import ServiceLogs
 from fleet.daemon.swarm_state import SwarmState, SwarmStateFile
@@ -183,6 +183,10 @@ class Membership:
     def has_control(self) -> bool:
         """Whether ``manager`` has an answer: not at a worker, nor while the cluster's state cannot be reached."""
         return self._active is not None and self._control.role is not None
+
+    def known_users(self) -> frozenset[str]:
+        """Names of the cluster's users as this node was last told; also while it is locked or cannot be a member."""
+        return self._active.keeper.users if self._active is not None else known_users(self._identity_folder)
 
     @property
     def raft_term(self) -> int | None:
@@ -469,7 +473,8 @@ class Membership:
         """Remove what a former membership or an interrupted init or join left."""
         await asyncio.to_thread(self._file.remove)
         await asyncio.to_thread(remove_identity, self._identity_folder)
-        (self._identity_folder / "removed.json").unlink(missing_ok=True)
+        for name in (REMOVED_FILE, USERS_FILE):
+            (self._identity_folder / name).unlink(missing_ok=True)
         await asyncio.to_thread(shutil.rmtree, self._folder / "agent", ignore_errors=True)
         await self._control.forget()
 

@@ -32,10 +32,12 @@ from fleet.model.ids import NodeId
 from fleet.model.node import NodeRole
 from fleet.store.sealing import write_secret
 
-__all__ = ["IdentityKeeper"]
+__all__ = ["REMOVED_FILE", "USERS_FILE", "IdentityKeeper", "known_users"]
 
 log = get_logger("identity")
 
+REMOVED_FILE: Final = "removed.json"
+USERS_FILE: Final = "users.json"
 _LOOK_S: Final = 3600.0
 """Wall clocks jump: however far off the renewal is, look again after this long."""
 _RETRY_FIRST_S: Final = 1.0
@@ -64,16 +66,14 @@ class IdentityKeeper:
         self._due = asyncio.Event()
         self._trust: Trust | None = None
         self._trust_came = asyncio.Event()
-        self.removed: frozenset[NodeId] = _load_removed(self._removed_file)
+        self.removed = frozenset(NodeId(node_id) for node_id in _load_names(folder / REMOVED_FILE))
         """Nodes that are to be refused although their certificates are good."""
-        self._removed_kept = self.removed
+        self.users = _load_names(folder / USERS_FILE)
+        """Names of users of the API."""
+        self._kept: dict[str, frozenset[str]] = {REMOVED_FILE: frozenset(self.removed), USERS_FILE: self.users}
         self._take(identity)
         self.listener_tls = server_context(identity, client_certificates="optional")
         self.listener_tls.sni_callback = self._choose_context
-
-    @property
-    def _removed_file(self) -> Path:
-        return self._folder / "removed.json"
 
     def _take(self, identity: NodeIdentity) -> None:
         self.identity = identity
@@ -103,6 +103,7 @@ class IdentityKeeper:
     def follow(self, trust: Trust) -> None:
         """What the manager said of whom to trust; taken up by ``run``."""
         self.removed = frozenset(trust.removed)
+        self.users = frozenset(trust.users)
         self._trust = trust
         self._trust_came.set()
 
@@ -119,10 +120,10 @@ class IdentityKeeper:
             trust = self._trust
             if trust is None:
                 continue
-            if self.removed != self._removed_kept:
-                kept = self.removed
-                await asyncio.to_thread(_save_removed, self._removed_file, kept)
-                self._removed_kept = kept
+            for name, names in ((REMOVED_FILE, frozenset[str](self.removed)), (USERS_FILE, self.users)):
+                if names != self._kept[name]:
+                    await asyncio.to_thread(_save_names, self._folder / name, names)
+                    self._kept[name] = names
             if trust.roots_pem != self.identity.ca_pem:
                 try:
                     changed = make_identity(
@@ -198,19 +199,24 @@ class IdentityKeeper:
         return True
 
 
-def _load_removed(path: Path) -> frozenset[NodeId]:
-    """What the managers said last, so that a removed node is refused from a start on, before there is a session."""
+def _load_names(path: Path) -> frozenset[str]:
+    """What the managers said last, so that it holds from a start on, before there is a session."""
     try:
-        return frozenset(NodeId(node_id) for node_id in msgspec.json.decode(path.read_bytes(), type=list[str]))
+        return frozenset(msgspec.json.decode(path.read_bytes(), type=list[str]))
     except FileNotFoundError:
         return frozenset()
     except (OSError, msgspec.DecodeError) as cause:
-        log.warning("the removed nodes are not known until a manager says so", cause=str(cause))
+        log.warning("not known until a manager says so", file=path.name, cause=str(cause))
         return frozenset()
 
 
-def _save_removed(path: Path, removed: frozenset[NodeId]) -> None:
+def _save_names(path: Path, names: frozenset[str]) -> None:
     try:
-        write_secret(path, msgspec.json.encode(sorted(removed)))
+        write_secret(path, msgspec.json.encode(sorted(names)))
     except OSError as cause:  # a full disk must not keep the node from following its managers
-        log.warning("the removed nodes are not kept for the next start", cause=str(cause))
+        log.warning("not kept for the next start", file=path.name, cause=str(cause))
+
+
+def known_users(folder: Path) -> frozenset[str]:
+    """Names of users as a node with its identity in ``folder`` was last told."""
+    return _load_names(folder / USERS_FILE)

@@ -199,6 +199,7 @@ class Dispatcher:
             Kind.LOGIN,
             Kind.AUTHORITY,
             Kind.GUEST,
+            Kind.USER,
         )
         self._trust = self._common_trust()
         try:
@@ -566,9 +567,13 @@ class Dispatcher:
 
 
 def _concerns_trust(change: Change) -> bool:
-    """Of nodes: whether they are members, and whether and where they manage. One that joins as a worker changes nothing."""
+    """Of nodes: whether they are members, and whether and where they manage; one that joins as a worker changes nothing. Of users:
+    that they are.
+    """
     if change.kind is Kind.AUTHORITY:
         return True
+    if change.kind is Kind.USER:
+        return change.old is None or change.new is None
     if change.kind is not Kind.NODE:
         return False
     old, new = change.old, change.new

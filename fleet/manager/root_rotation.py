@@ -88,6 +88,7 @@ def trust_of(store: Store) -> dispatch.Trust | None:
         roots_pem=trusted_roots(authority),
         issuer_key=root_info(signing_root(authority).cert_pem).cert_issuer_public_key,
         removed=tuple(sorted(node.id for node in store.nodes.all() if node.removed)),
+        users=tuple(sorted({user.spec.name for user in store.users.all()})),
     )
 
 

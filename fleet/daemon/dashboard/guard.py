@@ -20,7 +20,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from fleet.api.http import json_response
-from fleet.daemon.listeners import TLS_EXTENSION
+from fleet.daemon.listeners import is_tls
 from fleet.logs import get_logger
 
 __all__ = ["CHANGE_HEADER", "BrowserGuard", "explain_refusal"]
@@ -45,9 +45,8 @@ class BrowserGuard:
             headers: dict[str, list[str]] = {}
             for name, value in scope["headers"]:
                 headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-            is_tls = TLS_EXTENSION in scope.get("extensions", {}) or scope.get("scheme") in ("https", "wss")
             method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
-            refusal = explain_refusal(method, scope["path"], headers, is_tls=is_tls, hosts=self._hosts)
+            refusal = explain_refusal(method, scope["path"], headers, is_tls=is_tls(scope), hosts=self._hosts)
             if refusal:
                 log.warning("refused", method=method, path=scope["path"][:200], reason=refusal)
                 if scope["type"] == "websocket":

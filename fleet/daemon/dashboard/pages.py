@@ -1,7 +1,7 @@
 """``/`` and ``/fleet/dashboard/...``: the files in ``static``, read once, with headers that leave a hostile text no way to run.
 
-Served where whoever connects is authenticated: the unix socket, by its mode, and TCP that asks for client certificates. Any other
-TCP, 127.0.0.1 in the clear too, has no authentication: there only if ``--dashboard on`` says so.
+Served where whoever asks the API is authenticated: the unix socket, by its mode, and TCP with TLS, by a certificate or a token;
+the files themselves tell nothing. TCP in the clear (127.0.0.1) has no authentication: there only if ``--dashboard on`` says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from fleet.daemon.listeners import TLS_EXTENSION
+from fleet.daemon.listeners import is_tls, is_unix
 
 __all__ = ["ASSETS", "DashboardMode", "DashboardPages", "is_served"]
 
@@ -60,30 +60,24 @@ class DashboardMode(StrEnum):
     OFF = "off"
 
 
-def is_served(mode: DashboardMode, *, is_unix: bool, is_tls: bool, is_verified: bool) -> bool:
-    """Whether a listener has the dashboard. ``is_verified``: its TLS, if it has any, asks for client certificates."""
+def is_served(mode: DashboardMode, scope: Any) -> bool:
+    """Whether a request's listener has the dashboard."""
     if mode is DashboardMode.AUTO:
-        return is_unix or (is_tls and is_verified)
+        return is_unix(scope) or is_tls(scope)
     return mode is DashboardMode.ON
 
 
 class DashboardPages:
-    """ASGI middleware. ``is_verified``: TLS listeners ask for a client certificate. Files are read here, once."""
+    """ASGI middleware. Files are read here, once."""
 
-    def __init__(self, app: Any, *, mode: DashboardMode, is_verified: bool) -> None:
+    def __init__(self, app: Any, *, mode: DashboardMode) -> None:
         self._app = app
         self._mode = mode
-        self._is_verified = is_verified
         self._files = _read_files() if mode is not DashboardMode.OFF else {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         file = self._files.get(scope["path"]) if scope["type"] == "http" else None
-        is_tls = TLS_EXTENSION in scope.get("extensions", {}) or scope.get("scheme") == "https"
-        if (
-            file is None
-            or scope["method"] not in ("GET", "HEAD")
-            or not is_served(self._mode, is_unix=_is_unix(scope), is_tls=is_tls, is_verified=self._is_verified)
-        ):
+        if file is None or scope["method"] not in ("GET", "HEAD") or not is_served(self._mode, scope):
             await self._app(scope, receive, send)
             return
         content, media_type, tag = file
@@ -95,12 +89,6 @@ class DashboardPages:
         headers["Content-Length"] = str(len(content))
         body = content if scope["method"] == "GET" else b""
         await Response(body, headers=headers)(scope, receive, send)
-
-
-def _is_unix(scope: Any) -> bool:
-    """uvicorn names a unix listener by its path and no port."""
-    server = scope.get("server")
-    return not server or server[1] is None
 
 
 def _read_files() -> dict[str, tuple[bytes, str, str]]:

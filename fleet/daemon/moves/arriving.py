@@ -24,7 +24,8 @@ from fleet import errors
 from fleet.agent.image_sources import close_all
 from fleet.agent.node_facts import memory_total_bytes
 from fleet.clock import Clock
-from fleet.containers import Container, ContainerConfig, ContainerEngine, NetworkMode, Status
+from fleet.containers import Container, ContainerConfig, ContainerEngine, Status
+from fleet.containers.host_access import host_access_of
 from fleet.containers.moving import put_in_place
 from fleet.containers.record import remove_tree
 from fleet.containers.subids import IdRange
@@ -70,18 +71,7 @@ class _Move:
 def refuse_host_access(config: ContainerConfig) -> None:
     """What a container is, its source says; so one that gets at its host comes only if the person who moves it says so: else
     whoever has taken a worker over could have other hosts too. Raises ``ForbiddenError``."""
-    namespaces = (config.pid_mode, config.ipc_mode, config.uts_mode, config.cgroupns_mode)
-    asks = {
-        "privileges (--privileged)": config.privileged,
-        "capabilities (--cap-add)": bool(config.capabilities_add),
-        "devices": bool(config.devices or config.cdi_devices or config.device_cgroup_rules),
-        "another system call filter": config.seccomp != "default",
-        "directories of the host (bind mounts)": any(mount.type == "bind" for mount in config.mounts),
-        "the host's network": config.network_mode is NetworkMode.HOST,
-        "namespaces of the host": "host" in namespaces,
-        "another cgroup parent": bool(config.cgroup_parent),
-    }
-    if found := [what for what, is_asked in asks.items() if is_asked]:
+    if found := host_access_of(config):
         raise errors.ForbiddenError(
             f"it asks for {' and '.join(found)}; whoever controls the host it is on would have that here too: move it with "
             "--allow-host-access if you trust that host"

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fastapi import Request, Response
@@ -46,6 +46,7 @@ class _Place:
     address: str
     hostname: str
     is_tty: bool = False
+    container_id: str = ""
 
 
 class RemoteTasks:
@@ -81,16 +82,29 @@ class RemoteTasks:
 
     async def _answer(self, request: Request) -> Response | None:
         """None for what is not for another node."""
-        if match := _OF_CONTAINER.fullmatch(request.url.path):
+        if match := _OF_CONTAINER.fullmatch(request.scope["path"]):
             if request.method != _METHODS[match[2]] or self._is_here(match[1]):
                 return None
             found = self._find(match[1])
             return None if found is None else await self._of_container(request, *found, what=match[2])
-        if match := _OF_EXEC.fullmatch(request.url.path):
+        if match := _OF_EXEC.fullmatch(request.scope["path"]):
             place = self._sessions.get(match[1])
             if request.method == _METHODS[match[2]] and place is not None:
                 return await self._of_exec(request, match[1], place, what=match[2])
         return None
+
+    def find_task(self, name: str) -> tuple[str, Task] | None:
+        """(container id, task) of a container on another node; None if there is none. Raises ``ConflictError`` for a name
+        of several tasks or of one that has no container."""
+        if not self._has_control() or self._is_here(name):
+            return None
+        task = self._task(name)
+        return None if task is None else (_container_of(task), task)
+
+    def container_of_session(self, exec_id: str) -> str | None:
+        """Whose session it is, if it is on another node."""
+        place = self._sessions.get(exec_id)
+        return None if place is None else place.container_id
 
     def _is_here(self, name: str) -> bool:
         try:
@@ -102,9 +116,18 @@ class RemoteTasks:
         return True
 
     def _find(self, name: str) -> tuple[str, _Place] | None:
-        """Container id and place. Raises ``ConflictError`` for a name of several tasks or of one that has no container."""
-        store = self._manager().store
-        tasks = [task for task in store.tasks.all() if _is_called(task, name)]
+        """Container id and place. Raises as ``find_task``, and ``UnavailableError`` for a node that is nowhere."""
+        task = self._task(name)
+        if task is None:
+            return None
+        container_id = _container_of(task)
+        node = self._manager().store.nodes.get(task.node_id)
+        if node is None or not node.cluster_addr:
+            raise errors.UnavailableError(f"the node of task {task_name(task)} is not known to be anywhere")
+        return container_id, _Place(node.cluster_addr, node.description.hostname or node.id, container_id=container_id)
+
+    def _task(self, name: str) -> Task | None:
+        tasks = [task for task in self._manager().store.tasks.all() if _is_called(task, name)]
         running = [task for task in tasks if task.status.state is TaskState.RUNNING]
         chosen = running or tasks
         if not chosen:
@@ -113,14 +136,7 @@ class RemoteTasks:
             raise errors.ConflictError(
                 f"{name} stands for {len(chosen)} tasks, such as {', '.join(_some_names(chosen))}"
             )
-        (task,) = chosen
-        container = task.status.container_status
-        if container is None or not container.container_id:
-            raise errors.ConflictError(f"task {task_name(task)} has no container: it is {task.status.state}")
-        node = store.nodes.get(task.node_id)
-        if node is None or not node.cluster_addr:
-            raise errors.UnavailableError(f"the node of task {task_name(task)} is not known to be anywhere")
-        return container.container_id, _Place(node.cluster_addr, node.description.hostname or node.id)
+        return chosen[0]
 
     async def _of_container(self, request: Request, container_id: str, place: _Place, *, what: str) -> Response:
         path = f"/cluster/v1/containers/{container_id}/{what}"
@@ -129,7 +145,7 @@ class RemoteTasks:
         if what == "json":
             return json_response(answer)
         is_tty = bool((parse_json(body, dict, what="exec") if body else {}).get("Tty"))
-        self._sessions[str(answer["Id"])] = _Place(place.address, place.hostname, is_tty)
+        self._sessions[str(answer["Id"])] = replace(place, is_tty=is_tty)
         while len(self._sessions) > _SESSIONS_MAX:
             self._sessions.popitem(last=False)
         return json_response(answer, status=201)
@@ -190,6 +206,13 @@ async def _carry(near: Connection, far: ClientConnection) -> None:
         await near.wait_lost()
 
     await both_ways(outwards(), inwards())
+
+
+def _container_of(task: Task) -> str:
+    container = task.status.container_status
+    if container is None or not container.container_id:
+        raise errors.ConflictError(f"task {task_name(task)} has no container: it is {task.status.state}")
+    return container.container_id
 
 
 def _is_called(task: Task, name: str) -> bool:

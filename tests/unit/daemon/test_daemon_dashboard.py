@@ -41,8 +41,8 @@ async def _api(_scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"api"})
 
 
-def _pages(mode: DashboardMode = DashboardMode.AUTO, *, is_verified: bool = False) -> DashboardPages:
-    return DashboardPages(_api, mode=mode, is_verified=is_verified)
+def _pages(mode: DashboardMode = DashboardMode.AUTO) -> DashboardPages:
+    return DashboardPages(_api, mode=mode)
 
 
 def test_every_file_the_page_names_is_served_and_nothing_comes_from_elsewhere() -> None:
@@ -94,11 +94,10 @@ def test_a_change_of_the_page_s_path_is_the_api_s() -> None:
 def test_tcp_without_authentication_has_no_dashboard_unless_asked_for() -> None:
     tcp = ("127.0.0.1", 2375)
     assert _ask(_pages(), "/", server=tcp)[0] == 418
-    assert _ask(_pages(is_verified=True), "/", server=tcp)[0] == 418
     assert _ask(_pages(DashboardMode.ON), "/", server=tcp)[0] == 200
     assert _ask(_pages(DashboardMode.OFF), "/")[0] == 418
-    assert is_served(DashboardMode.AUTO, is_unix=False, is_tls=True, is_verified=True)
-    assert not is_served(DashboardMode.AUTO, is_unix=False, is_tls=True, is_verified=False)
+    assert is_served(DashboardMode.AUTO, {"server": tcp, "scheme": "https"})
+    assert not is_served(DashboardMode.AUTO, {"server": tcp, "scheme": "http"})
 
 
 @pytest.mark.parametrize(

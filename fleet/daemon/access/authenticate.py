@@ -1,0 +1,118 @@
+"""Who sent a request.
+
+==========================================  ==================================================================
+came over                                   is
+==========================================  ==================================================================
+the unix socket                             admin: its mode says who may open it
+TCP in the clear (127.0.0.1 only)           admin, as whoever is on this host; a token is refused there
+TLS, with a token                           the token's user
+TLS, with a certificate of --tlscacert      the user its common name names; admin if it names none
+TLS with neither                            nobody
+==========================================  ==================================================================
+
+Only managers know users. Every node is told their names, though, so that a user's certificate does not make an admin of its
+holder where nobody can look up what was granted; a removed user's name stays refused for the same reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Container
+from typing import Any, Final
+
+from fleet import errors
+from fleet.daemon.access.principal import LOCAL, Principal, principal_of
+from fleet.daemon.listeners import TLS_EXTENSION, is_unix
+from fleet.manager.control import ControlApi
+from fleet.model.access import Token
+
+__all__ = ["HOW_TO", "Authenticator", "names_in"]
+
+HOW_TO: Final = (
+    "authentication required: show a token (fleet: FLEET_TOKEN_FILE or --token-file; docker: HttpHeaders with "
+    '"Authorization": "Bearer TOKEN" in its config.json), or a client certificate; '
+    "an administrator makes tokens with: fleet token create USER"
+)
+_IN_THE_CLEAR: Final = (
+    "a token was sent without TLS and is not accepted: whoever listens on the way may know it now. "
+    "Remove it (fleet token rm), and use a listener with TLS"
+)
+
+
+class Authenticator:
+    """``control`` gives the control API or raises ``UnavailableError``; ``has_control`` whether it does; ``known`` are the names
+    of users as this host was last told."""
+
+    def __init__(
+        self, *, control: Callable[[], ControlApi], has_control: Callable[[], bool], known: Callable[[], Container[str]]
+    ) -> None:
+        self._control = control
+        self._has_control = has_control
+        self._known = known
+        self._noting: set[asyncio.Task[None]] = set()
+
+    def identify(self, scope: Any) -> Principal | None:
+        """None for nobody. Raises ``UnauthorizedError`` for credentials that are wrong, and ``UnavailableError`` where they
+        cannot be looked up."""
+        if is_unix(scope):
+            return LOCAL
+        given = _bearer(scope)
+        tls = scope.get("extensions", {}).get(TLS_EXTENSION)
+        if tls is None:
+            if given is not None:
+                raise errors.UnauthorizedError(_IN_THE_CLEAR)
+            return LOCAL
+        if given is not None:
+            return self.of_token(given)
+        certificate = tls.getpeercert()
+        return self._of_certificate(names_in(certificate)) if certificate else None
+
+    def of_token(self, text: str) -> Principal:
+        """Raises as ``identify``."""
+        try:
+            tokens = self._control().tokens
+        except errors.UnavailableError as cause:
+            raise errors.UnavailableError(f"tokens are known to managers only: {cause}") from cause
+        user, token = tokens.owner(text)
+        self._note(token)
+        return principal_of(user, token_id=token.id)
+
+    def _note(self, token: Token) -> None:
+        task = asyncio.create_task(self._control().tokens.note_use(token), name="token use")
+        self._noting.add(task)
+        task.add_done_callback(self._noting.discard)
+
+    def _of_certificate(self, names: tuple[str, ...]) -> Principal:
+        for name in names:
+            user = self._control().users.named(name) if self._has_control() else None
+            if user is not None:
+                if user.removed or user.spec.disabled:
+                    what = "was removed" if user.removed else "is disabled"
+                    raise errors.UnauthorizedError(f"the certificate is of user {name}, who {what}")
+                return principal_of(user)
+            if not self._has_control() and name in self._known():
+                raise errors.UnauthorizedError(
+                    f"the certificate is of user {name}, and what that user may do is known to managers only: ask one"
+                )
+        return LOCAL
+
+
+def names_in(certificate: Any) -> tuple[str, ...]:
+    """Common names of a certificate as ``getpeercert`` gives it; there is one as a rule."""
+    subject = (certificate or {}).get("subject", ())
+    return tuple(value for part in subject for key, value in part if key == "commonName")
+
+
+def _bearer(scope: Any) -> str | None:
+    """The token of ``Authorization``; empty where that is something else. Raises for two of them."""
+    found = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise errors.UnauthorizedError("two Authorization headers in one request")
+    word, _, rest = found[0].decode("latin-1").strip().partition(" ")
+    if word.lower() != "bearer" or not rest.strip():
+        raise errors.UnauthorizedError(
+            f"Authorization of the kind {word[:20]!r} is not known here: expected Bearer TOKEN"
+        )
+    return str(rest.strip())
