@@ -80,7 +80,21 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
 _SECTIONS: Final = (
     (
         "Cluster",
-        ("swarm", "node", "service", "stack", "job", "quota", "task", "network", "secret", "config", "user", "token", "top"),
+        (
+            "swarm",
+            "node",
+            "service",
+            "stack",
+            "job",
+            "quota",
+            "task",
+            "network",
+            "secret",
+            "config",
+            "user",
+            "token",
+            "top",
+        ),
     ),
     ("This host", ("container", "image", "volume", "system", "info", "version", "events", "daemon")),
     ("Containers", ("run", "create", "exec", "attach", "start", "stop", "restart", "kill", "pause", "unpause", "rm")),

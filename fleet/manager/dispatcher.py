@@ -207,7 +207,9 @@ class Dispatcher:
                 changes = await subscription.wait()
                 audience = Audience(everyone=changes.resync)
                 for service_id in self.loads.follow(changes):
-                    audience.nodes.update(task.node_id for task in self._store.tasks.by_service(service_id) if task.node_id)
+                    audience.nodes.update(
+                        task.node_id for task in self._store.tasks.by_service(service_id) if task.node_id
+                    )
                 if changes.resync or any(_concerns_trust(change) for change in changes):
                     self._trust = self._common_trust()
                     await self._end_removed()
@@ -567,8 +569,8 @@ class Dispatcher:
 
 
 def _concerns_trust(change: Change) -> bool:
-    """Of nodes: whether they are members, and whether and where they manage; one that joins as a worker changes nothing. Of users:
-    that they are.
+    """Of nodes: whether they are members, and whether and where they manage; one that joins as a worker changes nothing. Of
+    users: that they are.
     """
     if change.kind is Kind.AUTHORITY:
         return True

@@ -77,7 +77,8 @@ class World:
     def node(self) -> Transaction:
         node = self.chance.choice(self.store.nodes.all())
         status = NodeStatus(
-            state=self.chance.choice((NodeState.READY, NodeState.DOWN)), addr=self.chance.choice(("10.1.0.1", "10.1.0.2"))
+            state=self.chance.choice((NodeState.READY, NodeState.DOWN)),
+            addr=self.chance.choice(("10.1.0.1", "10.1.0.2")),
         )
         fields = self.chance.choice(
             ({"status": status}, {"removed": self.chance.random() < 0.5}, {"attachments": self.attachments()})
@@ -95,7 +96,9 @@ class World:
         if self.chance.random() < 0.2:
             return Transaction().delete(service)
         ports = (PortConfig(target_port=80, published_port=8000 + self.count),) if self.chance.random() < 0.5 else ()
-        fields = self.chance.choice(({"endpoint": Endpoint(ports=ports)}, {"pending_delete": True}, {"updated_at": NOW}))
+        fields = self.chance.choice(
+            ({"endpoint": Endpoint(ports=ports)}, {"pending_delete": True}, {"updated_at": NOW})
+        )
         return Transaction().replace(msgspec.structs.replace(service, **fields))
 
     def network(self) -> Transaction | None:
