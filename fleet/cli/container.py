@@ -10,7 +10,7 @@ from fleet import errors
 from fleet.api.client import EngineClient
 from fleet.cli import clock
 from fleet.cli.app import App, filters_of, part, pass_app
-from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
+from fleet.cli.render import FORMATS, each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
 
 Json = dict[str, Any]
 
@@ -107,7 +107,7 @@ container.add_command(ls, "list")
 
 
 @container.command()
-@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help=FORMATS)
 @click.option("-s", "--size", is_flag=True, help="With sizes.")
 @_NAMES
 @pass_app

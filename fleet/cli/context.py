@@ -16,7 +16,7 @@ from fleet.cli.app import DEFAULT_HOST, App, TlsOptions, pass_app, read_input
 from fleet.cli.context_archive import ARCHIVE_MAX, PEM_MAX, pack, unpack
 from fleet.cli.context_store import DEFAULT, TLS_NAMES, Context, Contexts, check_host, check_name, meta_of
 from fleet.cli.files import write_archive
-from fleet.cli.render import echo, inspect_each, print_rows
+from fleet.cli.render import FORMATS, LIST_FORMATS, echo, inspect_each, print_rows
 
 __all__ = ["context"]
 
@@ -167,7 +167,7 @@ def _own(contexts: Contexts, name: str) -> None:
 
 @context.command()
 @click.option("-q", "--quiet", is_flag=True, help="Only display names.")
-@click.option("--format", "fmt", metavar="FORMAT", help="'table', 'table TEMPLATE', 'json', or a Go template.")
+@click.option("--format", "fmt", metavar="FORMAT", help=LIST_FORMATS)
 @pass_app
 def ls(app: App, *, fmt: str | None, quiet: bool) -> None:
     """List contexts; the one in use has a star."""
@@ -193,7 +193,7 @@ def _row(app: App, contexts: Contexts, name: str, *, current: bool) -> Json:
 
 
 @context.command()
-@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help=FORMATS)
 @click.argument("names", metavar="[CONTEXT]...", nargs=-1)
 @pass_app
 def inspect(app: App, *, names: tuple[str, ...], fmt: str | None) -> int:

@@ -13,7 +13,7 @@ import click
 from fleet import errors
 from fleet.cli import clock
 from fleet.cli.app import App, filters_of, pass_app
-from fleet.cli.render import echo
+from fleet.cli.render import FORMATS, echo, formatter
 from fleet.cli.widths import clean
 
 __all__ = ["event_text", "event_time", "event_words", "events", "read_events"]
@@ -27,7 +27,7 @@ EVENT_MAX: Final = 1024 * 1024
 @click.option("--since", metavar="TIME", help="Events since a time, or a duration back such as 10m.")
 @click.option("--until", metavar="TIME", help="Stop at a time.")
 @click.option("-f", "--filter", "filters", multiple=True, metavar="NAME=VALUE", help="Show only what matches.")
-@click.option("--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.option("--format", "fmt", metavar="FORMAT", help=FORMATS)
 @pass_app
 def events(app: App, *, since: str | None, until: str | None, filters: tuple[str, ...], fmt: str | None) -> None:
     """Follow what happens, until interrupted."""
@@ -47,11 +47,7 @@ def _shower(fmt: str | None) -> Callable[[Json], str]:
     """How an event becomes a line."""
     if not fmt:
         return event_text
-    if fmt == "json":
-        return lambda event: json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-    from fleet.cli.template import Template
-
-    return Template(fmt.replace("\\t", "\t").replace("\\n", "\n")).render
+    return formatter(fmt)
 
 
 def read_events(chunks: Iterator[bytes]) -> Iterator[Json]:

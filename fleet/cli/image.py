@@ -16,7 +16,7 @@ from fleet.cli import clock
 from fleet.cli.app import App, filters_of, part, pass_app
 from fleet.cli.files import write_archive
 from fleet.cli.progress import follow
-from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, short_id
+from fleet.cli.render import FORMATS, LIST_FORMATS, each, echo, inspect_each, list_options, print_rows, short_id
 from fleet.cli.unpack import unpack
 
 Json = dict[str, Any]
@@ -195,7 +195,7 @@ def _rows(item: Json, *, full: bool) -> Iterator[Json]:
 
 
 @image.command()
-@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help=FORMATS)
 @click.argument("names", metavar="IMAGE...", nargs=-1, required=True)
 @pass_app
 def inspect(app: App, *, names: tuple[str, ...], fmt: str | None) -> int:
@@ -236,7 +236,7 @@ def tag(app: App, *, source: str, target: str) -> None:
 
 @image.command()
 @click.option("--no-trunc", is_flag=True, help="Do not shorten output.")
-@click.option("--format", "fmt", metavar="FORMAT", help="'table', 'table TEMPLATE', 'json', or a Go template.")
+@click.option("--format", "fmt", metavar="FORMAT", help=LIST_FORMATS)
 @click.option("-q", "--quiet", is_flag=True, help="Only display image IDs.")
 @click.argument("name", metavar="IMAGE")
 @pass_app

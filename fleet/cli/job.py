@@ -53,7 +53,7 @@ def _job(app: App, name: str) -> Json:
 
 
 @job.command()
-@click.option("--format", "fmt", metavar="FORMAT", help="'table', 'json' or a Go template for each job.")
+@click.option("--format", "fmt", metavar="FORMAT", help="'table', 'json', 'yaml' or a Go template for each job.")
 @click.option("-q", "--quiet", is_flag=True, help="Only IDs.")
 @pass_app
 def ls(app: App, *, fmt: str | None, quiet: bool) -> None:
@@ -106,7 +106,7 @@ def _next(labels: dict[str, str]) -> str:
 
 
 @job.command()
-@click.option("--format", "fmt", metavar="FORMAT", help="'table', 'json' or a Go template for each run.")
+@click.option("--format", "fmt", metavar="FORMAT", help="'table', 'json', 'yaml' or a Go template for each run.")
 @click.argument("name", metavar="JOB")
 @pass_app
 def history(app: App, *, name: str, fmt: str | None) -> None:

@@ -10,7 +10,7 @@ from fleet import errors
 from fleet.api.client import EngineClient
 from fleet.cli.app import App, filters_of, part, pass_app
 from fleet.cli.network_doctor import doctor
-from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
+from fleet.cli.render import FORMATS, each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
 from fleet.cli.service_flags import Parsed
 from fleet.compose import values
 
@@ -139,7 +139,7 @@ def ls(app: App, *, filters: tuple[str, ...], fmt: str | None, quiet: bool, no_t
 
 @network.command()
 @click.option("-v", "--verbose", is_flag=True, help="With services and tasks of the whole swarm.")
-@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help=FORMATS)
 @click.argument("names", metavar="NETWORK...", nargs=-1, required=True)
 @pass_app
 def inspect(app: App, *, names: tuple[str, ...], fmt: str | None, verbose: bool) -> int:

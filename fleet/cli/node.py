@@ -10,7 +10,7 @@ from fleet import errors
 from fleet.api.client import EngineClient
 from fleet.cli.app import App, filters_of, part, pass_app, retry_conflicts
 from fleet.cli.rebalance import rebalance
-from fleet.cli.render import each, echo, inspect_each, list_options, print_rows
+from fleet.cli.render import FORMATS, each, echo, inspect_each, list_options, print_rows
 from fleet.cli.tasks import print_tasks, task_options
 
 Json = dict[str, Any]
@@ -65,7 +65,7 @@ def _row(item: Json, *, own: str, star: bool) -> Json:
 
 @node.command()
 @click.option("--pretty", is_flag=True, help="Print for people.")
-@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help=FORMATS)
 @click.argument("names", metavar="self|NODE...", nargs=-1, required=True)
 @pass_app
 def inspect(app: App, *, names: tuple[str, ...], pretty: bool, fmt: str | None) -> int:

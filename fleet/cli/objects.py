@@ -10,7 +10,7 @@ import click
 from fleet.api.client import EngineClient
 from fleet.cli import clock
 from fleet.cli.app import App, filters_of, part, pass_app, read_input
-from fleet.cli.render import each, echo, inspect_each, list_options, print_rows
+from fleet.cli.render import FORMATS, each, echo, inspect_each, list_options, print_rows
 from fleet.cli.service_flags import Parsed
 from fleet.compose import values
 
@@ -89,7 +89,7 @@ def _group(noun: str) -> click.Group:
 
     @group.command(help=f"Show {noun}s in full{' (never their data)' if noun == 'secret' else ''}.")
     @click.option("--pretty", is_flag=True, help="Print for people.")
-    @click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+    @click.option("-f", "--format", "fmt", metavar="FORMAT", help=FORMATS)
     @click.argument("names", metavar=f"{noun.upper()}...", nargs=-1, required=True)
     @pass_app
     def inspect(app: App, *, names: tuple[str, ...], pretty: bool, fmt: str | None) -> int:

@@ -28,7 +28,11 @@ COLUMNS: Final = (("Task", "TASK"), ("From", "FROM"), ("To", "TO"), ("Why", "WHY
 @click.option("--cancel", is_flag=True, help="Begin no further moves.")
 @click.option("-d", "--detach", is_flag=True, help="Ask for it and do not wait.")
 @click.option(
-    "-f", "--format", "fmt", metavar="FORMAT", help="With --dry-run: 'table', 'json' or a Go template for each move."
+    "-f",
+    "--format",
+    "fmt",
+    metavar="FORMAT",
+    help="With --dry-run: 'table', 'json', 'yaml' or a Go template for each move.",
 )
 @pass_app
 def rebalance(app: App, *, dry_run: bool, cancel: bool, detach: bool, fmt: str | None) -> int:

@@ -11,11 +11,27 @@ import click
 from fleet import errors
 from fleet.api.client import EngineError
 
-__all__ = ["Column", "echo", "inspect_each", "list_options", "print_rows", "print_warnings", "short_id", "each"]
+__all__ = [
+    "Column",
+    "FORMATS",
+    "LIST_FORMATS",
+    "echo",
+    "formatter",
+    "inspect_each",
+    "list_options",
+    "print_rows",
+    "print_warnings",
+    "short_id",
+    "each",
+]
 
 Row = dict[str, Any]
 Column = tuple[str, str]
 """(field of the row, heading)."""
+
+LIST_FORMATS: Final = "'table', 'table TEMPLATE', 'json', 'yaml', or a Go template."
+FORMATS: Final = "'json', 'yaml' or a Go template."
+"""Help of --format: of lists, and of single objects."""
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -36,9 +52,7 @@ def short_id(text: str, *, full: bool = False) -> str:
 def list_options(command: Callable[..., T]) -> Callable[..., T]:
     """The flags every ``ls`` has: --filter, --format, --quiet."""
     command = click.option("-q", "--quiet", is_flag=True, help="Only display IDs.")(command)
-    command = click.option(
-        "--format", "fmt", metavar="FORMAT", help="'table', 'table TEMPLATE', 'json', or a Go template."
-    )(command)
+    command = click.option("--format", "fmt", metavar="FORMAT", help=LIST_FORMATS)(command)
     return click.option(
         "-f", "--filter", "filters", multiple=True, metavar="NAME=VALUE", help="Show only what matches."
     )(command)
@@ -60,25 +74,61 @@ def print_rows(
     if fmt in (None, "", "table"):
         _print_table([[str(row.get(field, "")) for field, _ in columns] for row in rows], [h for _, h in columns])
         return
+    if fmt == "yaml":
+        echo(_yaml(list(rows)))
+        return
+    if fmt is not None and fmt.startswith("table "):
+        _print_template_table(fmt.removeprefix("table "), rows, {**dict(columns), **(headings or {})})
+        return
+    show = formatter(fmt or "", strict=True)
+    _echo_all([show(row) for row in rows])
+
+
+def formatter(fmt: str, *, strict: bool = False) -> Callable[[Any], str]:
+    """How ``--format`` writes one object: as one line of JSON, as a YAML document, or by a template.
+
+    ``strict``: a field that the object itself lacks is an error. Raises ``UserError`` for a template that cannot be read.
+    """
     if fmt == "json":
-        _echo_all([json.dumps(row, ensure_ascii=False) for row in rows])
-        return
-    _print_template(fmt, rows, {**dict(columns), **(headings or {})})
+        return lambda item: json.dumps(item, ensure_ascii=False)
+    if fmt == "yaml":
+        return lambda item: f"---\n{_yaml(item)}"
+    from fleet.cli.template import Template
+
+    template = Template(_unescaped(fmt))
+    return lambda item: template.render(_with_label(item), strict=strict)
 
 
-def _print_template(fmt: str | None, rows: Iterable[Row], headings: Mapping[str, str]) -> None:
-    from fleet.cli.template import Template, fields_used
+def _unescaped(fmt: str) -> str:
+    return fmt.replace("\\t", "\t").replace("\\n", "\n")
 
-    text = (fmt or "").replace("\\t", "\t").replace("\\n", "\n")
-    table = text.startswith("table ")
-    text = text.removeprefix("table ").lstrip() if table else text
-    template = Template(text)
-    lines = [template.render({**row, "_row": True}) for row in rows]
-    if not table:
-        _echo_all(lines)
-        return
-    heading = [headings.get(field, field.upper()) for field in fields_used(text)]
-    _print_table([line.split("\t") for line in lines], heading)
+
+def _yaml(value: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=False).rstrip("\n")
+
+
+def _with_label(item: Any) -> Any:
+    """Docker's rows have ``{{.Label "name"}}`` beside ``{{.Labels}}``."""
+    labels = item.get("Labels") if isinstance(item, dict) else None
+    if not isinstance(labels, str):
+        return item
+    pairs = dict(pair.partition("=")[::2] for pair in labels.split(","))
+    return {**item, "Label": lambda name: pairs.get(name, "")}
+
+
+def _print_template_table(fmt: str, rows: Iterable[Row], headings: Mapping[str, str]) -> None:
+    from fleet.cli.template import Template
+
+    template = Template(_unescaped(fmt).strip(" "))
+
+    def label(name: object) -> str:
+        return str(name).rpartition(".")[2].replace("-", " ").replace("_", " ").upper()
+
+    heading = template.heading({**headings, "Label": label})
+    lines = [template.render(_with_label(row), strict=True) for row in rows]
+    _print_table([line.split("\t") for line in lines], heading.split("\t"))
 
 
 def _print_table(rows: list[list[str]], heading: list[str]) -> None:
@@ -121,15 +171,12 @@ def inspect_each(
     if pretty is not None:
         for position, item in enumerate(found):
             echo(("\n" if position else "") + pretty(item))
-    elif fmt and fmt != "json":
-        from fleet.cli.template import Template
-
-        template = Template(fmt.replace("\\t", "\t").replace("\\n", "\n"))
+    elif fmt == "yaml":
+        echo(_yaml(found))
+    elif fmt:
+        show = formatter(fmt)
         for item in found:
-            echo(template.render(item))
-    elif fmt == "json":
-        for item in found:
-            echo(json.dumps(item, ensure_ascii=False))
+            echo(show(item))
     else:
         echo(json.dumps(found, indent=4, ensure_ascii=False))
     for problem in failed:

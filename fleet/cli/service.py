@@ -14,7 +14,7 @@ from fleet.cli import references
 from fleet.cli.app import App, filters_of, part, pass_app, retry_conflicts
 from fleet.cli.exec import service_exec
 from fleet.cli.pinning import pinned
-from fleet.cli.render import each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
+from fleet.cli.render import FORMATS, each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
 from fleet.cli.service_flags import Parsed, create_options, image_name, update_options, wait_options
 from fleet.cli.service_power import restart, start, stop, wait
 from fleet.cli.service_spec import autoscale_bounds, create_spec, mode_name, scale_spec, update_spec
@@ -153,15 +153,15 @@ for _command in (scale, rollback):
 def ls(app: App, *, filters: tuple[str, ...], fmt: str | None, quiet: bool) -> None:
     """List services."""
     found = app.client.get("/services", status=True, filters=filters_of(filters)) or []
-    print_rows(service_rows(found, full=bool(fmt) and fmt != "table"), columns=COLUMNS, fmt=fmt, quiet=quiet)
+    print_rows(service_rows(found), columns=COLUMNS, fmt=fmt, quiet=quiet)
 
 
-def service_rows(found: Iterable[Json], *, full: bool = False) -> list[Json]:
+def service_rows(found: Iterable[Json]) -> list[Json]:
     """Rows of ``service ls``, by name."""
-    return [_row(item, full=full) for item in sorted(found, key=lambda item: str(item["Spec"].get("Name", "")))]
+    return [_row(item) for item in sorted(found, key=lambda item: str(item["Spec"].get("Name", "")))]
 
 
-def _row(item: Json, *, full: bool) -> Json:
+def _row(item: Json) -> Json:
     spec = item["Spec"]
     status = item.get("ServiceStatus") or {}
     running, desired = status.get("RunningTasks", 0), status.get("DesiredTasks", 0)
@@ -176,11 +176,11 @@ def _row(item: Json, *, full: bool) -> Json:
         replicas += f" (max {most} per node)"
     image = str((spec["TaskTemplate"].get("ContainerSpec") or {}).get("Image", ""))
     return {
-        "ID": short_id(item["ID"], full=full),
+        "ID": short_id(item["ID"]),
         "Name": spec.get("Name", ""),
         "Mode": mode_name(spec),
         "Replicas": replicas,
-        "Image": image if full else image.partition("@")[0],
+        "Image": image.partition("@")[0],
         "Ports": ", ".join(_port(port) for port in (item.get("Endpoint") or {}).get("Ports") or ()),
     }
 
@@ -215,7 +215,7 @@ def ps(
 
 @service.command()
 @click.option("--pretty", is_flag=True, help="Print for people.")
-@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help=FORMATS)
 @click.argument("names", metavar="SERVICE...", nargs=-1, required=True)
 @pass_app
 def inspect(app: App, *, names: tuple[str, ...], pretty: bool, fmt: str | None) -> int:
@@ -234,7 +234,7 @@ def inspect(app: App, *, names: tuple[str, ...], pretty: bool, fmt: str | None) 
 
 
 @service.command()
-@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'table', 'json' or a Go template for each node.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'table', 'json', 'yaml' or a Go template for each node.")
 @click.argument("name", metavar="SERVICE")
 @pass_app
 def explain(app: App, *, name: str, fmt: str | None) -> None:

@@ -11,7 +11,7 @@ from fleet import errors
 from fleet.api.client import EngineClient, EngineError
 from fleet.cli import clock
 from fleet.cli.app import App, filters_of, part, pass_app
-from fleet.cli.render import echo, list_options, print_rows
+from fleet.cli.render import LIST_FORMATS, echo, list_options, print_rows
 from fleet.cli.service_flags import wait_options
 from fleet.cli.stack_deployment import Deployment, named
 from fleet.cli.stack_files import checked_name, convert_files, load_files
@@ -331,7 +331,7 @@ def config(app: App, *, paths: tuple[str, ...], profiles: tuple[str, ...], skip_
 
 
 @stack.command()
-@click.option("--format", "fmt", metavar="FORMAT", help="'table', 'table TEMPLATE', 'json', or a Go template.")
+@click.option("--format", "fmt", metavar="FORMAT", help=LIST_FORMATS)
 @pass_app
 def ls(app: App, *, fmt: str | None) -> None:
     """List stacks."""
@@ -361,7 +361,7 @@ def services(app: App, *, name: str, filters: tuple[str, ...], fmt: str | None, 
     found = _services_of(app, name, status=True, filters=filters_of(filters))
     if not found:
         raise errors.NotFoundError(f"nothing found in stack: {name}")
-    print_rows(service_rows(found, full=bool(fmt) and fmt != "table"), columns=COLUMNS, fmt=fmt, quiet=quiet)
+    print_rows(service_rows(found), columns=COLUMNS, fmt=fmt, quiet=quiet)
 
 
 def _ps_options(command: Any) -> Any:

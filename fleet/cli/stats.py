@@ -11,7 +11,7 @@ import click
 from fleet import errors
 from fleet.cli import clock
 from fleet.cli.app import App, part, pass_app
-from fleet.cli.render import echo, print_rows, short_id
+from fleet.cli.render import LIST_FORMATS, echo, print_rows, short_id
 
 __all__ = ["stats", "usage_row"]
 
@@ -100,7 +100,7 @@ class _Samples:
 @click.option("-a", "--all", "everything", is_flag=True, help="Stopped containers too.")
 @click.option("--no-stream", is_flag=True, help="Show one result and end.")
 @click.option("--no-trunc", is_flag=True, help="Do not shorten output.")
-@click.option("--format", "fmt", metavar="FORMAT", help="'table', 'table TEMPLATE', 'json', or a Go template.")
+@click.option("--format", "fmt", metavar="FORMAT", help=LIST_FORMATS)
 @click.argument("names", metavar="[CONTAINER]...", nargs=-1)
 @pass_app
 def stats(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import Any
@@ -14,7 +13,7 @@ from fleet.api.client import API_VERSION
 from fleet.cli import clock
 from fleet.cli.app import App, filters_of, pass_app
 from fleet.cli.events import events
-from fleet.cli.render import echo, print_rows, short_id
+from fleet.cli.render import FORMATS, LIST_FORMATS, echo, formatter, print_rows, short_id
 
 Json = dict[str, Any]
 
@@ -31,17 +30,12 @@ def _format(fmt: str | None, value: Json) -> bool:
     """Print ``value`` by a format; False when there is none."""
     if not fmt:
         return False
-    if fmt == "json":
-        echo(json.dumps(value, ensure_ascii=False))
-    else:
-        from fleet.cli.template import Template
-
-        echo(Template(fmt.replace("\\t", "\t").replace("\\n", "\n")).render(value))
+    echo(formatter(fmt)(value).removeprefix("---\n"))
     return True
 
 
 @system.command()
-@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help=FORMATS)
 @pass_app
 def info(app: App, *, fmt: str | None) -> None:
     """Show this host and its swarm."""
@@ -54,7 +48,7 @@ def info(app: App, *, fmt: str | None) -> None:
 
 
 @system.command()
-@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help=FORMATS)
 @pass_app
 def version(app: App, *, fmt: str | None) -> None:
     """Show versions of the command and the daemon."""
@@ -84,7 +78,7 @@ def _version_text(title: str, found: Json) -> str:
 
 @system.command()
 @click.option("-v", "--verbose", is_flag=True, help="Each image, container and volume.")
-@click.option("--format", "fmt", metavar="FORMAT", help="'table', 'table TEMPLATE', 'json', or a Go template.")
+@click.option("--format", "fmt", metavar="FORMAT", help=LIST_FORMATS)
 @pass_app
 def df(app: App, *, verbose: bool, fmt: str | None) -> None:
     """Show how much room images, containers and volumes take."""

@@ -8,7 +8,7 @@ import click
 
 from fleet.api.client import EngineClient
 from fleet.cli.app import App, filters_of, part, pass_app
-from fleet.cli.render import inspect_each
+from fleet.cli.render import FORMATS, inspect_each
 from fleet.cli.tasks import print_tasks, task_options
 
 
@@ -27,7 +27,7 @@ def ls(app: App, *, filters: tuple[str, ...], fmt: str | None, quiet: bool, no_t
 
 
 @task.command()
-@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help=FORMATS)
 @click.argument("names", metavar="TASK...", nargs=-1, required=True)
 @pass_app
 def inspect(app: App, *, names: tuple[str, ...], fmt: str | None) -> int:

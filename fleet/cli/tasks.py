@@ -9,7 +9,7 @@ import click
 
 from fleet.api.client import EngineClient, EngineError
 from fleet.cli import clock
-from fleet.cli.render import print_rows, short_id
+from fleet.cli.render import LIST_FORMATS, print_rows, short_id
 
 __all__ = ["Names", "has_ended", "print_tasks", "state_of", "task_options"]
 
@@ -45,7 +45,7 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("-q", "--quiet", is_flag=True, help="Only display task IDs."),
         click.option("--no-trunc", is_flag=True, help="Do not shorten output."),
         click.option("--no-resolve", is_flag=True, help="Show IDs instead of names."),
-        click.option("--format", "fmt", metavar="FORMAT", help="'table', 'table TEMPLATE', 'json', or a Go template."),
+        click.option("--format", "fmt", metavar="FORMAT", help=LIST_FORMATS),
         click.option("-f", "--filter", "filters", multiple=True, metavar="NAME=VALUE", help="Show only what matches."),
     ):
         command = option(command)

@@ -9,7 +9,7 @@ import click
 from fleet.api.client import EngineClient
 from fleet.cli.app import App, filters_of, part, pass_app
 from fleet.cli.clock import human_size
-from fleet.cli.render import each, echo, inspect_each, list_options, print_rows
+from fleet.cli.render import FORMATS, each, echo, inspect_each, list_options, print_rows
 from fleet.cli.service_flags import Parsed
 from fleet.compose import values
 
@@ -54,7 +54,7 @@ def ls(app: App, *, filters: tuple[str, ...], fmt: str | None, quiet: bool) -> N
 
 
 @volume.command()
-@click.option("-f", "--format", "fmt", metavar="FORMAT", help="'json' or a Go template.")
+@click.option("-f", "--format", "fmt", metavar="FORMAT", help=FORMATS)
 @click.argument("names", metavar="VOLUME...", nargs=-1, required=True)
 @pass_app
 def inspect(app: App, *, names: tuple[str, ...], fmt: str | None) -> int:

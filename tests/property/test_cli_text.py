@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from fleet import errors
 from fleet.cli import clock
 from fleet.cli.converge import judge
+from fleet.cli.events import read_events
 from fleet.cli.logs import frames
 from fleet.cli.stack_plan import differences
-from fleet.cli.system import _events
 from fleet.cli.template import Template
 
 JSON = st.recursive(
@@ -26,7 +26,7 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-ACTIONS = "json range if else end with index len"
+ACTIONS = "json range if else end with index len break continue printf and eq else.if $x:=. ) , :="
 WORDS = ["{{", "}}", ".", ".A", ".B.A", *ACTIONS.split(), '"x"', " ", "|", "-", "(", "$", "1"]
 
 
@@ -71,7 +71,7 @@ def test_anything_else_is_refused_and_not_read_as_lines(data: bytes, sizes: list
 )
 def test_events_survive_any_cutting(events: list[dict[str, Any]], sizes: list[int]) -> None:
     data = b"\n".join(json.dumps(event, ensure_ascii=False).encode() for event in events)
-    assert list(_events(cut(data, sizes))) == events
+    assert list(read_events(cut(data, sizes))) == events
 
 
 @given(JSON, JSON)
