@@ -105,16 +105,20 @@ def memory_size(size_bytes: int) -> str:
 
 
 def since_query(text: str | None, *, flag: str) -> str | None:
-    """``--since``: a duration back from now, a date or time, or Unix seconds -> Unix seconds for the API."""
+    """``--since``: a duration back from now, a date or time, or Unix seconds -> Unix seconds for the API.
+
+    A time without a zone is one of this machine, as in Docker's client. Raises ``UserError`` naming ``flag``.
+    """
     if text is None:
         return None
     from fleet.compose.values import parse_duration_ns
 
     if text.replace(".", "", 1).isdecimal():
         return text
-    found = parse_time(text)
-    if found is not None:
-        return f"{found.timestamp():.9f}"
+    try:
+        return f"{datetime.fromisoformat(text).timestamp():.9f}"
+    except (ValueError, OverflowError):
+        pass
     try:
         return f"{time.time() - parse_duration_ns(text) / 1e9:.9f}"
     except errors.UserError as cause:

@@ -21,6 +21,7 @@ __all__ = ["event_text", "event_time", "event_words", "events", "read_events"]
 Json = dict[str, Any]
 
 EVENT_MAX: Final = 1024 * 1024
+_ZEROS: Final = {**dict.fromkeys(("status", "id", "from", "scope", "type", "action"), ""), "time": 0, "timenano": 0}
 
 
 @click.command()
@@ -47,7 +48,14 @@ def _shower(fmt: str | None) -> Callable[[Json], str]:
     """How an event becomes a line."""
     if not fmt:
         return event_text
-    return formatter(fmt)
+    show = formatter(fmt, zeros=_ZEROS)
+    return lambda event: show(_sorted(event))
+
+
+def _sorted(event: Json) -> Json:
+    """With its attributes in order, as Go writes maps."""
+    actor = event.get("Actor") or {}
+    return {**event, "Actor": {**actor, "Attributes": dict(sorted((actor.get("Attributes") or {}).items()))}}
 
 
 def read_events(chunks: Iterator[bytes]) -> Iterator[Json]:

@@ -100,22 +100,20 @@ class Template:
         self._at = 0
         self._nodes = self._block(depth=0, inside="")
 
-    def render(self, value: object, *, strict: bool = False) -> str:
-        """The text for one value (dicts, lists, scalars). ``strict``: a field that ``value`` itself lacks is an error."""
-        return self._run(value, FUNCTIONS, strict=strict)
+    def render(self, value: object, *, strict: bool = False, zeros: Mapping[str, Any] | None = None) -> str:
+        """The text for one value (dicts, lists, scalars). ``strict``: a field that ``value`` itself lacks is an error.
+
+        ``zeros``: what such a field is instead, by its name in lower case.
+        """
+        return "".join(_Run(self._bad, value, FUNCTIONS, strict=strict, zeros=zeros or {}).nodes(self._nodes, value))
 
     def heading(self, headings: Mapping[str, Any]) -> str:
         """The line above a table: headings for fields; a field without one is its name."""
+        run = _Run(self._bad, headings, HEADING_FUNCTIONS, heading=True)
         try:
-            return self._run(headings, HEADING_FUNCTIONS, heading=True)
+            return "".join(run.nodes(self._nodes, headings))
         except errors.UserError:  # values have lists or numbers where a heading is a word
             return ""
-
-    def _run(
-        self, value: object, functions: Mapping[str, Callable[..., Any]], *, strict: bool = False, heading: bool = False
-    ) -> str:
-        run = _Run(self._bad, value, functions, strict=strict, heading=heading)
-        return "".join(run.nodes(self._nodes, value))
 
     def _bad(self, why: str) -> errors.UserError:
         return errors.UserError(f"--format {self._text!r}: {why}")
@@ -316,14 +314,16 @@ class _Run:
         root: object,
         functions: Mapping[str, Callable[..., Any]],
         *,
-        strict: bool,
-        heading: bool,
+        strict: bool = False,
+        heading: bool = False,
+        zeros: Mapping[str, Any] | None = None,
     ) -> None:
         self._bad = bad
         self._root = root
         self._functions = functions
         self._strict = strict
         self._heading = heading
+        self._zeros = zeros or {}
         self._variables: list[tuple[str, Any]] = [("$", root)]
 
     def nodes(self, nodes: Sequence[Any], dot: Any) -> list[str]:
@@ -479,4 +479,4 @@ class _Run:
         if self._strict and place is self._root:
             known = ", ".join(f".{key}" for key in place)
             raise self._bad(f"there is no field .{name}; known: {known}")
-        return None
+        return self._zeros.get(name.lower()) if place is self._root else None

@@ -55,12 +55,12 @@ class EventLog:
                 self._listeners.discard(queue)
 
     async def stream(self, *, since: datetime | None, until: datetime | None) -> AsyncIterator[Event]:
-        """Kept events from ``since`` on, then new ones until ``until`` (for ever without)."""
+        """Kept events from ``since`` on, then new ones until ``until`` (for ever without). With ``until`` alone all kept ones."""
         queue: asyncio.Queue[Event | None] = asyncio.Queue(_QUEUE_MAX)
         self._listeners.add(queue)
         try:
-            if since is not None:
-                first = since.timestamp() * 1e9
+            if since is not None or until is not None:
+                first = since.timestamp() * 1e9 if since else 0
                 last = until.timestamp() * 1e9 if until else float("inf")
                 for event in list(self._kept):
                     if first <= event["timeNano"] <= last:
@@ -178,7 +178,8 @@ def _attributes(obj: object, change: Change) -> dict[str, str] | None:
 
 
 def matches(event: Event, filters: Mapping[str, tuple[str, ...]]) -> bool:
-    """Docker's event filters; several values of one are alternatives."""
+    """Docker's event filters: several values of one are alternatives, but all labels must be there. Names of objects and their
+    IDs may be given by their beginning. Source: moby ``daemon/events/filter.go``."""
     attributes: Mapping[str, str] = event["Actor"]["Attributes"]
     actor, name = event["Actor"]["ID"], attributes.get("name", "")
 
@@ -191,14 +192,21 @@ def matches(event: Event, filters: Mapping[str, tuple[str, ...]]) -> bool:
             case "scope":
                 return event["scope"] in values
             case "label":
-                return any(
-                    attributes.get(v.partition("=")[0]) == (v.partition("=")[2] or attributes.get(v)) for v in values
+                wanted = [value.partition("=") for value in values]
+                return all(
+                    label in attributes and (not separator or attributes[label] == value)
+                    for label, separator, value in wanted
                 )
             case "image":
-                return attributes.get("image", name) in values
-            case "container" | "service" | "node" | "network" | "secret" | "config" | "volume":
-                return event["Type"] == key and (actor in values or name in values)
-            case _:
-                return True
+                image = name if event["Type"] == "image" else attributes.get("image", "")
+                return not {actor, image, _untagged(actor), _untagged(image)}.isdisjoint(values)
+            case _:  # a kind of object
+                return event["Type"] == key and (actor.startswith(values) or name.startswith(values))
 
     return all(one(key, values) for key, values in filters.items())
+
+
+def _untagged(image: str) -> str:
+    """``nginx`` of ``nginx:1``; a port of the registry is no tag."""
+    head, separator, tag = image.rpartition(":")
+    return head if separator and "/" not in tag else image

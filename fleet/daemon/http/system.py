@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -50,6 +50,7 @@ _EVENT_FILTERS: Final = frozenset(
         "config",
         "volume",
         "daemon",
+        "plugin",
     }
 )
 
@@ -124,7 +125,8 @@ def system_routes(
     @routes.get("/events")
     async def stream_events(request: Request) -> Response:
         filters = parse_filters(request.query_params.get("filters"), known=_EVENT_FILTERS)
-        since = parse_instant(request.query_params.get("since", ""), "since")
+        first = request.query_params.get("since", "")
+        since = datetime.fromtimestamp(0, UTC) if first == "0" else parse_instant(first, "since")
         until = parse_instant(request.query_params.get("until", ""), "until")
 
         async def lines() -> AsyncIterator[bytes]:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,8 +247,8 @@ def docker(engine: FakeEngine, tmp_path: Path) -> Callable[..., str]:
     engine.on("GET", "/services/web", SERVICES[0])
     engine.on("GET", "/containers/json", CONTAINERS)
 
-    def call(*arguments: str) -> str:
-        environment = {"PATH": os.environ["PATH"], "DOCKER_HOST": engine.url, "HOME": str(tmp_path)}
+    def call(*arguments: str, **more: str) -> str:
+        environment = {"PATH": os.environ["PATH"], "DOCKER_HOST": engine.url, "HOME": str(tmp_path), **more}
         ran = subprocess.run(
             ["docker", *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
         )
@@ -288,6 +289,68 @@ def test_objects_as_dockers_client_formats_them(fleet: Any, docker: Callable[...
     assert ours.out == theirs
 
 
+EVENTS = (
+    b'{"status":"start","id":"abc","from":"nginx:1","Type":"container","Action":"start","Actor":{"ID":"abc",'
+    b'"Attributes":{"name":"web.1","image":"nginx:1","a":"<b>"}},"scope":"local","time":1767323045,'
+    b'"timeNano":1767323045000000123}\n'
+    b'{"Type":"node","Action":"update","Actor":{"ID":"n1","Attributes":{"name":"m1","state.new":"down"}},'
+    b'"scope":"swarm","time":1767323046,"timeNano":1767323046500000000}\n'
+    b'{"Type":"network","Action":"create","Actor":{"ID":"x","Attributes":{}},"scope":"swarm","time":1767323047}\n'
+)
+EVENT_FORMS = [
+    "",
+    "json",
+    "{{.Type}} {{.Action}} {{.Actor.ID}}",
+    "{{.Time}} {{.TimeNano}} {{.Scope}}",
+    "{{.Actor.Attributes.name}}",
+    "{{index .Actor.Attributes \"image\"}}|{{json .Actor}}",
+    "{{.Status}}:{{.ID}}:{{.From}}",
+    "{{json .}}",
+    "{{with .Actor.Attributes}}{{range $k, $v := .}}{{$k}}={{$v}} {{end}}{{end}}",
+    "{{if eq .Type \"node\"}}{{.Actor.Attributes.name}}{{end}}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/St_Johns"])
+@pytest.mark.parametrize("form", EVENT_FORMS)
+def test_events_as_dockers_client_writes_them(
+    engine: FakeEngine, docker: Callable[..., str], form: str, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.on("GET", "/events", Reply(raw=EVENTS))
+    monkeypatch.setenv("TZ", zone)
+    arguments = ["events", "--since", "0", "--until", "2000000000", *(["--format", form] if form else [])]
+    theirs = docker(*arguments, TZ=zone)
+    ours = subprocess.run(
+        [sys.executable, "-m", "fleet.cli.main", "-H", engine.url, *arguments],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ours.stderr == ""
+    assert ours.stdout == theirs
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--since", "2026-01-02T03:04:05Z", "--until", "2026-01-02T03:04:06.5+01:00"),
+        ("--since", "2026-01-02", "--until", "2026-01-02T03:04"),
+        ("--since", "1767323045.25", "--until", "1767323046"),
+        ("--since", "1", "--until", "2", "--filter", "type=node", "-f", "type=service", "-f", "label=a=b"),
+    ],
+)
+def test_events_are_asked_for_as_dockers_client_does(
+    engine: FakeEngine, docker: Callable[..., str], flags: tuple[str, ...]
+) -> None:
+    engine.on("GET", "/events", Reply(raw=EVENTS))
+    zone = "America/St_Johns"
+    docker("events", *flags, TZ=zone)
+    command = [sys.executable, "-m", "fleet.cli.main", "-H", engine.url, "events", *flags]
+    subprocess.run(command, capture_output=True, timeout=60, check=True, env={**os.environ, "TZ": zone})
+    theirs, ours = (request.query for request in engine.sent("GET", "/events"))
+    assert [float(ours[key]) for key in ("since", "until")] == [float(theirs[key]) for key in ("since", "until")]
+    wanted = {key: sorted(values) for key, values in (theirs.get("filters") or {}).items()}
+    assert {key: sorted(values) for key, values in (ours.get("filters") or {}).items()} == wanted
+
+
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
 
@@ -307,4 +370,4 @@ def test_yaml_of_lists_and_objects(fleet: Any, engine: FakeEngine) -> None:
 def test_yaml_of_events_is_a_stream_of_documents(fleet: Any, engine: FakeEngine) -> None:
     engine.on("GET", "/events", Reply(raw=b'{"Type":"node","time":1}{"Type":"service","time":2}'))
     found = list(yaml.safe_load_all(fleet("events", "--since", "0", "--until", "3", "--format", "yaml").out))
-    assert found == [{"Type": "node", "time": 1}, {"Type": "service", "time": 2}]
+    assert [(event["Type"], event["time"]) for event in found] == [("node", 1), ("service", 2)]

@@ -168,6 +168,60 @@ def test_events_are_kept_filtered_and_bounded_in_time() -> None:
     asyncio.run(main())
 
 
+EVENT = {
+    "Type": "container",
+    "Action": "exec_start: sh",
+    "scope": "local",
+    "Actor": {
+        "ID": "abcdef",
+        "Attributes": {"name": "web.1.xyz", "image": "host:5000/nginx:1", "team": "a", "empty": "", "zone": "b"},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("filters", "shown"),
+    [
+        ({"container": ("web.1.xyz",)}, True),
+        ({"container": ("abc",)}, True),
+        ({"container": ("web",)}, True),
+        ({"container": ("db", "web")}, True),
+        ({"container": ("eb.1",)}, False),
+        ({"service": ("web",)}, False),
+        ({"daemon": ("abc",)}, False),
+        ({"type": ("container", "node")}, True),
+        ({"type": ("node",)}, False),
+        ({"event": ("exec_start",)}, True),
+        ({"event": ("exec",)}, False),
+        ({"scope": ("swarm",)}, False),
+        ({"label": ("team=a",)}, True),
+        ({"label": ("team",)}, True),
+        ({"label": ("team=a", "zone=b")}, True),
+        ({"label": ("team=a", "zone=c")}, False),
+        ({"label": ("none",)}, False),
+        ({"label": ("empty=",)}, True),
+        ({"label": ("team=",)}, False),
+        ({"image": ("host:5000/nginx:1",)}, True),
+        ({"image": ("host:5000/nginx",)}, True),
+        ({"image": ("host",)}, False),
+        ({"image": ("nginx",)}, False),
+        ({"container": ("web",), "type": ("node",)}, False),
+    ],
+)
+def test_filters_of_events_are_dockers(filters: dict[str, tuple[str, ...]], shown: bool) -> None:
+    assert matches(EVENT, filters) is shown
+
+
+def test_kept_events_are_told_up_to_a_time_when_no_beginning_is_given() -> None:
+    async def main() -> None:
+        log = EventLog(SystemClock())
+        log.add(kind="node", action="create", actor="n1", scope="swarm", attributes={})
+        until = SystemClock().now() + timedelta(seconds=0.05)
+        assert len([event async for event in log.stream(since=None, until=until)]) == 1
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("happened", "kind", "action"),
     [(Action.START, "container", "start"), (Action.VOLUME_CREATE, "volume", "create")],
