@@ -61,7 +61,9 @@ def ls(
         filters=filters_of(filters),
     )
     columns = (*COLUMNS, ("Size", "SIZE")) if size else COLUMNS
-    print_rows([_row(item, full=no_trunc) for item in found or []], columns=columns, fmt=fmt, quiet=quiet)
+    print_rows(
+        [_row(item, full=no_trunc) for item in found or []], columns=columns, fmt=fmt, quiet=quiet, full=no_trunc
+    )
 
 
 def _row(item: Json, *, full: bool) -> Json:

@@ -18,6 +18,7 @@ from fleet import errors
 from fleet.api.client import EngineClient, EngineError
 from fleet.cli import clock
 from fleet.cli.tasks import has_ended, state_of
+from fleet.cli.widths import clean, columns_of, cut, is_live
 
 __all__ = ["Verdict", "Watch", "judge", "wait"]
 
@@ -289,7 +290,7 @@ def wait(
     client: EngineClient, watches: Sequence[Watch], *, quiet: bool, timeout_ns: int | None = None, stable_ns: int = 0
 ) -> int:
     """Wait for all; returns 0, or 130 when interrupted. Raises ``FleetError`` saying why it did not come to that."""
-    show: _Show = _Quiet() if quiet else _Terminal() if sys.stderr.isatty() else _Lines()
+    show: _Show = _Quiet() if quiet else _Terminal() if is_live(sys.stderr) else _Lines()
     started = clock.monotonic()
     told: set[str] = set()
     unreachable_since: float | None = None
@@ -409,9 +410,7 @@ class _Terminal:
         self.block = []
 
     def _draw(self, lines: list[str]) -> None:
-        import shutil
-
-        width = shutil.get_terminal_size().columns
+        width = columns_of(sys.stderr) or 80  # standard output may well be a pipe meanwhile
         self.block = lines
         for line in lines:
-            click.echo(line[: max(20, width - 1)], err=True)
+            click.echo(cut(clean(line), max(20, width - 1)), err=True)

@@ -173,7 +173,7 @@ def ls(app: App, *, filters: tuple[str, ...], fmt: str | None, quiet: bool, ever
     rows.sort(key=lambda row: (row["Repository"], row["Tag"]))
     if quiet:
         rows = list({row["ID"]: row for row in rows}.values())
-    print_rows(rows, columns=COLUMNS, fmt=fmt, quiet=quiet)
+    print_rows(rows, columns=COLUMNS, fmt=fmt, quiet=quiet, full=no_trunc)
 
 
 def _rows(item: Json, *, full: bool) -> Iterator[Json]:
@@ -260,7 +260,7 @@ def history(app: App, *, name: str, no_trunc: bool, fmt: str | None, quiet: bool
     columns = (
         ("ID", "IMAGE"), ("CreatedSince", "CREATED"), ("CreatedBy", "CREATED BY"), ("Size", "SIZE"), ("Comment", "COMMENT"),
     )  # fmt: skip
-    print_rows(rows, columns=columns, fmt=fmt, quiet=quiet)
+    print_rows(rows, columns=columns, fmt=fmt, quiet=quiet, full=no_trunc)
 
 
 @image.command()

@@ -12,6 +12,7 @@ from fleet import errors
 from fleet.api.client import EngineError
 from fleet.cli import clock
 from fleet.cli.app import App, part, pass_app
+from fleet.cli.widths import is_live
 
 __all__ = ["move"]
 
@@ -104,7 +105,7 @@ class _Screen:
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._live = sys.stderr.isatty()
+        self._live = is_live(sys.stderr)
         self._stage = ""
 
     def show(self, line: dict[str, Any]) -> None:

@@ -134,7 +134,7 @@ def ls(app: App, *, filters: tuple[str, ...], fmt: str | None, quiet: bool, no_t
         }
         for item in sorted(found, key=lambda item: str(item["Name"]))
     ]
-    print_rows(rows, columns=COLUMNS, fmt=fmt, quiet=quiet)
+    print_rows(rows, columns=COLUMNS, fmt=fmt, quiet=quiet, full=no_trunc)
 
 
 @network.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol, TextIO
@@ -12,6 +11,7 @@ import click
 
 from fleet import errors
 from fleet.cli import clock
+from fleet.cli.widths import clean, columns_of, cut, is_live
 
 __all__ = ["Bars", "follow", "messages"]
 
@@ -29,7 +29,7 @@ def follow(chunks: Iterable[bytes], *, quiet: bool = False, err: bool = False) -
     stream.
     """
     out = sys.stderr if err else sys.stdout
-    show: _Show = Bars(out) if out.isatty() and not quiet else _Lines(err=err)
+    show: _Show = Bars(out) if is_live(out) and not quiet else _Lines(err=err)
     last: Json = {}
     for message in messages(chunks):
         problem = message.get("error") or (message.get("errorDetail") or {}).get("message")
@@ -110,11 +110,9 @@ class Bars:
         self._out.write(f"{self._cut(text)}\n")
         self._lines += 1
 
-    @staticmethod
-    def _cut(text: str) -> str:
+    def _cut(self, text: str) -> str:
         """Without control characters, and short enough not to wrap: a wrapped line would be two to the terminal."""
-        width = max(shutil.get_terminal_size().columns - 1, 20)
-        return "".join(sign if sign.isprintable() else " " for sign in text)[:width]
+        return cut(clean(text), max((columns_of(self._out) or 80) - 1, 20))
 
     @staticmethod
     def _text(message: Json) -> str:

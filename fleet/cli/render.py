@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -10,6 +11,7 @@ import click
 
 from fleet import errors
 from fleet.api.client import EngineError
+from fleet.cli.widths import GAP, clean, columns_of, cut, pad, shrunk, width_of
 
 __all__ = [
     "Column",
@@ -36,6 +38,8 @@ FORMATS: Final = "'json', 'yaml' or a Go template."
 T = TypeVar("T")
 C = TypeVar("C")
 _ID_WIDTH: Final = 12
+_FLOOR: Final = 12
+"""Columns of a table that are not shortened further: an ID is of use whole."""
 _LINES_AT_ONCE: Final = 200
 
 
@@ -66,13 +70,18 @@ def print_rows(
     quiet: bool = False,
     quiet_field: str = "ID",
     headings: Mapping[str, str] | None = None,
+    full: bool = False,
 ) -> None:
-    """A list as asked for. ``headings`` name fields beyond ``columns`` that templates may use."""
+    """A list as asked for. ``headings`` name fields beyond ``columns`` that templates may use.
+
+    On a terminal the table fits its width, unless it is to be ``full``; templates choose their own width.
+    """
     if quiet and not fmt:
         _echo_all([str(row[quiet_field]) for row in rows])
         return
     if fmt in (None, "", "table"):
-        _print_table([[str(row.get(field, "")) for field, _ in columns] for row in rows], [h for _, h in columns])
+        room = None if full else columns_of(sys.stdout)
+        _print_table([[str(row.get(field, "")) for field, _ in columns] for row in rows], [h for _, h in columns], room)
         return
     if fmt == "yaml":
         echo(_yaml(list(rows)))
@@ -84,19 +93,20 @@ def print_rows(
     _echo_all([show(row) for row in rows])
 
 
-def formatter(fmt: str, *, strict: bool = False) -> Callable[[Any], str]:
+def formatter(fmt: str, *, strict: bool = False, zeros: Mapping[str, Any] | None = None) -> Callable[[Any], str]:
     """How ``--format`` writes one object: as one line of JSON, as a YAML document, or by a template.
 
-    ``strict``: a field that the object itself lacks is an error. Raises ``UserError`` for a template that cannot be read.
+    ``strict``: a field that the object itself lacks is an error; else it is that of ``zeros``. Raises ``UserError`` for a
+    template that cannot be read.
     """
     if fmt == "json":
-        return lambda item: json.dumps(item, ensure_ascii=False)
+        return lambda item: json.dumps(item, ensure_ascii=False, separators=(",", ":"))
     if fmt == "yaml":
         return lambda item: f"---\n{_yaml(item)}"
     from fleet.cli.template import Template
 
     template = Template(_unescaped(fmt))
-    return lambda item: template.render(_with_label(item), strict=strict)
+    return lambda item: template.render(_with_label(item), strict=strict, zeros=zeros)
 
 
 def _unescaped(fmt: str) -> str:
@@ -131,12 +141,19 @@ def _print_template_table(fmt: str, rows: Iterable[Row], headings: Mapping[str, 
     _print_table([line.split("\t") for line in lines], heading.split("\t"))
 
 
-def _print_table(rows: list[list[str]], heading: list[str]) -> None:
-    lines = [heading, *([_one_line(cell) for cell in row] for row in rows)]
+def _print_table(rows: list[list[str]], heading: list[str], room: int | None = None) -> None:
+    """``room``: columns of the terminal that the lines may take; None is no limit."""
+    tidy = clean if sys.stdout.isatty() else _one_line
+    lines = [heading, *([tidy(cell) for cell in row] for row in rows)]
     count = max(len(line) for line in lines)
-    widths = [max((len(line[i]) for line in lines if i < len(line)), default=0) for i in range(count)]
+    widths = [max((width_of(line[i]) for line in lines if i < len(line)), default=0) for i in range(count)]
+    if room is not None:
+        floors = [min(width, max(_FLOOR, width_of(heading[i]))) for i, width in enumerate(widths)]
+        widths = shrunk(widths, room=room - GAP * (count - 1), floors=floors)
+        lines = [[cut(cell, width) for cell, width in zip(line, widths, strict=False)] for line in lines]
+    gap = " " * GAP
     padded = (
-        "   ".join(cell.ljust(widths[i]) if i < len(line) - 1 else cell for i, cell in enumerate(line)).rstrip()
+        gap.join(pad(cell, widths[i]) if i < len(line) - 1 else cell for i, cell in enumerate(line)).rstrip()
         for line in lines
     )
     _echo_all(list(padded))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from fleet import errors
 from fleet.cli import clock
 from fleet.cli.app import App, part, pass_app
 from fleet.cli.render import LIST_FORMATS, echo, print_rows, short_id
+from fleet.cli.widths import is_live
 
 __all__ = ["stats", "usage_row"]
 
@@ -116,9 +118,9 @@ def stats(
         rows, problems = samples.rows(chosen, full=no_trunc)
         if names and problems:
             raise errors.NotFoundError(problems[0])
-        if not no_stream:
+        if not no_stream and is_live(sys.stdout):
             click.echo("\x1b[2J\x1b[H", nl=False)
-        print_rows(rows, columns=COLUMNS, fmt=fmt)
+        print_rows(rows, columns=COLUMNS, fmt=fmt, full=no_trunc)
         if no_stream:
             return 0
         if not chosen:

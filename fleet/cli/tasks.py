@@ -122,7 +122,7 @@ def print_tasks(
         name = names.task(task)
         rows.append(_row(task, names, name=f" \\_ {name}" if name == previous and not fmt else name, full=no_trunc))
         previous = name
-    print_rows(rows, columns=COLUMNS, fmt=fmt, quiet=quiet)
+    print_rows(rows, columns=COLUMNS, fmt=fmt, quiet=quiet, full=no_trunc)
 
 
 def _row(task: Json, names: Names, *, name: str, full: bool) -> Json:

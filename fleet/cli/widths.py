@@ -1,14 +1,28 @@
-"""How much room text takes on a terminal, and making tables fit: pure functions over lines and columns."""
+"""How much room text takes on a terminal, and making tables fit: functions over lines and columns."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TextIO
 
-__all__ = ["GAP", "clean", "cut", "pad", "shrunk", "width_of"]
+__all__ = ["GAP", "clean", "columns_of", "cut", "is_live", "pad", "shrunk", "width_of"]
 
 GAP: Final = 3
 """Spaces between columns, as in Docker's tables."""
+
+
+def columns_of(stream: TextIO) -> int | None:
+    """Columns of the terminal that ``stream`` is; None when it is none: what goes into a pipe or a file is not cut."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80  # a terminal that does not know its size says 0
+    except (OSError, ValueError):
+        return None
+
+
+def is_live(stream: TextIO) -> bool:
+    """Whether ``stream`` is a terminal on which lines can be written over."""
+    return stream.isatty() and os.environ.get("TERM", "") != "dumb"
 
 
 def clean(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from typing import Any
 
 import pytest
@@ -54,7 +53,7 @@ def at(layer: str, status: str, current: int = 0, total: int = 0) -> dict[str, A
 
 @pytest.fixture(autouse=True)
 def width(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    monkeypatch.setattr(progress, "columns_of", lambda _stream: 80)
 
 
 def test_every_layer_keeps_its_line() -> None:
