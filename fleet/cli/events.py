@@ -21,6 +21,7 @@ __all__ = ["event_text", "event_time", "event_words", "events", "read_events"]
 Json = dict[str, Any]
 
 EVENT_MAX: Final = 1024 * 1024
+_FIELDS: Final = ("status", "id", "from", "Type", "Action", "Actor", "scope", "time", "timeNano")
 _ZEROS: Final = {**dict.fromkeys(("status", "id", "from", "scope", "type", "action"), ""), "time": 0, "timenano": 0}
 
 
@@ -49,13 +50,14 @@ def _shower(fmt: str | None) -> Callable[[Json], str]:
     if not fmt:
         return event_text
     show = formatter(fmt, zeros=_ZEROS)
-    return lambda event: show(_sorted(event))
+    return lambda event: show(_ordered(event))
 
 
-def _sorted(event: Json) -> Json:
-    """With its attributes in order, as Go writes maps."""
+def _ordered(event: Json) -> Json:
+    """Its fields, and its attributes, in the order in which Docker's client writes them."""
     actor = event.get("Actor") or {}
-    return {**event, "Actor": {**actor, "Attributes": dict(sorted((actor.get("Attributes") or {}).items()))}}
+    event = {**event, "Actor": {**actor, "Attributes": dict(sorted((actor.get("Attributes") or {}).items()))}}
+    return {**{key: event[key] for key in _FIELDS if key in event}, **event}
 
 
 def read_events(chunks: Iterator[bytes]) -> Iterator[Json]:

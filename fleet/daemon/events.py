@@ -207,6 +207,7 @@ def matches(event: Event, filters: Mapping[str, tuple[str, ...]]) -> bool:
 
 
 def _untagged(image: str) -> str:
-    """``nginx`` of ``nginx:1``; a port of the registry is no tag."""
+    """``nginx`` of ``nginx:1@sha256:...``; a port of the registry is no tag."""
+    image = image.partition("@")[0]
     head, separator, tag = image.rpartition(":")
     return head if separator and "/" not in tag else image

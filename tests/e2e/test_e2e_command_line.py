@@ -22,7 +22,7 @@ FORMATS = [
     ("service", "ls", "{{.ID}} {{.Name}} {{.Mode}} {{.Replicas}} {{.Image}} {{.Ports}}"),
     ("service", "ls", '{{if eq .Name "shown"}}{{json .Name}}{{else}}{{printf "%-8s|" .Name}}{{end}}'),
     ("service", "ps", "{{.Name}} {{.Node}} {{.DesiredState}} {{.Image}}", "shown"),
-    ("service", "inspect", '{{.Spec.Name}} {{json .Spec.Labels}} {{index .Spec.Labels "team"}}', "shown"),
+    ("service", "inspect", '{{.Spec.Name}} {{.Spec.Labels}} {{index .Spec.Labels "team"}}', "shown"),
     ("service", "inspect", "{{range .Spec.TaskTemplate.ContainerSpec.Args}}{{.}},{{end}}", "shown"),
     ("service", "inspect", "{{.Spec.Mode.Replicated.Replicas}} {{.Version.Index}} {{len .Spec.Labels}}", "shown"),
     ("network", "ls", "{{.Name}} {{.Driver}} {{.Scope}}"),

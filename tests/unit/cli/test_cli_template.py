@@ -294,7 +294,7 @@ EVENTS = (
     b'"Attributes":{"name":"web.1","image":"nginx:1","a":"<b>"}},"scope":"local","time":1767323045,'
     b'"timeNano":1767323045000000123}\n'
     b'{"Type":"node","Action":"update","Actor":{"ID":"n1","Attributes":{"name":"m1","state.new":"down"}},'
-    b'"scope":"swarm","time":1767323046,"timeNano":1767323046500000000}\n'
+    b'"scope":"swarm","time":1767323046,"timeNano":1767323046500000000,"status":"up","id":"n1"}\n'
     b'{"Type":"network","Action":"create","Actor":{"ID":"x","Attributes":{}},"scope":"swarm","time":1767323047}\n'
 )
 EVENT_FORMS = [

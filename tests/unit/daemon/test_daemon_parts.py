@@ -212,6 +212,14 @@ def test_filters_of_events_are_dockers(filters: dict[str, tuple[str, ...]], show
     assert matches(EVENT, filters) is shown
 
 
+def test_image_of_a_container_of_a_service_is_found_without_its_digest() -> None:
+    attributes = {"image": f"fleet/hello:1@sha256:{'a' * 64}"}
+    event = {**EVENT, "Actor": {"ID": "x", "Attributes": attributes}}
+    assert matches(event, {"image": ("fleet/hello",)})
+    assert matches(event, {"image": (attributes["image"],)})
+    assert not matches(event, {"image": ("fleet/hello:1@sha256",)})
+
+
 def test_kept_events_are_told_up_to_a_time_when_no_beginning_is_given() -> None:
     async def main() -> None:
         log = EventLog(SystemClock())
