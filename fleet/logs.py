@@ -9,14 +9,20 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Final, Literal, TextIO
 
-__all__ = ["Level", "Logger", "configure", "get_logger"]
+__all__ = ["Level", "Logger", "about_requests", "configure", "get_logger", "request_id"]
 
 Level = Literal["debug", "info", "warning", "error"]
 
+request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
+"""Id of the API request that is being answered here; empty outside of one. What a request writes remembers it, and what comes of
+that names it in its log lines, so that one search tells a request's story on all hosts."""
+
+_REQUESTS_MAX: Final = 16
 _LEVELS: Final[Mapping[str, int]] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _EVENT_WIDTH: Final = 28
 _write: Callable[[str], object] | None = None
@@ -85,6 +91,14 @@ class Logger:
 def get_logger(name: str) -> Logger:
     """The logger of the part called ``name``."""
     return Logger(name)
+
+
+def about_requests(ids: Iterable[str]) -> dict[str, object]:
+    """The field of a log line that tells what it is about: ``request``, or ``requests`` for several (the first 16)."""
+    known = sorted({each for each in ids if each})
+    if not known:
+        return {}
+    return {"request": known[0]} if len(known) == 1 else {"requests": known[:_REQUESTS_MAX]}
 
 
 def _as_json(line: Mapping[str, object]) -> str:

@@ -19,7 +19,7 @@ import msgspec
 from fleet import errors
 from fleet.agent.task_machine import Step, fault_state, next_step
 from fleet.clock import Clock
-from fleet.logs import get_logger
+from fleet.logs import about_requests, get_logger
 from fleet.model.task import ContainerStatus, PortStatus, Task, TaskState, TaskStatus
 
 __all__ = ["Controller", "Exit", "TaskRuntime"]
@@ -222,7 +222,8 @@ class Controller:
             port_status=PortStatus(ports=ports) if ports else old.port_status,
         )
         if state is not old.state:
-            log.info("task", task=self.task.id, name=self.task.service_name, state=f"{old.state} -> {state}", err=err)
+            change, asked = f"{old.state} -> {state}", about_requests([self.task.request])
+            log.info("task", task=self.task.id, name=self.task.service_name, state=change, err=err, **asked)
         self._report(self.task, self.status)
 
     def _note(self, err: str) -> None:

@@ -2,7 +2,8 @@
 each that was refused for want of credentials or of rights.
 
 A request has an id: the client's ``X-Request-ID`` where it is plain and short, else one made here. It is in the line and in the
-answer, so that a client's log and this one can be laid side by side. Neither query nor body is told: they may hold secrets.
+answer, so that a client's log and this one can be laid side by side, and it follows what the request wrote: from the service to
+its tasks, and with them through the log of each manager and agent. Neither query nor body is told: they may hold secrets.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 from fleet.daemon.access.principal import PRINCIPAL, Principal
 from fleet.daemon.listeners import TLS_EXTENSION, TRANSPORT_EXTENSION
-from fleet.logs import get_logger
+from fleet.logs import get_logger, request_id
 
 __all__ = ["Audit"]
 
@@ -42,24 +43,26 @@ class Audit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id, asked = _request_id(scope), scope["path"]
+        own_id, asked = _request_id(scope), scope["path"]
         began, code = time.perf_counter(), 0
 
         async def marked(message: Any) -> None:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = message["status"]
-                message["headers"] = [*message.get("headers", ()), (_HEADER, request_id)]
-                self._tell(scope, asked, request_id, code, began)
+                message["headers"] = [*message.get("headers", ()), (_HEADER, own_id)]
+                self._tell(scope, asked, own_id, code, began)
             await send(message)
 
+        token = request_id.set(own_id.decode())
         try:
             await self._app(scope, receive, marked)
         finally:
+            request_id.reset(token)
             if not code:  # attach and exec took the connection over, or the client left before an answer
-                self._tell(scope, asked, request_id, 0, began)
+                self._tell(scope, asked, own_id, 0, began)
 
-    def _tell(self, scope: Any, asked: str, request_id: bytes, code: int, began: float) -> None:
+    def _tell(self, scope: Any, asked: str, own_id: bytes, code: int, began: float) -> None:
         """``asked``: the path as it came; where the gate put an id in place of a name, that is told as ``object``."""
         is_refused = code in _REFUSALS
         if scope["method"] in _READS and not is_refused:
@@ -70,7 +73,7 @@ class Audit:
             who = f"user {principal.user}"
         self._write(
             "refused" if is_refused else "change asked for",
-            request=request_id.decode(),
+            request=own_id.decode(),
             method=scope["method"],
             path=asked[:_PATH_MAX],
             code=str(code or "none"),

@@ -19,7 +19,7 @@ import msgspec
 
 from fleet import errors
 from fleet.clock import Clock
-from fleet.logs import get_logger
+from fleet.logs import about_requests, get_logger
 from fleet.manager.control.service_refs import LOCAL_NETWORKS
 from fleet.model.cluster import Cluster
 from fleet.model.guest import Guest
@@ -79,7 +79,8 @@ class Allocator:
             for result in results:
                 if isinstance(result, errors.FleetError) and not isinstance(result, errors.ConflictError):
                     raise result
-            log.info("allocated", objects=len(changed))
+            asked = [item.request for item in changed if isinstance(item, Task | Service)]
+            log.info("allocated", objects=len(changed), **about_requests(asked))
 
 
 class _Family:

@@ -27,7 +27,7 @@ import msgspec
 from fleet import errors
 from fleet.api import dispatch
 from fleet.clock import Clock
-from fleet.logs import get_logger
+from fleet.logs import about_requests, get_logger
 from fleet.manager.assignments import Assembler, difference
 from fleet.manager.audience import Audience, audience_of
 from fleet.manager.figures import ManagerFigures
@@ -45,6 +45,8 @@ from fleet.store import Change, Kind, Store, Transaction
 __all__ = ["Channel", "ChannelClosed", "Dispatcher", "Tolerances"]
 
 log = get_logger("dispatcher")
+
+_TOLD_MAX: Final = 16
 
 _COALESCE_S: Final = 0.005
 """How long a sender lets changes gather; a burst of 100 tasks then leaves in a few frames."""
@@ -404,9 +406,19 @@ class Dispatcher:
                     message = self._withdrawals.about_to_send(session.id, message, sent=session.sent)
             if message is None:
                 continue
+            self._tell_assigned(session.node_id, message)
             session.sequence = message.results_in
             session.sent = wanted
             await session.channel.send(dispatch.encode(message))
+
+    @staticmethod
+    def _tell_assigned(node_id: NodeId, message: dispatch.Assign) -> None:
+        """Of tasks that their node has not taken up yet."""
+        tasks = [item.task for item in message.items if isinstance(item, dispatch.TaskItem)]
+        new = [task for task in tasks if task.status.state is TaskState.ASSIGNED]
+        if new:
+            requests = about_requests(task.request for task in new)
+            log.info("assigned", node=node_id, tasks=[task.id for task in new[:_TOLD_MAX]], count=len(new), **requests)
 
     async def _watch_withdrawals(self) -> None:
         while True:

@@ -480,6 +480,8 @@ class Service(Value, frozen=True, kw_only=True):
     spec_base_revision: int = 0
     """The store's revision just before the spec was last written: whoever read the service after that has seen the spec.
     So an update that names an older version than the newest is stale only if the *spec* changed since."""
+    request: str = ""
+    """Id of the API request that wrote the spec last, or removed the service; for logs alone."""
     pending_delete: bool = False
     """The service was removed; kept until its tasks are gone and its addresses free."""
 

@@ -190,6 +190,8 @@ class Task(Value, frozen=True, kw_only=True):
     service_labels: dict[str, str] = {}
     spec_version: int = 0
     """The service's ``spec_version`` this task was made from."""
+    request: str = ""
+    """The service's ``request`` when this task was made."""
     ports: tuple[PortConfig, ...] = ()
     """The service's published ports as allocated when the task was made."""
     hold: Hold | None = None

@@ -152,6 +152,7 @@ def new_task(
         node_id=slot if not isinstance(slot, int) else NodeId(""),
         spec=like.spec if like is not None else wanted_spec(service),
         spec_version=like.spec_version if like is not None else service.spec_version,
+        request=service.request,
         job_iteration=service.job_iteration,
         status=TaskStatus(timestamp=now, state=TaskState.NEW, message="created"),
         desired_state=TaskState.READY if hold is not None else TaskState.RUNNING,

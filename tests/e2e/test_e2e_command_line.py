@@ -137,3 +137,35 @@ def test_contexts_name_the_managers_of_a_lab(lab: TestLab, tmp_path: Path) -> No
     if shutil.which("docker"):
         listed = json.loads(lab.fleet("context", "inspect", "w1", env=none).stdout)
         assert listed[0]["Endpoints"]["docker"]["Host"] == lab.env("w1")["FLEET_HOST"]
+
+
+def test_one_id_follows_a_service_through_the_logs_of_all_parts(lab: TestLab) -> None:
+    lab.load_hello()
+    body = {
+        "Name": "told",
+        "Mode": {"Replicated": {"Replicas": 2}},
+        "TaskTemplate": {
+            "ContainerSpec": {"Image": "fleet/hello:1", "Args": list(IDLE)},
+            "Placement": {"Constraints": ["node.role==worker"], "MaxReplicas": 1},
+        },
+    }
+    with lab.client("m1") as client:
+        client.request("POST", "/services/create", json_body=body, headers={"X-Request-ID": "story-17"})
+    try:
+        lab.wait_until(lambda: len(lab.tasks("told")) == 2, 90, what="both tasks run")
+
+        def told(host: str) -> list[str]:
+            lines = [json.loads(line) for line in lab.log_path(host).read_text().splitlines() if "story-17" in line]
+            return [line["logger"] for line in lines]
+
+        manager = told("m1")
+        for part in ("api", "orchestrator", "allocator", "scheduler", "dispatcher"):
+            assert part in manager, manager
+        assert manager.index("orchestrator") < manager.index("scheduler") < manager.index("dispatcher")
+        for host in ("w1", "w2"):
+            states = [json.loads(line) for line in lab.log_path(host).read_text().splitlines() if "story-17" in line]
+            assert [line["state"].split()[-1] for line in states][-1] == "running"
+            assert {line["request"] for line in states} == {"story-17"}
+            assert set(told(host)) == {"controller"}
+    finally:
+        lab.fleet("service", "rm", "told")

@@ -11,6 +11,7 @@ import msgspec
 
 from fleet import errors
 from fleet.api.http import Filters
+from fleet.logs import request_id
 from fleet.manager.control.context import Context, required_version
 from fleet.manager.control.filters import any_prefix, has_labels, one_of
 from fleet.manager.control.service_refs import check_ports, resolve
@@ -95,6 +96,7 @@ class ServiceControl:
                         updated_at=now,
                         spec=resolved.spec,
                         job_status=_first_job_status(resolved.spec, now),
+                        request=request_id.get(),
                     )
                 )
             )
@@ -148,7 +150,9 @@ class ServiceControl:
         def attempt() -> Transaction:
             service = self.find(found.id)
             return Transaction().replace(
-                msgspec.structs.replace(service, pending_delete=True, updated_at=self._context.now())
+                msgspec.structs.replace(
+                    service, pending_delete=True, request=request_id.get(), updated_at=self._context.now()
+                )
             )
 
         await self._context.guarded(attempt)
@@ -226,6 +230,7 @@ class ServiceControl:
             update_status=None,
             job_status=job_status,
             autoscale=service.autoscale if has_policy(spec.labels) else None,
+            request=request_id.get(),
             updated_at=now,
         )
 

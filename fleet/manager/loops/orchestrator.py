@@ -9,12 +9,13 @@ from typing import Final
 
 from fleet import errors
 from fleet.clock import Clock
-from fleet.logs import get_logger
+from fleet.logs import about_requests, get_logger
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import transactions_of, write_all
 from fleet.manager.matching import satisfies_constraints
 from fleet.model.ids import ID_ENTROPY_BYTES, NodeId, ServiceId, TaskId, encode_id
 from fleet.model.node import Node
+from fleet.model.service import Service
 from fleet.model.task import Task
 from fleet.orchestrator.check_plan import check_plan
 from fleet.orchestrator.plan import Plan
@@ -93,11 +94,11 @@ class OrchestratorLoop:
             if plan.wake_at is not None:
                 self._due[service_id] = plan.wake_at
             return []
-        self._log(plan, service.spec.name)
+        self._log(plan, service)
         return transactions_of(plan, service)
 
-    def _log(self, plan: Plan, service_name: str) -> None:
-        log.info("orchestrated", service=service_name, did=plan.explain())
+    def _log(self, plan: Plan, service: Service) -> None:
+        log.info("orchestrated", service=service.spec.name, did=plan.explain(), **about_requests([service.request]))
 
     def _new_id(self) -> TaskId:
         return TaskId(encode_id(self._entropy(ID_ENTROPY_BYTES)))

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from fleet.clock import Clock
-from fleet.logs import get_logger
+from fleet.logs import about_requests, get_logger
 from fleet.manager.figures import ManagerFigures
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.loops.writing import write_all
@@ -136,6 +136,7 @@ class SchedulerLoop:
                 pending=len(placements.pending),
                 refused=refused,
                 reason=next(iter(placements.pending.values()), ""),
+                **about_requests(task.request for task in changed),
             )
 
     def _preempt(

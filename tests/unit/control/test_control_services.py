@@ -9,6 +9,7 @@ import pytest
 from support.objects import make_config, make_network, make_secret, make_service, make_task
 
 from fleet import errors
+from fleet.logs import request_id
 from fleet.manager.control.services import makes_tasks_stale
 from fleet.model.ids import ServiceId
 from fleet.model.service import (
@@ -64,6 +65,21 @@ def test_a_service_is_created_and_found_by_name_and_prefix(run) -> None:
         assert service.version.index > 0
         assert world.api.services.find("web") is service
         assert world.api.services.find(service.id[:24]) is service
+
+    run(body)
+
+
+def test_a_service_remembers_the_request_that_wrote_it_last(run) -> None:
+    async def body(world) -> None:
+        token = request_id.set("first")
+        service = await world.api.services.create(spec())
+        request_id.set("second")
+        changed = await world.api.services.update("web", spec(image="nginx:2"), version=service.version.index)
+        request_id.set("third")
+        await world.api.services.remove("web")
+        request_id.reset(token)
+        assert (service.request, changed.request) == ("first", "second")
+        assert world.store.services.get(service.id).request == "third"
 
     run(body)
 

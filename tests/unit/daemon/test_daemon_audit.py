@@ -10,6 +10,7 @@ import pytest
 
 from fleet.daemon.audit import Audit
 from fleet.daemon.listeners import TLS_EXTENSION
+from fleet.logs import request_id
 
 
 class _Tls:
@@ -59,3 +60,22 @@ def test_a_plain_id_is_kept() -> None:
     told, headers = _answered(headers=[(b"x-request-id", b"order-17.a_b")])
     assert told[0]["request"] == "order-17.a_b"
     assert headers[b"x-request-id"] == b"order-17.a_b"
+
+
+def test_what_is_done_for_a_request_knows_its_id_and_nothing_else_does() -> None:
+    seen: list[str] = []
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        seen.append(request_id.get())
+        await send({"type": "http.response.start", "status": 201})
+
+    async def send(_message: Any) -> None:
+        pass
+
+    async def main() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/x", "headers": [(b"x-request-id", b"story-1")]}
+        await Audit(app, write=lambda *_a, **_k: None)(scope, None, send)
+        seen.append(request_id.get())
+
+    asyncio.run(main())
+    assert seen == ["story-1", ""]

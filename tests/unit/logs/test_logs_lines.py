@@ -71,3 +71,12 @@ def test_a_full_disk_does_not_stop_who_logs() -> None:
 
     logs.configure(level="info", form="text", stream=Full())
     logs.get_logger("x").info("goes on")
+
+
+def test_lines_name_the_request_they_are_about() -> None:
+    assert logs.about_requests(["", ""]) == {}
+    assert logs.about_requests(["b", "", "b"]) == {"request": "b"}
+    assert logs.about_requests(["b", "a", "b"]) == {"requests": ["a", "b"]}
+    many = logs.about_requests(str(number) for number in range(100))
+    assert isinstance(many["requests"], list)
+    assert len(many["requests"]) == 16

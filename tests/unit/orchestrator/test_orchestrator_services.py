@@ -37,6 +37,11 @@ def test_new_service_gets_its_tasks_at_once_numbered_from_one() -> None:
     assert plan.wake_at is None
 
 
+def test_tasks_carry_the_request_that_their_service_comes_from() -> None:
+    service = msgspec.structs.replace(a_service(replicas=2), request="story-1")
+    assert [task.request for task in Cluster(service).plan().create] == ["story-1", "story-1"]
+
+
 def test_converged_service_needs_nothing() -> None:
     cluster = Cluster(a_service(replicas=3), [a_node("a"), a_node("b")])
     cluster.run()
