@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
-from fleet import errors
+from fleet import errors, traces
 from fleet.agent.task_machine import Step, fault_state, next_step
 from fleet.clock import Clock
 from fleet.logs import about_requests, get_logger
@@ -224,6 +224,10 @@ class Controller:
         if state is not old.state:
             change, asked = f"{old.state} -> {state}", about_requests([self.task.request])
             log.info("task", task=self.task.id, name=self.task.service_name, state=change, err=err, **asked)
+            traces.span(
+                f"task {old.state}", request=self.task.request, began=old.timestamp, ended=self.status.timestamp,
+                task=self.task.id, service=self.task.service_name, state=change, err=err,
+            )  # fmt: skip
         self._report(self.task, self.status)
 
     def _note(self, err: str) -> None:

@@ -14,8 +14,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from fleet import traces
 from fleet.daemon.access.principal import PRINCIPAL, Principal
 from fleet.daemon.listeners import TLS_EXTENSION, TRANSPORT_EXTENSION
 from fleet.logs import get_logger, request_id
@@ -71,6 +73,16 @@ class Audit:
         principal: Principal | None = scope.get(PRINCIPAL)
         if principal is not None and principal.user:
             who = f"user {principal.user}"
+        ended = datetime.now(UTC)
+        traces.span(
+            f"{scope['method']} {asked[:_PATH_MAX]}",
+            request=own_id.decode(),
+            began=ended - timedelta(seconds=time.perf_counter() - began),
+            ended=ended,
+            is_first=True,
+            code=str(code or "none"),
+            who=who,
+        )
         self._write(
             "refused" if is_refused else "change asked for",
             request=own_id.decode(),

@@ -19,6 +19,7 @@ from fleet import __version__, errors
 from fleet.daemon.addresses import split_address
 from fleet.daemon.dashboard.pages import DashboardMode
 from fleet.images.registry import RegistryOptions, parse_mirrors
+from fleet.traces import check_endpoint
 
 __all__ = ["DEFAULT_CONFIG", "DEFAULT_SOCKET", "DaemonConfig", "load_config"]
 
@@ -37,6 +38,7 @@ class DaemonConfig(BaseModel):
     exec_root: Path = Path("/run/fleet")
     hosts: tuple[str, ...] = (DEFAULT_SOCKET,)
     metrics_addr: str = ""
+    otlp_endpoint: str = ""
     group: str = ""
     tlsverify: bool = False
     tlscacert: Path | None = None
@@ -65,6 +67,14 @@ class DaemonConfig(BaseModel):
         if text and not (text.startswith("etcd://") and all(text.removeprefix("etcd://").split(","))):
             raise ValueError(f"{text}: expected etcd://HOST:PORT[,HOST:PORT...]")
         return text
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _known_otlp_endpoint(cls, text: str) -> str:
+        try:
+            return check_endpoint(text) if text else ""
+        except errors.UserError as cause:
+            raise ValueError(str(cause)) from cause
 
     @field_validator("metrics_addr")
     @classmethod
@@ -136,6 +146,10 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
             "metavar": "IP[:PORT]",
             "help": "also serve /metrics here, in the clear: names of services can be read there (default: only at --host)",
         },
+    ),
+    (
+        ("--otlp-endpoint",),
+        {"metavar": "URL", "help": "send traces of changes to this OpenTelemetry collector, such as http://HOST:4318"},
     ),
     (("-G", "--group"), {"help": "group that may use the unix socket"}),
     (

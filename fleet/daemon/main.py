@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import uvloop
 
-from fleet import errors, logs
+from fleet import __version__, errors, logs, traces
 from fleet.daemon.config import load_config
 from fleet.daemon.daemon import Daemon
 from fleet.daemon.memory import prepare_allocator
@@ -39,6 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logs.configure(level=config.log_level, form=config.log_format)
     log = get_logger("fleetd")
 
+    exporter = traces.Exporter(
+        config.otlp_endpoint, resource={"host.name": config.hostname, "service.version": __version__}
+    )
+    if config.otlp_endpoint:
+        exporter.start()
+        traces.configure(exporter)
+
     async def run() -> None:
         daemon = Daemon(config)
         loop = asyncio.get_running_loop()
@@ -54,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BaseExceptionGroup as group:
         log.error("fleetd can not go on", cause=repr(group.exceptions[0]), trace=group)
         sys.exit(1)
+    finally:
+        if config.otlp_endpoint:
+            exporter.stop()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Final
 
-from fleet import errors
+from fleet import errors, traces
 from fleet.clock import Clock
 from fleet.logs import about_requests, get_logger
 from fleet.manager.loops.waiting import changes_until
@@ -95,6 +95,10 @@ class OrchestratorLoop:
                 self._due[service_id] = plan.wake_at
             return []
         self._log(plan, service)
+        traces.span(
+            "orchestrate", request=service.request, began=now, ended=self._clock.now(),
+            service=service.spec.name, did=plan.explain(),
+        )  # fmt: skip
         return transactions_of(plan, service)
 
     def _log(self, plan: Plan, service: Service) -> None:

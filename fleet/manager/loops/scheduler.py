@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from fleet import traces
 from fleet.clock import Clock
 from fleet.logs import about_requests, get_logger
 from fleet.manager.figures import ManagerFigures
@@ -203,6 +204,9 @@ class SchedulerLoop:
             present = self._store.tasks.get(task.id)
             if task.node_id and task.created_at and present is not None and present.node_id == task.node_id:
                 self._figures.scheduler_wait_s.observe(max((now - task.created_at).total_seconds(), 0.0))
+                traces.span(
+                    "schedule", request=task.request, began=task.created_at, ended=now, task=task.id, node=task.node_id
+                )
 
     def _look_at_everything(self) -> None:
         tasks = self._store.tasks.all()
