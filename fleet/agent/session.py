@@ -32,6 +32,8 @@ log = get_logger("session")
 _SILENT_BEATS: Final = 5.0
 _SILENT_BEATS_SEVERAL: Final = 2.5
 """With several managers another may lead by then, and asking costs nothing."""
+_SPARE_S: Final = 1.0
+"""A beat goes out so long before its period ends; where the period is short, twice in it."""
 _REDIRECTS_MAX: Final = 3
 """In a row without a pause: managers may point at each other while they have not all heard who leads."""
 _RETRY_FIRST_S: Final = 0.1
@@ -192,7 +194,7 @@ class Session:
         beat = dispatch.encode(dispatch.Beat())
         woke = self._clock.monotonic()
         while True:
-            await self._clock.sleep(self._period_s / 2)
+            await self._clock.sleep(max(self._period_s / 2, self._period_s - _SPARE_S))
             now = self._clock.monotonic()
             self._heard += max(0.0, now - woke - self._period_s)  # our own stall is not the manager's silence
             woke = now

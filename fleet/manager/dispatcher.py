@@ -11,6 +11,9 @@ Three loops share the sessions:
   alive and only its daemon is gone: then ``daemon_grace_s`` holds, so restarting or upgrading fleetd moves no task. After a
   start of this manager, ``startup_grace_s`` lets nodes come back before any is called down.
 
+Beats cost more than all else of a quiet cluster. So the heartbeat period grows with the nodes (``nodes_a_second``): five thousand
+are asked for one in five seconds, and a silent one is *down* after fifteen.
+
 A stall of this process looks like silence of all nodes; the lease loop measures its own lateness and grants it to everyone.
 """
 
@@ -51,6 +54,8 @@ _TOLD_MAX: Final = 16
 _COALESCE_S: Final = 0.005
 """How long a sender lets changes gather; a burst of 100 tasks then leaves in a few frames."""
 _REPORTS_MAX: Final = 10_000
+_REPLY_AFTER: Final = 0.9
+"""Of a period: agents beat more often, and one answer a period tells them that the manager lives."""
 _COMMIT_TRIES: Final = 8
 
 
@@ -82,6 +87,8 @@ class Tolerances:
     """The host lives and so do its containers: they keep getting traffic while the daemon restarts."""
     daemon_grace_s: float = 15.0
     startup_grace_s: float = 10.0
+    nodes_a_second: int = 1_000
+    """So many at least for each second of the heartbeat period, which grows with more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +97,9 @@ class _Session:
     node_id: NodeId
     channel: Channel
     last_heard: float
+    period_s: float
+    """The heartbeat period that it was last told."""
+    last_reply: float = 0.0
     sequence: int = 0
     sent: dict[str, dispatch.Item] | None = None
     networks: frozenset[str] = frozenset()
@@ -149,11 +159,12 @@ class Dispatcher:
 
     @property
     def beat_period_s(self) -> float:
-        """The cluster's heartbeat period in seconds."""
+        """The cluster's heartbeat period in seconds, longer if there are many nodes."""
+        least_s = len(self._sessions) / self._tolerances.nodes_a_second
         for cluster in self._store.clusters.all():
             if cluster.spec.dispatcher.heartbeat_period_ns > 0:
-                return cluster.spec.dispatcher.heartbeat_period_ns / SECOND_NS
-        return 1.0
+                return max(cluster.spec.dispatcher.heartbeat_period_ns / SECOND_NS, least_s)
+        return max(1.0, least_s)
 
     @property
     def sessions(self) -> int:
@@ -275,7 +286,11 @@ class Dispatcher:
         if not self._is_running:  # the term ended before the agent spoke
             raise errors.UnavailableError("this manager leads no more")
         session = _Session(
-            id=self._new_session_id(), node_id=node_id, channel=channel, last_heard=self._clock.monotonic()
+            id=self._new_session_id(),
+            node_id=node_id,
+            channel=channel,
+            last_heard=self._clock.monotonic(),
+            period_s=self.beat_period_s,
         )
         older = self._sessions.pop(node_id, None)
         self._sessions[node_id] = session
@@ -289,7 +304,7 @@ class Dispatcher:
                 dispatch.Welcome(
                     session_id=session.id,
                     node_id=node_id,
-                    beat_period_s=self.beat_period_s,
+                    beat_period_s=session.period_s,
                     managers=self._manager_addresses(),
                 )
             )
@@ -360,7 +375,9 @@ class Dispatcher:
             match message:
                 case dispatch.Beat():
                     self._figures.beats.inc()
-                    await session.channel.send(dispatch.encode(dispatch.BeatReply(beat_period_s=self.beat_period_s)))
+                    if session.last_heard - session.last_reply >= _REPLY_AFTER * session.period_s:
+                        session.last_reply, session.period_s = session.last_heard, self.beat_period_s
+                        await session.channel.send(dispatch.encode(dispatch.BeatReply(beat_period_s=session.period_s)))
                 case dispatch.Report():
                     self._figures.reports.inc(by=len(message.tasks))
                     await self._reports_room.wait()
@@ -519,8 +536,7 @@ class Dispatcher:
     async def _watch_leases(self) -> None:
         woke = self._clock.monotonic()
         while True:
-            period = self.beat_period_s
-            tick = min(period / 4, 0.25)
+            tick = min(self.beat_period_s / 4, 0.25)
             await self._clock.sleep(tick)
             now = self._clock.monotonic()
             lateness = now - woke - tick
@@ -529,9 +545,9 @@ class Dispatcher:
                 self._grant(lateness)
             for session in list(self._sessions.values()):
                 silence = now - session.last_heard
-                if silence > self._tolerances.down_after_beats * period:
+                if silence > self._tolerances.down_after_beats * session.period_s:
                     await self._give_up(session, silence)
-                elif silence > self._tolerances.suspect_after_beats * period:
+                elif silence > self._tolerances.suspect_after_beats * session.period_s:
                     await self._set_state(session.node_id, NodeState.DISCONNECTED, f"silent for {silence:.1f} s")
             for node_id, gone in list(self._silent.items()):
                 silence = now - gone.since

@@ -100,14 +100,24 @@ class Scene:
         self.engine = engine
         self.clock = clock
         self._numbers = itertools.count()
+        self.tasks: list[asyncio.Task[None]] = []
+        self.dispatcher = self.begin()
+
+    def begin(self, *, nodes_a_second: int = 1_000) -> Dispatcher:
+        """A term; the one before is over."""
+        for task in self.tasks:
+            task.cancel()
         self.dispatcher = Dispatcher(
-            store,
-            clock,
+            self.store,
+            self.clock,
             new_session_id=lambda: f"s{next(self._numbers)}",
             manager_addresses=lambda: ("10.0.0.1:2377",),
-            tolerances=Tolerances(startup_grace_s=10, daemon_grace_s=15, daemon_suspect_s=5),
+            tolerances=Tolerances(
+                startup_grace_s=10, daemon_grace_s=15, daemon_suspect_s=5, nodes_a_second=nodes_a_second
+            ),
         )
-        self.tasks: list[asyncio.Task[None]] = [asyncio.create_task(self.dispatcher.run())]
+        self.tasks.append(asyncio.create_task(self.dispatcher.run()))
+        return self.dispatcher
 
     async def connect(self, node_id: str = "node-w1") -> Wire:
         wire = Wire()
@@ -235,6 +245,41 @@ def test_silence_makes_a_node_suspect_then_down_and_a_beat_brings_it_back() -> N
         assert wire.closed
         await scene.connect()
         assert scene.state() is NodeState.READY
+
+    on_scene(body)
+
+
+def test_many_nodes_are_asked_for_fewer_beats_and_each_is_judged_by_what_it_was_told() -> None:
+    async def body(scene: Scene) -> None:
+        await scene.store.commit(Transaction().create(make_node("w2")).create(make_node("w3")))
+        crowded = scene.begin(nodes_a_second=1)
+        await settle()
+        wires = [await scene.connect(f"node-w{number}") for number in (1, 2, 3)]
+        welcomes = [each.got[0] for each in wires]
+        assert [w.beat_period_s for w in welcomes if isinstance(w, dispatch.Welcome)] == [1.0, 1.0, 2.0]
+        wires[0].say(dispatch.Beat())
+        await settle()
+        told = [m.beat_period_s for m in wires[0].got if isinstance(m, dispatch.BeatReply)]
+        assert told == [3.0], "an older session hears of the longer period with the answer to its beat"
+        for _ in range(8):  # eight seconds in which only the first is silent: not yet three of its beats
+            await scene.clock.advance(1.0)
+            for each in wires[1:]:
+                each.say(dispatch.Beat())
+            await settle()
+        assert crowded.sessions == 3
+        await scene.clock.advance(2.0)
+        assert scene.state() is NodeState.DOWN
+        assert crowded.sessions == 2
+
+    on_scene(body)
+
+
+def test_a_beat_is_answered_once_a_period() -> None:
+    async def body(scene: Scene) -> None:
+        wire = await scene.connect()
+        await scene.alive(wire, 4.0)
+        answers = sum(isinstance(message, dispatch.BeatReply) for message in wire.got)
+        assert 3 <= answers <= 5
 
     on_scene(body)
 
