@@ -43,6 +43,8 @@ _IN_FLIGHT_MAX: Final = 512
 """Commits accepted and not yet answered; more callers wait."""
 _HISTORY_PAGE_ROWS: Final = 1000
 _LEASE_BITS: Final = 62
+_LATE_S: Final = 0.5
+"""An alarm that comes so late tells that the process stood still; and so long its keepers then get to say that they live."""
 
 
 @dataclass(slots=True)
@@ -298,10 +300,16 @@ class SqliteEngine:
         self._changed = asyncio.Event()
 
     async def _expire_leases(self) -> None:
-        """Revoke leases as their time comes. Ends with the engine's failure, which every caller sees by itself."""
+        """Revoke leases as their time comes. Ends with the engine's failure, which every caller sees by itself.
+
+        Who keeps them alive is in this process too: while it stands still nobody can, so that time is given to all."""
+        until: float | None = None
         while True:
             self._lease_added.clear()
             now = self._clock.monotonic()
+            if until is not None and now - until > _LATE_S:
+                for known in self._leases.values():
+                    known.deadline += now - until + _LATE_S
             for lease in [lease for lease, known in self._leases.items() if known.deadline <= now]:
                 try:
                     await self.revoke(lease)
@@ -309,7 +317,8 @@ class SqliteEngine:
                     self._leases[lease] = _Lease(1.0, self._clock.monotonic() + 1.0)
                 except (EngineFailedError, errors.UnavailableError):
                     return
-            await self._sleep_until(min((known.deadline for known in self._leases.values()), default=None))
+            until = min((known.deadline for known in self._leases.values()), default=None)
+            await self._sleep_until(until)
 
     async def _sleep_until(self, deadline: float | None) -> None:
         """Until the deadline or a new lease."""

@@ -33,7 +33,8 @@ log = get_logger("leadership")
 
 LEADER_KEY: Final = f"{ROOT}leader"
 LEASE_S: Final = 2.0
-"""etcd's shortest is 3/2 of its election timeout; a stall of this process for so long costs the leadership, and no more."""
+"""etcd's shortest is 3/2 of its election timeout; a stall of this process for so long costs the leadership, and no more (where
+a file keeps the state not even that: nobody else could lead)."""
 _KEEP_ALIVE_S: Final = LEASE_S / 5
 _LOOK_S: Final = 0.2
 _AGAIN_S: Final = 5.0
@@ -182,7 +183,8 @@ class Leadership:
                     await self._engine.revoke(lease)
 
     async def _keep(self, lease: int) -> None:
-        """Returns when the lease is lost, or has not been confirmed for as long as it lasts."""
+        """Returns when the lease is lost, or has not been confirmed for as long as it lasts. How long this process itself stood
+        still does not count: the engine knows whether the lease has ended meanwhile, and is asked."""
         good_until = self._clock.monotonic() + LEASE_S
         while (now := self._clock.monotonic()) < good_until:
             began = now
@@ -196,7 +198,9 @@ class Leadership:
                 return
             except errors.UnavailableError as cause:
                 log.debug("lease not confirmed", cause=str(cause))
+            asleep = self._clock.monotonic()
             await self._clock.sleep(_KEEP_ALIVE_S)
+            good_until += max(0.0, self._clock.monotonic() - asleep - 2 * _KEEP_ALIVE_S)
 
     async def _follow(self) -> None:
         """Returns when there is reason to try: the key has gone, the leader's process has, or some time has passed."""

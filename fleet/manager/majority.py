@@ -32,6 +32,8 @@ class Majority:
         self._engine = engine
         self._clock = clock
         self._confirmed = clock.monotonic()
+        self._stood_still_s = 0.0
+        """Of the time since then: this process's own, in which no answer could be heard."""
         self.is_lost = False
 
     @property
@@ -57,12 +59,15 @@ class Majority:
                 async with asyncio.timeout(_ANSWER_S):
                     await self._engine.get(LEADER_KEY)
             except (errors.UnavailableError, TimeoutError):
-                if not self.is_lost and self.age_s > _LOST_S:
+                self._stood_still_s += max(0.0, self._clock.monotonic() - asked - _ANSWER_S)
+                if not self.is_lost and self.age_s - self._stood_still_s > _LOST_S:
                     self.is_lost = True
                     log.warning("no majority: reads may be old, writes are refused")
             else:
-                self._confirmed = asked
+                self._confirmed, self._stood_still_s = asked, 0.0
                 if self.is_lost:
                     self.is_lost = False
                     log.info("a majority is back")
+            asleep = self._clock.monotonic()
             await self._clock.sleep(_PERIOD_S)
+            self._stood_still_s += max(0.0, self._clock.monotonic() - asleep - _PERIOD_S)

@@ -72,6 +72,21 @@ def test_state_history_and_leases_survive_a_restart(tmp_path: Path) -> None:
     with_engine(tmp_path, after)
 
 
+def test_a_lease_outlives_a_stall_of_the_process_that_keeps_it_alive(tmp_path: Path) -> None:
+    async def body(engine: SqliteEngine) -> None:
+        lease = await engine.grant(0.3)
+        await engine.commit(Txn(puts=(Put("/a", b"1", lease),)))
+        await asyncio.sleep(0.05)
+        time.sleep(1.2)  # the whole loop stands still, keeper and engine
+        await asyncio.sleep(0.05)
+        await engine.keep_alive(lease)
+        assert await engine.get("/a") is not None
+        while await engine.get("/a") is not None:  # and it ends when it is kept alive no more
+            await asyncio.sleep(0.02)
+
+    with_engine(tmp_path, body)
+
+
 async def upto(engine: SqliteEngine, last: int, first: int = 1):  # type: ignore[no-untyped-def]
     async for batch in engine.watch("/", first):
         yield batch
