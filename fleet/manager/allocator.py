@@ -11,7 +11,7 @@ An address is in use as long as its task may hold it: until the agent reported a
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -23,7 +23,7 @@ from fleet.logs import about_requests, get_logger
 from fleet.manager.control.service_refs import LOCAL_NETWORKS
 from fleet.model.cluster import Cluster
 from fleet.model.guest import Guest
-from fleet.model.ids import NetworkId
+from fleet.model.ids import NetworkId, TaskId
 from fleet.model.network import Ipam, IpamConfig, Network
 from fleet.model.node import Node
 from fleet.model.service import (
@@ -38,15 +38,16 @@ from fleet.model.service import (
 )
 from fleet.model.task import Attachment, Task, TaskState, TaskStatus
 from fleet.network.ipam import SubnetPool, UlaPool, is_ipv6, next_address
-from fleet.store import Kind, Store, Transaction
+from fleet.store import Change, Changes, Kind, Store, Transaction
 
 __all__ = ["Allocator", "plan_allocation"]
 
 log = get_logger("allocator")
 
 _DYNAMIC_PORTS: Final = range(30000, 32768)
-_INGRESS_PREFIX_LEN: Final = 20
-"""4,093 addresses: one a node and one a task that publishes a port (Swarm's /24 ends at 253)."""
+_INGRESS_PREFIX_LENS: Final = ((16, 12), (20, 20))
+"""Of the ingress network, and of the smallest pool that it may be taken from. 65,533 addresses, or 4,093 where pools are small:
+one a node and one a task that publishes a port (Swarm's /24 ends at 253)."""
 _FIRST_VNI: Final = 4097
 """Below are the numbers VLANs use; Docker begins here too."""
 
@@ -54,25 +55,29 @@ Changed = Network | Node | Service | Task | Guest
 
 
 class Allocator:
-    """The loop around ``plan_allocation``."""
+    """The loop around ``plan_allocation``. It keeps which tasks are *new*, so that it need not look for them among all."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._new: dict[TaskId, None] = {}
+        self._look_at_everything()
 
     async def run(self) -> None:
         """Until cancelled."""
-        subscription = self._store.subscribe(Kind.TASK, Kind.SERVICE, Kind.NETWORK, Kind.NODE, Kind.CLUSTER, Kind.GUEST)
-        try:
+        with self._store.subscribe(
+            Kind.TASK, Kind.SERVICE, Kind.NETWORK, Kind.NODE, Kind.CLUSTER, Kind.GUEST
+        ) as subscription:
+            self._look_at_everything()
             while True:
                 await self._allocate()
-                await subscription.wait()
-        finally:
-            subscription.close()
+                while not self._note(await subscription.wait()):
+                    pass
 
     async def _allocate(self) -> None:
         while True:
-            changed = list(plan_allocation(self._store, now=self._clock.now()))
+            tasks = [task for id_ in self._new if (task := self._store.tasks.get(id_)) is not None]
+            changed = list(plan_allocation(self._store, now=self._clock.now(), tasks=tasks))
             if not changed:
                 return
             results = await self._store.commit_all(Transaction().replace(item) for item in changed)
@@ -81,6 +86,40 @@ class Allocator:
                     raise result
             asked = [item.request for item in changed if isinstance(item, Task | Service)]
             log.info("allocated", objects=len(changed), **about_requests(asked))
+
+    def _look_at_everything(self) -> None:
+        self._new = {task.id: None for task in self._store.tasks.all() if task.status.state is TaskState.NEW}
+
+    def _note(self, changes: Changes) -> bool:
+        """Whether somebody may lack something now that did not, or may have what could not be had."""
+        if changes.resync:
+            self._look_at_everything()
+            return True
+        matters = False
+        for change in changes:
+            if change.kind is Kind.TASK:
+                matters |= self._note_task(change)
+            elif change.kind is Kind.NODE:
+                matters |= _node_matters(change.old, change.new)
+            else:
+                matters = True
+        return matters
+
+    def _note_task(self, change: Change) -> bool:
+        new = change.new
+        if isinstance(new, Task) and new.status.state is TaskState.NEW:
+            self._new[new.id] = None
+            return True
+        self._new.pop(TaskId(change.id), None)
+        ended = not isinstance(new, Task) or new.status.state.is_terminal
+        frees = ended and isinstance(change.old, Task) and bool(change.old.network_attachments)
+        return frees and bool(self._new)
+
+
+def _node_matters(old: object, new: object) -> bool:
+    if not isinstance(old, Node) or not isinstance(new, Node):
+        return True
+    return (old.removed, old.attachments) != (new.removed, new.attachments)
 
 
 class _Family:
@@ -93,18 +132,26 @@ class _Family:
         self._range = config.ip_range or None
         self._used = set(used) | {str(ipaddress.ip_address(a)) for a in config.auxiliary_addresses.values()}
         self._last: str | None = max(used, key=lambda address: int(ipaddress.ip_address(address)), default=None)
+        self._full: errors.ConflictError | None = None
+        """Finding out that there is none left takes a look at all, and may be asked for thousands of times."""
 
     def take(self, *, wanted: str = "") -> str:
         """The next free address, or the one that is wanted, as CIDR. Raises ``ConflictError``, ``UserError``."""
-        address = next_address(
-            self.subnet,
-            self.gateway,
-            self._used,
-            ip_range=self._range,
-            requested=wanted or None,
-            after=self._last,
-            network=self.name,
-        )
+        if self._full is not None and not wanted:
+            raise self._full
+        try:
+            address = next_address(
+                self.subnet,
+                self.gateway,
+                self._used,
+                ip_range=self._range,
+                requested=wanted or None,
+                after=self._last,
+                network=self.name,
+            )
+        except errors.ConflictError as cause:
+            self._full = cause if not wanted else None
+            raise
         self._used.add(address)
         if not wanted:
             self._last = address
@@ -113,6 +160,7 @@ class _Family:
     def give_back(self, address: str) -> None:
         """One that was taken in this pass and is not used after all."""
         self._used.discard(_bare(address))
+        self._full = None
 
 
 class _Space:
@@ -146,8 +194,10 @@ def _bare(address: str) -> str:
     return address.partition("/")[0]
 
 
-def plan_allocation(store: Store, *, now: datetime) -> Iterator[Changed]:
-    """Objects as they should be written; nothing when all have what they need. Reads the tables, changes nothing."""
+def plan_allocation(store: Store, *, now: datetime, tasks: Iterable[Task] | None = None) -> Iterator[Changed]:
+    """Objects as they should be written; nothing when all have what they need. Reads the tables, changes nothing.
+
+    ``tasks``: among which the *new* ones are; all by default."""
     cluster = next(iter(store.clusters.all()), None)
     if cluster is None:
         return
@@ -157,21 +207,17 @@ def plan_allocation(store: Store, *, now: datetime) -> Iterator[Changed]:
             networks[network.id] = network
             yield network
     ingress = next((n for n in networks.values() if n.spec.ingress and n.vni), None)
-    needy = _Needs(store, ingress)
+    needy = _Needs(store, ingress, store.tasks.all() if tasks is None else tasks)
     if needy.is_empty:
         return
-    spaces = {
-        network.id: _Space(network, used)
-        for network in networks.values()
-        if network.vni and (used := _used_addresses(store, network)) is not None
-    }
+    spaces = _Spaces(store, networks)
     services: dict[str, Service] = {service.id: service for service in store.services.all()}
     for node in needy.nodes:
-        if ingress is not None:
-            yield from _plan_node(node, ingress, spaces[ingress.id], now=now)
+        if ingress is not None and (space := spaces.find(ingress.id)) is not None:
+            yield from _plan_node(node, ingress, space, now=now)
     ports = _ports_in_use(services.values())
     for service in needy.services:
-        allocated = _plan_service(service, networks, spaces, ports, now=now)
+        allocated = _plan_service(service, spaces, ports, now=now)
         if allocated is not None:
             services[service.id] = allocated
             yield allocated
@@ -181,15 +227,33 @@ def plan_allocation(store: Store, *, now: datetime) -> Iterator[Changed]:
         if planned is not None:
             yield planned
     for guest in needy.guests:
-        yield _plan_guest(guest, spaces.get(guest.network_id), now=now)
+        yield _plan_guest(guest, spaces.find(guest.network_id), now=now)
+
+
+class _Spaces:
+    """Of the networks that have a subnet; what is taken of one is looked up when it is first asked for."""
+
+    def __init__(self, store: Store, networks: Mapping[NetworkId, Network]) -> None:
+        self._store = store
+        self._networks = networks
+        self._found: dict[NetworkId, _Space] = {}
+
+    def find(self, network_id: NetworkId) -> _Space | None:
+        """None where there is no such network, or no subnet yet."""
+        network = self._networks.get(network_id)
+        if network is None or not network.vni:
+            return None
+        if network_id not in self._found:
+            self._found[network_id] = _Space(network, _used_addresses(self._store, network))
+        return self._found[network_id]
 
 
 class _Needs:
     """Who lacks something."""
 
-    def __init__(self, store: Store, ingress: Network | None) -> None:
+    def __init__(self, store: Store, ingress: Network | None, tasks: Iterable[Task]) -> None:
         self.services = [s for s in store.services.all() if not s.pending_delete and _lacks(s)]
-        self.tasks = [t for t in store.tasks.all() if t.status.state is TaskState.NEW and not _unwanted(t)]
+        self.tasks = [t for t in tasks if t.status.state is TaskState.NEW and not _unwanted(t)]
         self.guests = [g for g in store.guests.all() if not g.address and not g.err]
         self.nodes = [
             n
@@ -233,7 +297,7 @@ def _used_addresses(store: Store, network: Network) -> set[str]:
     used: set[str] = set()
     for service in store.services.all():
         used.update(_bare(v.addr) for v in service.endpoint.virtual_ips if v.network_id == network.id and v.addr)
-    for task in store.tasks.all():
+    for task in store.tasks.by_network(network.id):
         if not task.status.state.is_terminal:
             used.update(_bare(x) for a in task.network_attachments if a.network_id == network.id for x in a.addresses)
     for guest in store.guests.all():
@@ -294,16 +358,17 @@ def _plan_networks(cluster: Cluster, networks: Iterable[Network], *, now: dateti
 def _ingress_subnet(cluster: Cluster, taken: Collection[str]) -> str:
     """At the far end of a pool, where nobody's own choice of subnet is in its way; "" when no pool has room for one."""
     used = [ipaddress.IPv4Network(subnet) for subnet in taken]
-    for cidr in reversed(cluster.default_addr_pool):
-        pool = ipaddress.IPv4Network(cidr)
-        if pool.prefixlen > _INGRESS_PREFIX_LEN:
-            continue
-        step = 1 << (32 - _INGRESS_PREFIX_LEN)
-        first = int(pool.broadcast_address) + 1 - step
-        for start in range(first, int(pool.network_address) - 1, -step):
-            subnet = ipaddress.IPv4Network((start, _INGRESS_PREFIX_LEN))
-            if not any(subnet.overlaps(other) for other in used):
-                return str(subnet)
+    for length, pool_length in _INGRESS_PREFIX_LENS:
+        for cidr in reversed(cluster.default_addr_pool):
+            pool = ipaddress.IPv4Network(cidr)
+            if pool.prefixlen > pool_length:
+                continue
+            step = 1 << (32 - length)
+            first = int(pool.broadcast_address) + 1 - step
+            for start in range(first, int(pool.network_address) - 1, -step):
+                subnet = ipaddress.IPv4Network((start, length))
+                if not any(subnet.overlaps(other) for other in used):
+                    return str(subnet)
     return ""
 
 
@@ -331,8 +396,7 @@ def _ports_in_use(services: Iterable[Service]) -> dict[PortKey, str]:
 
 def _plan_service(
     service: Service,
-    networks: dict[NetworkId, Network],
-    spaces: dict[NetworkId, _Space],
+    spaces: _Spaces,
     ports: dict[PortKey, str],
     *,
     now: datetime,
@@ -340,11 +404,12 @@ def _plan_service(
     virtual_ips: list[VirtualIp] = []
     for target in _vip_networks(service):
         network_id = NetworkId(target)
-        if network_id not in networks or network_id not in spaces:
+        space = spaces.find(network_id)
+        if space is None:
             return None
         try:
             had = tuple(v.addr for v in service.endpoint.virtual_ips if v.network_id == network_id)
-            addresses = had or spaces[network_id].take()
+            addresses = had or space.take()
         except errors.ConflictError as cause:
             log.warning("service gets no virtual address", service=service.spec.name, cause=str(cause))
             return None
@@ -377,7 +442,7 @@ def _plan_task(
     task: Task,
     service: Service | None,
     networks: dict[NetworkId, Network],
-    spaces: dict[NetworkId, _Space],
+    spaces: _Spaces,
     ingress: Network | None,
     *,
     now: datetime,
@@ -394,9 +459,10 @@ def _plan_task(
         for network_id in targets:
             if network_id not in networks:
                 raise errors.NotFoundError(f"network {network_id} was removed")
-            if network_id not in spaces:
+            space = spaces.find(network_id)
+            if space is None:
                 raise errors.UnavailableError(f"network {networks[network_id].spec.name} has no subnet yet")
-            attachments.append(Attachment(network_id=network_id, addresses=spaces[network_id].take()))
+            attachments.append(Attachment(network_id=network_id, addresses=space.take()))
     except errors.FleetError as cause:
         return _waiting(task, str(cause), now=now)
     status = TaskStatus(timestamp=now, state=TaskState.PENDING, message="pending task scheduling")

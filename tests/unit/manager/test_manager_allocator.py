@@ -79,8 +79,8 @@ def test_networks_get_subnets_that_do_not_overlap_and_numbers_of_their_own() -> 
         by_name = {n.spec.name: n for n in store.networks.all()}
         assert by_name["asked"].ipam.config[0].subnet == "10.0.16.0/24"
         assert len({n.vni for n in by_name.values()}) == 3
-        assert by_name["ingress"].ipam.config[0].subnet == "10.255.240.0/20"
-        assert by_name["front"].ipam.config[0].subnet not in ("10.255.240.0/20", "10.0.16.0/24")
+        assert by_name["ingress"].ipam.config[0].subnet == "10.255.0.0/16"
+        assert by_name["front"].ipam.config[0].subnet not in ("10.255.0.0/16", "10.0.16.0/24")
         assert by_name["front"].ipam.config[0].gateway.endswith(".1")
 
     with_store(body)
@@ -227,3 +227,34 @@ def test_increments_lead_from_one_set_to_the_other() -> None:
         assert set(step.removed) == {"endpoint/network-front/t2", "endpoint/network-ingress/t2"}
 
     with_store(body)
+
+
+def test_a_running_allocator_serves_what_comes_and_who_waited_for_an_address_when_one_is_free() -> None:
+    async def body(store: Store) -> None:
+        small = make_network("small")
+        ipam = Ipam(config=(IpamConfig(subnet="10.9.0.0/30"),))  # the gateway, and one task
+        small = msgspec.structs.replace(small, spec=msgspec.structs.replace(small.spec, ipam=ipam))
+        service = make_service("web", spec=spec("web", networks=("network-small",), mode=EndpointMode.DNSRR))
+        await store.commit(Transaction().create(small).create(service))
+        allocator = asyncio.create_task(Allocator(store, SystemClock()).run())
+        try:
+            for number in (1, 2):
+                template = service.spec.task_template
+                await store.commit(Transaction().create(make_task(f"t{number}", slot=number, spec=template)))
+            await until(lambda: sorted(task.status.state for task in store.tasks.all()) == ["new", "pending"])
+            has, waits = sorted(store.tasks.all(), key=lambda task: task.status.state is TaskState.NEW)
+            await until(lambda: store.tasks.get(waits.id).status.err)  # type: ignore[union-attr]
+            has = store.tasks.get(has.id)  # type: ignore[assignment]
+            ended = msgspec.structs.replace(has.status, state=TaskState.FAILED)
+            await store.commit(Transaction().replace(msgspec.structs.replace(has, status=ended)))
+            await until(lambda: store.tasks.get(waits.id).status.state is TaskState.PENDING)  # type: ignore[union-attr]
+        finally:
+            allocator.cancel()
+            await asyncio.gather(allocator, return_exceptions=True)
+
+    with_store(body)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
