@@ -16,7 +16,7 @@ from fleet.manager.matching import satisfies_constraints
 from fleet.model.ids import ID_ENTROPY_BYTES, NodeId, ServiceId, TaskId, encode_id
 from fleet.model.node import Node
 from fleet.model.service import Service
-from fleet.model.task import Task
+from fleet.model.task import Task, TaskState
 from fleet.orchestrator.check_plan import check_plan
 from fleet.orchestrator.plan import Plan
 from fleet.orchestrator.service import plan_service
@@ -123,13 +123,28 @@ class OrchestratorLoop:
             return (ServiceId(change.id),)
         latest = change.new or change.old
         if isinstance(latest, Task):
-            return (latest.service_id,)
+            return () if _only_gets_on(change.old, change.new) else (latest.service_id,)
         if isinstance(latest, Node) and _means_something(change.old, change.new):
             there = {task.service_id for task in self._store.tasks.by_node(latest.id)}
             return there | {
                 service.id for service in self._store.services.all() if service.spec.is_global or service.spec.is_job
             }
         return ()
+
+
+_STARTING: Final = frozenset(
+    (TaskState.ASSIGNED, TaskState.ACCEPTED, TaskState.PREPARING, TaskState.READY, TaskState.STARTING)
+)
+
+
+def _only_gets_on(old: object, new: object) -> bool:
+    """Whether a task went from one step of its start to the next, which no plan looks at: half of all that tasks report."""
+    if not isinstance(old, Task) or not isinstance(new, Task):
+        return False
+    if old.status.state not in _STARTING or new.status.state not in _STARTING:
+        return False
+    was = (old.desired_state, old.node_id, old.hold, old.move, old.preempted)
+    return was == (new.desired_state, new.node_id, new.hold, new.move, new.preempted)
 
 
 def _means_something(old: object, new: object) -> bool:
