@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from bench.scale import plan
 from bench.scale.run import Options, Row, tell
 
 
@@ -53,9 +54,14 @@ def show(rows: Sequence[Row], tasks: int) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 1 when the story ended early, 130 after ^C."""
+    if "--plan" in arguments:
+        return plan.main([argument for argument in arguments if argument != "--plan"])
     parser = argparse.ArgumentParser(
         prog="scripts/scale",
         description="The control plane at scale: real managers, nodes that pretend only containers.",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="instead: what saturates first at sizes no machine here has"
     )
     parser.add_argument("--agents", type=int, default=5_000, help="nodes (default 5,000)")
     parser.add_argument("--tasks", type=int, default=100_000, help="of all services together (default 100,000)")
@@ -88,6 +94,7 @@ def main(arguments: Sequence[str]) -> int:
         replicas=options.replicas,
         update_replicas=min(options.update_replicas, options.tasks),
         processes=options.processes or max(1, -(-options.agents // 1_500)),
+        heartbeat_s=options.heartbeat,
         idle_s=options.idle,
         timeout_s=options.timeout,
         profile=options.profile,

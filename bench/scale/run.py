@@ -45,6 +45,8 @@ class Options:
     """Of one service."""
     update_replicas: int
     processes: int
+    heartbeat_s: float
+    """The cluster's least heartbeat period; 0: as it is by default."""
     idle_s: float
     timeout_s: float
     """Of one step."""
@@ -79,6 +81,7 @@ class _Story:
         self._say = say
         self._hosts = [f"m{number}" for number in range(1, options.managers + 1)]
         self._leader = self._hosts[0]
+        self._killed = ""
         self._services: list[tuple[str, int]] = []
         self.rows: list[Row] = []
         self._prober = Prober(lambda: self._url(self._leader), self._some_service)
@@ -86,6 +89,8 @@ class _Story:
     def tell(self) -> None:
         """All steps. Raises ``StoryError``."""
         self._drain_managers()
+        if self._options.heartbeat_s:
+            self._set_heartbeat()
         with self._prober:
             self._join()
             self._connect()
@@ -140,9 +145,11 @@ class _Story:
                 time.sleep(_POLL_S)
             row.figures["all_assigned_s"] = assigned_s or time.perf_counter() - began
         self._check_api()
+        if self._killed:
+            self._lab.start_daemon(self._killed, timeout_s=self._options.timeout_s)
 
     def _kill_leader(self, row: Row) -> None:
-        """SIGKILL for the leader's daemon in the middle; it is started again when another leads and statuses are written."""
+        """SIGKILL for the leader's daemon in the middle; it is started again after the step."""
         victim = self._leader
         before = self._nodes.total()["running"]
         began = time.perf_counter()
@@ -166,7 +173,7 @@ class _Story:
             self._check_deadline(began, f"nodes stay away: {self._nodes.total()['connected']} of {self._nodes.count}")
             time.sleep(_POLL_S)
         row.figures["leader_killed_to_all_sessions_s"] = time.perf_counter() - began
-        self._lab.start_daemon(victim, timeout_s=self._options.timeout_s)
+        self._killed = victim
 
     def _update(self) -> None:
         chosen, replicas = [], 0
@@ -292,6 +299,13 @@ class _Story:
             spec = {**node["Spec"], "Availability": "drain"}
             client.post(f"/nodes/{node['ID']}/update", spec, version=node["Version"]["Index"])
         self._leader = self._find_leader(self._leader) or self._leader
+
+    def _set_heartbeat(self) -> None:
+        client = self._client()
+        swarm = client.get("/swarm")
+        spec = swarm["Spec"]
+        spec["Dispatcher"] = {"HeartbeatPeriod": round(self._options.heartbeat_s * 1e9)}
+        client.post("/swarm/update", spec, version=swarm["Version"]["Index"])
 
     def _find_leader(self, at: str) -> str:
         with contextlib.closing(self._lab.client(at)) as client:

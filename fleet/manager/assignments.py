@@ -65,15 +65,22 @@ class Assembler:
         self._store = store
         self._vxlan_port = vxlan_port
         self._revision = -1
-        self._network_items: dict[str, tuple[Item, ...]] = {}
-        """Of the networks that were needed at this revision."""
+        self._network_items: dict[str, dict[str, Item]] = {}
+        self._as_now: set[str] = set()
+        """Networks of which that is what the tables say at this revision."""
         self._services = _OfServices()
         self._services_at = -1
 
     def items_for(self, node_id: NodeId) -> dict[str, Item]:
         """The complete assignment set of a node by key."""
+        return self.set_for(node_id)[0]
+
+    def set_for(self, node_id: NodeId) -> tuple[dict[str, Item], frozenset[str]]:
+        """The complete assignment set of a node by key, and the networks in it. What did not change is the very object that it
+        was, so that comparing the sets of many nodes is cheap."""
         self._look()
         items: list[Item] = []
+        found: dict[str, Item] = {}
         needed: set[str] = set()
         secrets: set[str] = set()
         configs: set[str] = set()
@@ -92,12 +99,14 @@ class Assembler:
         node = self._store.nodes.get(node_id)
         if self._services.published and (ingress := self._ingress(node)) is not None:
             needed.add(ingress.id)
-            items.extend(self._services.published)
+            found.update(self._services.published)
+        networks: set[str] = set()
         for network_id in sorted(needed):
             network = self._store.networks.get(network_id)
             if network is None:
                 continue
             own = next((a for a in (node.attachments if node else ()) if a.network_id == network_id), None)
+            networks.add(network.id)
             items.append(
                 NetworkItem(
                     network=network,
@@ -106,7 +115,7 @@ class Assembler:
                     node_address6=own.address6 if own else "",
                 )
             )
-            items.extend(self._of_network(network))
+            found.update(self._of_network(network))
         items.extend(
             SecretItem(
                 secret_id=secret.id,
@@ -127,16 +136,22 @@ class Assembler:
             for login_id in sorted(logins)
             if (login := self._store.logins.get(login_id)) is not None
         )
-        return {key_of(item): item for item in items}
+        found.update((key_of(item), item) for item in items)
+        return found, frozenset(networks)
 
     def _look(self) -> None:
         """Forget what the tables no longer say."""
         if self._revision != self._store.revision:
             self._revision = self._store.revision
-            self._network_items = {}
+            self._as_now = set()
+            self._network_items = {
+                id_: kept for id_, kept in self._network_items.items() if self._store.networks.get(id_)
+            }
         if self._services_at != self._store.services.changes:
             self._services_at = self._store.services.changes
-            self._services = _of_services(self._store.services.all())
+            new = _of_services(self._store.services.all())
+            new.published = _kept(self._services.published, new.published.values())
+            self._services = new
 
     def _ingress(self, node: Node | None) -> Network | None:
         """The ingress network, if the node has an address of its own on it: without one it cannot lead anybody there."""
@@ -146,11 +161,11 @@ class Assembler:
                 return network
         return None
 
-    def _of_network(self, network: Network) -> tuple[Item, ...]:
-        found = self._network_items.get(network.id)
-        if found is None:
-            found = self._network_items[network.id] = tuple(self._endpoints(network))
-        return found
+    def _of_network(self, network: Network) -> dict[str, Item]:
+        if network.id not in self._as_now:
+            self._as_now.add(network.id)
+            self._network_items[network.id] = _kept(self._network_items.get(network.id, {}), self._endpoints(network))
+        return self._network_items[network.id]
 
     def _endpoints(self, network: Network) -> Iterator[Item]:
         for task in self._store.tasks.by_network(network.id):
@@ -181,12 +196,22 @@ class Assembler:
                     )
 
 
+def _kept(before: Mapping[str, Item], items: Iterable[Item]) -> dict[str, Item]:
+    """By key; each that is as it was before is that very object."""
+    now = {key_of(item): item for item in items}
+    for key, item in now.items():
+        old = before.get(key)
+        if old is not None and old == item:
+            now[key] = old
+    return now
+
+
 @dataclass(slots=True)
 class _OfServices:
     """What the services say to all."""
 
     by_network: dict[str, list[Item]] = field(default_factory=dict)
-    published: list[Item] = field(default_factory=list)
+    published: dict[str, Item] = field(default_factory=dict)
 
 
 def _of_services(services: Iterable[Service]) -> _OfServices:
@@ -196,16 +221,15 @@ def _of_services(services: Iterable[Service]) -> _OfServices:
             continue
         for item in _services(service):
             found.by_network.setdefault(item.network_id, []).append(item)
-        found.published.extend(
-            PublishedItem(
-                protocol=port.protocol,
-                published_port=port.published_port,
-                target_port=port.target_port,
-                service_id=service.id,
-            )
-            for port in service.endpoint.ports
-            if port.publish_mode is PublishMode.INGRESS and port.published_port
-        )
+        for port in service.endpoint.ports:
+            if port.publish_mode is PublishMode.INGRESS and port.published_port:
+                published = PublishedItem(
+                    protocol=port.protocol,
+                    published_port=port.published_port,
+                    target_port=port.target_port,
+                    service_id=service.id,
+                )
+                found.published[key_of(published)] = published
     return found
 
 
@@ -278,7 +302,11 @@ def _same(old: Item, new: Item) -> bool:
 
 def difference(sent: Mapping[str, Item], wanted: Mapping[str, Item], *, applies_to: int) -> Assign | None:
     """The increment from ``sent`` to ``wanted``, or ``None`` when there is none."""
-    items = tuple(item for key, item in wanted.items() if key not in sent or not _same(sent[key], item))
+    items = tuple(
+        item
+        for key, item in wanted.items()
+        if (old := sent.get(key)) is not item and (old is None or not _same(old, item))
+    )
     removed = tuple(key for key in sent if key not in wanted)
     if not items and not removed:
         return None

@@ -453,8 +453,7 @@ class Dispatcher:
         if self._assembler is None:
             port = next((cluster.data_path_port for cluster in self._store.clusters.all()), 4789)
             self._assembler = Assembler(self._store, vxlan_port=port)
-        wanted = self._assembler.items_for(session.node_id)
-        networks = frozenset(item.network.id for item in wanted.values() if isinstance(item, dispatch.NetworkItem))
+        wanted, networks = self._assembler.set_for(session.node_id)
         if networks != session.networks and self._sessions.get(session.node_id) is session:
             self._leave_networks(session, session.networks - networks)
             for network_id in networks:
