@@ -70,6 +70,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--update-replicas", type=int, default=10_000, help="in the rolling update (default 10,000)")
     parser.add_argument("--processes", type=int, default=0, help="that nodes are in (default one for 1,500 nodes)")
     parser.add_argument(
+        "--heartbeat", type=float, default=0.0, metavar="S", help="least heartbeat period (default the cluster's, 1 s)"
+    )
+    parser.add_argument(
         "--idle", type=float, default=10.0, metavar="S", help="how long to look at it idle (default 10)"
     )
     parser.add_argument("--timeout", type=float, default=1_800.0, metavar="S", help="for each step (default 1,800)")

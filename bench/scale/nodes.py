@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -67,9 +68,11 @@ class Group:
         """Kill it: it has nothing to tidy up."""
         self._process.kill()
         self._process.wait(_END_S)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+        with self._lock:  # whoever still waits for an answer has found the end of the output by now
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
 
 
 class Nodes:
@@ -100,9 +103,13 @@ class Nodes:
         return [group for group in self.groups if not group.is_lost]
 
     def ask(self, do: str, **order: Any) -> list[dict[str, Any]]:
-        """The same order to all that are not lost, at once."""
+        """The same order to all that are not lost, at once. Interrupted, it ends them: nothing else ends the waiting."""
         with ThreadPoolExecutor(max_workers=max(len(self.groups), 1)) as pool:
-            return list(pool.map(lambda group: group.ask(do, **order), self.alive))
+            try:
+                return list(pool.map(lambda group: group.ask(do, **order), self.alive))
+            except BaseException:
+                self.end()
+                raise
 
     def total(self) -> dict[str, int]:
         """Sums of what they say of themselves. Raises ``RuntimeFault`` when a session has ended for good."""

@@ -4,9 +4,9 @@
 
 Tasks go through the leader in batches, as they do in a manager: created, given addresses, placed, sent, and reported three times.
 Each step takes the leader's one processor (an event loop is one thread) for what it was measured to cost, then, where it writes,
-the state engine, which makes some transactions durable at once. Loops take turns, as their tasks do on the event loop. A report that
-waits while a newer one of the same tasks comes is not written. Beats and the API take their share all the time. Nothing is drawn
-at random, so one size has one answer.
+the state engine, which makes some transactions durable at once. Loops take turns, as their tasks do on the event loop. A report
+that waits while a newer one of the same tasks comes is not written. Beats and the API take their share all the time. Nothing is
+drawn at random, so one size has one answer.
 
 ``COSTS`` says where each number is from: processor times of one core of the machine they were measured on. What is not in the
 model: nodes that come and go, followers (they do less than the leader), the network's own time. Tasks are on no overlay; what

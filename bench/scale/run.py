@@ -347,9 +347,8 @@ def tell(options: Options, say: Callable[[str], None]) -> tuple[list[Row], str]:
         try:
             story.tell()
         except (errors.FleetError, OSError) as cause:
-            for host in lab.hosts():
-                kept = Path(tempfile.gettempdir(), f"fleet-scale-{host}.log")
-                with contextlib.suppress(OSError):
-                    kept.write_bytes(lab.log_path(host).read_bytes()[-4_000_000:])
+            if options.profile is not None:
+                for host in lab.hosts():
+                    (options.profile / f"{host}.log").write_bytes(lab.log_path(host).read_bytes())
             return story.rows, str(cause)
         return story.rows, ""
