@@ -144,6 +144,9 @@ class SqliteEngine:
         self._lease_added = asyncio.Event()
         self._lease_loop: asyncio.Task[None] | None = None
 
+    has_others: Final = False
+    """Nobody else can write to the file while it is open here."""
+
     @property
     def ops_max(self) -> int:
         return OPS_MAX

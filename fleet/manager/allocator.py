@@ -13,6 +13,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import Final
 
 import msgspec
@@ -131,7 +132,7 @@ class _Family:
         self.name = name
         self._range = config.ip_range or None
         self._used = set(used) | {str(ipaddress.ip_address(a)) for a in config.auxiliary_addresses.values()}
-        self._last: str | None = max(used, key=lambda address: int(ipaddress.ip_address(address)), default=None)
+        self._last: str | None = max(used, key=_packed, default=None)
         self._full: errors.ConflictError | None = None
         """Finding out that there is none left takes a look at all, and may be asked for thousands of times."""
 
@@ -188,6 +189,11 @@ class _Space:
         except errors.FleetError:
             self._v4.give_back(address)
             raise
+
+
+def _packed(address: str) -> bytes:
+    """To order addresses of one family by."""
+    return inet_pton(AF_INET6 if is_ipv6(address) else AF_INET, address)
 
 
 def _bare(address: str) -> str:

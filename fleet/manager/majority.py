@@ -1,7 +1,8 @@
 """Whether the state engine still has a majority: without one, what this manager shows may be old, and nothing can be written.
 
 Asked by a read that only a majority can answer, and answered from memory: so a request that cannot succeed is refused at
-once instead of after the engine's deadline.
+once instead of after the engine's deadline. Where a file of this process keeps the state nobody else has a part in it: then
+what is shown is the newest, however slowly the machine answers.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Majority:
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
+        self._is_alone = not getattr(engine, "has_others", True)
         self._confirmed = clock.monotonic()
         self._stood_still_s = 0.0
         """Of the time since then: this process's own, in which no answer could be heard."""
@@ -39,7 +41,7 @@ class Majority:
     @property
     def age_s(self) -> float:
         """For how long nobody has confirmed that the state shown here is the newest."""
-        return self._clock.monotonic() - self._confirmed
+        return 0.0 if self._is_alone else self._clock.monotonic() - self._confirmed
 
     def require(self) -> None:
         """Raises ``UnavailableError`` for a write that cannot be made now."""
@@ -56,7 +58,7 @@ class Majority:
         while True:
             asked = self._clock.monotonic()
             try:
-                async with asyncio.timeout(_ANSWER_S):
+                async with asyncio.timeout(None if self._is_alone else _ANSWER_S):
                     await self._engine.get(LEADER_KEY)
             except (errors.UnavailableError, TimeoutError):
                 self._stood_still_s += max(0.0, self._clock.monotonic() - asked - _ANSWER_S)

@@ -478,3 +478,35 @@ def test_a_ready_node_without_a_session_is_waited_for_and_then_passed_over() -> 
         await engine.close()
 
     asyncio.run(main())
+
+
+def test_steps_of_a_start_lead_to_no_plan_but_running_and_every_wish_do() -> None:
+    async def main() -> None:
+        engine = MemoryEngine()
+        await engine.start()
+        store = await Store.open(engine)
+        loop = OrchestratorLoop(store, SystemClock(), os.urandom)
+        task = a_task("t1", state=S.ASSIGNED)
+        await store.commit(Transaction().create(task))
+
+        async def affected(**fields: object) -> set[str]:
+            found = store.tasks.get(task.id)
+            assert found is not None
+            with store.subscribe(Kind.TASK) as subscription:
+                await store.commit(Transaction().replace(msgspec.structs.replace(found, **fields)))
+                return set(loop._affected(subscription.take()))
+
+        def status(state: TaskState) -> object:
+            return msgspec.structs.replace(task.status, state=state)
+
+        try:
+            for state in (S.ACCEPTED, S.PREPARING, S.READY, S.STARTING):
+                assert await affected(status=status(state)) == set()
+            assert await affected(desired_state=S.SHUTDOWN) == {task.service_id}
+            assert await affected(status=status(S.RUNNING)) == {task.service_id}
+            assert await affected(status=status(S.FAILED)) == {task.service_id}
+        finally:
+            await store.close()
+            await engine.close()
+
+    asyncio.run(main())

@@ -86,6 +86,18 @@ def test_networks_get_subnets_that_do_not_overlap_and_numbers_of_their_own() -> 
     with_store(body)
 
 
+def test_the_ingress_network_leaves_most_of_a_small_pool_to_others() -> None:
+    async def body(store: Store) -> None:
+        cluster = next(iter(store.clusters.all()))
+        small = msgspec.structs.replace(cluster, default_addr_pool=("10.20.0.0/16",))
+        await store.commit(Transaction().replace(small))
+        await allocate(store)
+        by_name = {n.spec.name: n for n in store.networks.all()}
+        assert by_name["ingress"].ipam.config[0].subnet == "10.20.240.0/20"
+
+    with_store(body)
+
+
 def test_services_tasks_and_nodes_get_addresses_that_are_all_different() -> None:
     async def body(store: Store) -> None:
         port = PortConfig(target_port=80)

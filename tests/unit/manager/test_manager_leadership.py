@@ -242,5 +242,39 @@ def test_a_majority_that_is_gone_is_noticed_and_so_is_its_return(monkeypatch: py
     asyncio.run(main())
 
 
+def test_a_manager_that_nobody_shares_the_state_with_is_never_without_a_majority() -> None:
+    class Slow(MemoryEngine):
+        has_others = False
+
+        async def get(self, key: str) -> None:
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        engine = Slow()
+        await engine.start()
+        clock = Quick()
+        majority = Majority(engine, clock)
+        task = asyncio.create_task(majority.run())
+        await asyncio.sleep(0)
+        clock.time += 60
+        await asyncio.sleep(0.01)
+        majority.require()
+        assert majority.age_s == 0
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await engine.close()
+
+    asyncio.run(main())
+
+
+class Quick(SystemClock):
+    """Its time is what the test says."""
+
+    time = 0.0
+
+    def monotonic(self) -> float:
+        return self.time
+
+
 def test_a_lease_lasts_longer_than_the_pauses_between_its_renewals() -> None:
     assert leadership.LEASE_S > 3 * leadership._KEEP_ALIVE_S
