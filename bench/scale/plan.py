@@ -84,10 +84,8 @@ _NODE_DELAY_S: Final = {"preparing": 0.01, "starting": 0.11, "running": 0.16}
 _SERVICE_REPLICAS: Final = 100
 _API_SHARE: Final = 0.02
 """Of the leader's processor: a dashboard and a scraper."""
-_LAG_MAX: Final = 8_192
-"""Tasks that may have changed before a loop that has not come to look has to look at everything (``feed.PENDING_MAX``)."""
-_ROUND: Final = 1_260
-"""Changed tasks after which the orchestrator's turn comes: some ten transactions."""
+_MIXED: Final = 10
+"""Services that the tasks of one transaction of reports are of: nodes report what they have, and that is of many services."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,7 +103,8 @@ class Answer:
     out_mbit: float = 0.0
     merged: int = 0
     """Reports that a newer one made needless to write."""
-    resyncs: int = 0
+    round_s: float = 0.0
+    """How long the orchestrator takes to look at all services once, with the share of the processor that it had."""
 
     @property
     def rate(self) -> float:
@@ -132,7 +131,7 @@ class _Leader:
         self._number = 0
         self._events: list[tuple[float, int, str, _Batch, str]] = []
         self._queues: dict[str, deque[_Batch]] = {
-            name: deque() for name in ("create", "allocate", "schedule", "send", "reports")
+            name: deque() for name in ("create", "allocate", "schedule", "send", "reports", "plan")
         }
         self._flying: Counter[str] = Counter()
         self._turn = 0
@@ -140,9 +139,10 @@ class _Leader:
         self._spent: Counter[str] = Counter()
         self._engine_free: list[float] = [0.0] * costs.in_flight
         self._engine_busy = 0.0
-        self._pending_plans = 0
+        self._dirty = 0.0
+        """Services that the orchestrator has to look at."""
         period = max(1.0, nodes / 1_000)
-        beats = nodes / (max(period / 2, period - 1.0))
+        beats = nodes / max(period / 2, period - 0.5)
         self._beats = beats * (costs.receive_us + costs.send_us / 2) / 1e6
         self.answer.down_after_s = 3 * period
         if self._beats + _API_SHARE >= 1.0:
@@ -172,6 +172,8 @@ class _Leader:
         answer.busy = {part: spent / total for part, spent in self._spent.most_common()}
         answer.busy["beats"] = self._beats
         answer.busy["API"] = _API_SHARE
+        if share := answer.busy.get("orchestrator"):
+            answer.round_s = answer.tasks * costs.plan_us / 1e6 / share
         answer.engine = self._engine_busy / total / costs.in_flight
         answer.memory_gib = (answer.nodes * costs.node_kib + answer.tasks * costs.task_kib) / (1 << 20) + 0.1
         answer.out_mbit = answer.tasks * costs.frame_bytes * 8 / total / 1e6
@@ -205,33 +207,37 @@ class _Leader:
             case "send":
                 together = max(1.0, size / self.answer.nodes)
                 spent["dispatcher: sent"] = size / together * costs.send_us
+            case "plan":
+                pass
             case _:
                 spent["dispatcher: frames"] = batch.frames * costs.receive_us
                 spent["dispatcher: statuses"] = size * costs.report_us
                 batch.frames, batch.waits = 0.0, False
-        if name != "send":
+        if name not in ("send", "plan"):
             spent["store"] = size * costs.write_us
-        if name in ("create", "schedule") or (name == "reports" and _STEPS[batch.step] == "running"):
-            spent["orchestrator"] += self._looks(size)
+        if name == "plan":
+            spent = Counter({"orchestrator": _SERVICE_REPLICAS * costs.plan_us})
+        elif name == "reports" and _STEPS[batch.step] == "running":
+            self._soil(min(size, _MIXED))
+        elif name in ("create", "schedule"):
+            self._soil(size / _SERVICE_REPLICAS)
         share = 1.0 - self._beats - _API_SHARE
         self._is_busy = True
         for part, us in spent.items():
             self._spent[part] += us / 1e6
         self._at(sum(spent.values()) / 1e6 / share, "cpu", batch, name)
 
-    def _looks(self, changed: int) -> float:
-        """Microseconds that the orchestrator spends on services of which tasks changed: it looks at all their tasks."""
-        self._pending_plans += changed
-        if self._pending_plans < _ROUND:
-            return 0.0
-        services = min(self._pending_plans, self.answer.tasks / _SERVICE_REPLICAS)
-        looked = services * _SERVICE_REPLICAS
-        lag = looked * self._costs.plan_us / 1e6 * self.answer.tasks / max(self._now, 1.0)
-        self.answer.resyncs += lag > _LAG_MAX
-        self._pending_plans = 0
-        return looked * self._costs.plan_us
+    def _soil(self, services: float) -> None:
+        """So many services have a task that changed; those that are to be planned already are planned once."""
+        self._dirty = min(self._dirty + services, self.answer.tasks / _SERVICE_REPLICAS)
+        if self._dirty >= 1 and not self._queues["plan"]:
+            self._queues["plan"].append(_Batch(0))
 
     def _computed(self, batch: _Batch, name: str) -> None:
+        if name == "plan":
+            self._dirty -= 1
+            self._soil(0)
+            return
         if name == "send":
             for step in ("preparing", "starting", "running"):
                 self._at(_NODE_DELAY_S[step], "node", batch, step)
@@ -314,8 +320,9 @@ def show(answer: Answer) -> None:
     )
     print(f"  {answer.merged:,} statuses were replaced by newer ones before they were written")
     print(f"  a silent node is down after {answer.down_after_s:.0f} s")
-    if answer.resyncs:
-        print(f"  {answer.resyncs:,} times a loop fell so far behind that it had to look at everything")
+    print(
+        f"  the orchestrator looks at all services in {answer.round_s:.1f} s of its share: so long a change may wait for it"
+    )
 
 
 def main(arguments: Sequence[str]) -> int:

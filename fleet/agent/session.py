@@ -32,7 +32,7 @@ log = get_logger("session")
 _SILENT_BEATS: Final = 5.0
 _SILENT_BEATS_SEVERAL: Final = 2.5
 """With several managers another may lead by then, and asking costs nothing."""
-_SPARE_S: Final = 1.0
+_SPARE_S: Final = 0.5
 """A beat goes out so long before its period ends; where the period is short, twice in it."""
 _REDIRECTS_MAX: Final = 3
 """In a row without a pause: managers may point at each other while they have not all heard who leads."""
