@@ -1,12 +1,19 @@
-"""Producer and worker of a queue in Redis: `produce` puts pieces of work into it and counts, `consume` does them."""
+"""Producer and worker of a queue in Redis: `produce` puts pieces of work into it and counts, `consume` does them.
+
+With METRICS_PORT the producer tells Prometheus there how many pieces wait.
+"""
 
 import os
 import signal
 import socket
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 PIECE_S = int(os.environ.get("PIECE_MS", "50")) / 1000
+PAUSE_S = int(os.environ.get("PAUSE_MS", "10")) / 1000
+METRICS_PORT = int(os.environ.get("METRICS_PORT", "0"))
 stopping = False
 
 
@@ -48,7 +55,22 @@ def stop(*_: object) -> None:
     stopping = True
 
 
+class Metrics(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = f"# TYPE queue_waiting gauge\nqueue_waiting {Redis()('LLEN', 'todo')}\n".encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 def produce(redis: Redis) -> None:
+    if METRICS_PORT:
+        threading.Thread(target=HTTPServer(("", METRICS_PORT), Metrics).serve_forever, daemon=True).start()
     number = said = 0
     while not stopping:
         if redis("LLEN", "todo") < 200:
@@ -57,7 +79,7 @@ def produce(redis: Redis) -> None:
         if time.monotonic() - said > 1:
             said = time.monotonic()
             print(f"waiting {redis('LLEN', 'todo')}, done {redis('GET', 'done') or 0}")
-        time.sleep(0.01)
+        time.sleep(PAUSE_S)
 
 
 def consume(redis: Redis) -> None:

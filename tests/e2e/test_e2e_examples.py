@@ -102,6 +102,40 @@ def test_more_workers_do_more_and_end_with_their_piece_done(lab: TestLab) -> Non
     lab.fleet("stack", "rm", "queue")
 
 
+def test_the_number_of_workers_follows_the_queue(lab: TestLab) -> None:
+    def deploy_both(**variables: str) -> str:
+        files = [f"-ccompose-examples/queue/{name}.yml" for name in ("stack", "autoscale")]
+        variables = {"DOWN_WINDOW": "10s", **variables}
+        return lab.fleet("stack", "deploy", *files, "line", env=variables, timeout_s=180).stdout
+
+    def workers() -> int:
+        return int(lab.get("/services/line_worker")["Spec"]["Mode"]["Replicated"]["Replicas"])
+
+    deploy_both()
+    assert workers() <= 3
+    lab.wait_until(lambda: workers() >= 4, 120, what="more workers")
+    lab.wait_until(lambda: len(lab.tasks("line_worker")) >= 4, 60, what="they run")
+    explained = lab.fleet("service", "explain", "line_worker").stdout
+    assert "50 a task of 'sum(queue_waiting)' from http://127.0.0.1:9091" in explained
+    assert "the query gives " in explained
+    many = workers()
+    assert "Keeping service line_worker (unchanged)" in deploy_both()
+    assert workers() >= many, "deploying again does not mean the number of the file"
+    deploy_both(PAUSE_MS="500")
+    lab.wait_until(lambda: workers() == 1, 120, what="one worker for little to do")
+    many = workers()
+    lab.fleet("service", "scale", "--detach", "line_prometheus=0")
+    lab.fleet("service", "scale", "--detach", "line_worker=3")
+
+    def held() -> str:
+        return str((lab.get("/services/line_worker").get("Autoscale") or {}).get("Held") or "")
+
+    lab.wait_until(lambda: "Prometheus at http://127.0.0.1:9091 " in held(), 90, what="it is said that nobody answers")
+    time.sleep(12)
+    assert workers() == 3, "nothing is taken away on missing figures"
+    lab.fleet("stack", "rm", "line")
+
+
 def test_no_request_fails_while_the_application_is_updated_and_rolled_back(lab: TestLab) -> None:
     deploy(lab, "proxy")
     lab.wait_until(lambda: fetch(lab, 8092)[1].startswith("version 1 on "), 30, what="version 1 answers")

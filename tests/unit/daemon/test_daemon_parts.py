@@ -6,7 +6,10 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
+from support.memory_engine import MemoryEngine
+from support.objects import NOW, make_service
 
 from fleet import errors
 from fleet.agent.templates import expand
@@ -18,9 +21,12 @@ from fleet.daemon.events import EventLog, matches
 from fleet.daemon.log_stream import LogFrame, LogQuery, multiplexed, read_frames
 from fleet.daemon.swarm_state import SwarmState, SwarmStateFile
 from fleet.daemon.versions import VersionPrefix
+from fleet.model.autoscale import with_replicas
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
+from fleet.model.service import AutoscaleStatus, Scaling
 from fleet.model.units import parse_bytes
+from fleet.store import Store, Transaction
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
@@ -226,6 +232,43 @@ def test_kept_events_are_told_up_to_a_time_when_no_beginning_is_given() -> None:
         log.add(kind="node", action="create", actor="n1", scope="swarm", attributes={})
         until = SystemClock().now() + timedelta(seconds=0.05)
         assert len([event async for event in log.stream(since=None, until=until)]) == 1
+
+    asyncio.run(main())
+
+
+def test_events_of_scaling_say_what_a_policy_did_and_what_is_in_its_way() -> None:
+    async def main() -> None:
+        engine = MemoryEngine()
+        await engine.start()
+        store = await Store.open(engine)
+        log = EventLog(SystemClock())
+        began = SystemClock().now() - timedelta(seconds=1)
+        following = asyncio.create_task(log.follow_store(store))
+        await asyncio.sleep(0)
+        await store.commit(Transaction().create(make_service()))
+        scalings: tuple[Scaling, ...] = ()
+        for held, count in (("", 2), ("no room", 3), ("no room", 4)):
+            await asyncio.sleep(0.01)
+            service = store.services.find("web")
+            scalings += (Scaling(at=NOW, before=count - 1, after=count, reason=f"{count - 1} -> {count}: CPU"),)
+            status = AutoscaleStatus(scalings=scalings, held=held)
+            spec = with_replicas(service.spec, count)
+            await store.commit(Transaction().replace(msgspec.structs.replace(service, spec=spec, autoscale=status)))
+        await asyncio.sleep(0.05)
+        until = SystemClock().now() + timedelta(seconds=0.05)
+        seen = [event async for event in log.stream(since=began, until=until)]
+        following.cancel()
+        await store.close()
+        await engine.close()
+        told = [event["Actor"]["Attributes"] for event in seen if event["Action"] == "autoscale"]
+        assert [(each.get("replicas.old"), each.get("replicas.new"), each.get("held")) for each in told] == [
+            ("1", "2", None),
+            ("2", "3", None),
+            (None, None, "no room"),
+            ("3", "4", None),
+        ]
+        assert told[0] == {"name": "web", "replicas.old": "1", "replicas.new": "2", "reason": "1 -> 2: CPU"}
+        assert sum(event["Action"] == "update" for event in seen) == 3, "as for any change of the number"
 
     asyncio.run(main())
 

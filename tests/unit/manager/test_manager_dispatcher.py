@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from support.memory_engine import MemoryEngine
-from support.objects import NOW, make_network, make_node, make_task
+from support.objects import NOW, make_network, make_node, make_service, make_task
 
 from fleet import errors
 from fleet.api import dispatch
@@ -180,6 +180,34 @@ def test_a_session_begins_with_a_complete_set_and_goes_on_with_increments() -> N
         assert not second.complete
         assert (second.applies_to, second.results_in) == (first.results_in, first.results_in + 1)
         assert [i.task.desired_state for i in second.items if isinstance(i, dispatch.TaskItem)] == [TaskState.SHUTDOWN]
+
+    on_scene(body)
+
+
+def test_a_node_is_asked_what_tasks_use_while_a_policy_needs_it_and_is_heard() -> None:
+    async def body(scene: Scene) -> None:
+        wire = await scene.connect()
+        asked = lambda: [m for m in wire.got if isinstance(m, dispatch.Measure)]  # noqa: E731
+        assert asked() == []
+        labels = {"fleet.autoscale.max": "5", "fleet.autoscale.cpu": "50", "fleet.autoscale.interval": "6s"}
+        service = make_service()
+        service = msgspec.structs.replace(service, spec=msgspec.structs.replace(service.spec, labels=labels))
+        await scene.store.commit(Transaction().create(service))
+        await scene.clock.advance(0.1)
+        assert asked() == [dispatch.Measure(services=(service.id,), period_s=2.0)]
+        for second in (1, 2):
+            usage = dispatch.TaskUsage(scene.task().id, second * 250_000_000, 5)
+            wire.say(dispatch.Usage(at_ns=second * 1_000_000_000, tasks=(usage,)))
+            await scene.alive(wire, 1)
+        load = scene.dispatcher.loads.of(scene.task().id, service.id, span=timedelta(seconds=6))
+        assert load is not None and (load.nano_cpus, load.memory_bytes) == (250_000_000, 5)
+        other = await scene.connect()
+        assert [m for m in other.got if isinstance(m, dispatch.Measure)] == asked(), "each session is asked"
+        service = scene.store.services.get(service.id) or service
+        plain = msgspec.structs.replace(service, spec=msgspec.structs.replace(service.spec, labels={}))
+        await scene.store.commit(Transaction().replace(plain))
+        await scene.clock.advance(0.1)
+        assert [m for m in other.got if isinstance(m, dispatch.Measure)][-1] == dispatch.Measure()
 
     on_scene(body)
 

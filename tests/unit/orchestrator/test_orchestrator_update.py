@@ -9,6 +9,7 @@ import pytest
 from support.decision_builders import a_node, a_service, a_task_spec
 from support.orchestrated import Cluster, S
 
+from fleet.model.autoscale import with_replicas
 from fleet.model.common import SECOND_NS
 from fleet.model.node import Availability
 from fleet.model.service import RestartCondition, RestartPolicy, UpdateConfig
@@ -304,6 +305,22 @@ def test_rollback_brings_the_previous_spec_back_and_keeps_tasks_that_never_left_
     assert sum(before[t.slot] == t.id for t in cluster.running()) == 3
     assert cluster.service is not None
     assert cluster.service.previous_spec is None
+
+
+def test_rollback_keeps_the_number_of_tasks_that_a_policy_led_to() -> None:
+    cluster = running_cluster(UpdateConfig(failure_action="rollback"))
+    assert cluster.service is not None
+    labels = {"fleet.autoscale.max": "9", "fleet.autoscale.cpu": "50"}
+    cluster.service = msgspec.structs.replace(
+        cluster.service, spec=msgspec.structs.replace(cluster.service.spec, labels=labels)
+    )
+    update_one(cluster)
+    cluster.service = msgspec.structs.replace(cluster.service, spec=with_replicas(cluster.service.spec, 6))
+    fail_new(cluster)
+    cluster.settle()
+    assert state(cluster) == "rollback_started"
+    assert cluster.service.spec.replicas == 6
+    assert cluster.service.spec.task_template.container_spec.image == "app:1"
 
 
 def test_rollback_that_fails_pauses() -> None:

@@ -55,6 +55,16 @@ def test_global_task_is_held_too_and_room_is_found_again() -> None:
     assert not place([shop(2)], pool).pending
 
 
+def test_room_is_how_many_more_tasks_the_tightest_limit_lets_be_placed() -> None:
+    pool = build_views([a_node("a")], [shop(1, cpus=1, node="a"), shop(2, cpus=1, node="a")])
+    pool.set_quotas((parse_quota("fleet.quota.stack=shop", "memory=1G, cpu=4.5, tasks=5"),))
+    (budget,) = pool.budgets(SHOP)
+    assert budget.room(a_task_spec(cpus=1)) == 2
+    assert budget.room(a_task_spec(cpus=0)) == 3
+    assert budget.room(a_task_spec(cpus=8)) == 0
+    assert budget.room(a_task_spec(memory_bytes=1 << 29)) == 2
+
+
 def test_usage_is_told_with_units() -> None:
     pool = build_views([a_node("a")], [shop(1, cpus=1.5, node="a")])
     pool.set_quotas((parse_quota("fleet.quota.stack=shop", "memory=1536M, cpu=4, tasks=50"),))
