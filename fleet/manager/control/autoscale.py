@@ -58,8 +58,13 @@ def overrules(before: ServiceSpec, after: ServiceSpec) -> str:
         return ""
     if not after.replicas:
         return f"service {after.name} is scaled automatically again when it has tasks again"
+    low, high, every_s = policy.min_replicas, policy.max_replicas, policy.interval.total_seconds()
+    if low <= after.replicas <= high:
+        held_s = policy.down_window.total_seconds()
+        until = f"until more are needed, or fewer have done for {held_s:g} s; it is looked at every {every_s:g} s"
+    else:
+        until = f"until the next decision, within {every_s:g} s"
     return (
-        f"service {after.name} is scaled automatically ({policy.min_replicas} to {policy.max_replicas} tasks): "
-        f"{after.replicas} holds until the next decision, within {policy.interval.total_seconds():g} s; to set it by hand, "
-        "take the policy away (fleet service update --no-autoscale)"
+        f"service {after.name} is scaled automatically ({low} to {high} tasks): {after.replicas} holds {until}; to set the "
+        "number by hand, take the policy away (fleet service update --no-autoscale)"
     )

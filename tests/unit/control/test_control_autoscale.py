@@ -81,8 +81,19 @@ def test_a_number_set_by_hand_is_answered_with_what_becomes_of_it(run: Any) -> N
         told = await world.call("POST", path, status=200, json=spec)
         (warning,) = told["Warnings"]
         assert warning.startswith(
-            "service web is scaled automatically (2 to 10 tasks): 7 holds until the next decision, within 15 s"
+            "service web is scaled automatically (2 to 10 tasks): 7 holds until more are needed, or fewer have done for 300 s;"
         )
+        shown = await world.call("GET", "/services/web", status=200)
+        path = f"/services/web/update?version={shown['Version']['Index']}"
+        for replicas, sentence in (
+            (99, "99 holds until the next decision, within 15 s"),
+            (0, "again when it has tasks"),
+        ):
+            spec = {**shown["Spec"], "Mode": {"Replicated": {"Replicas": replicas}}}
+            told = await world.call("POST", path, status=200, json=spec)
+            assert sentence in told["Warnings"][0]
+            shown = await world.call("GET", "/services/web", status=200)
+            path = f"/services/web/update?version={shown['Version']['Index']}"
         shown = await world.call("GET", "/services/web", status=200)
         path = f"/services/web/update?version={shown['Version']['Index']}"
         spec = {**shown["Spec"], "Labels": {**POLICY, "other": "1"}}
