@@ -96,7 +96,7 @@ def test_more_workers_do_more_and_end_with_their_piece_done(lab: TestLab) -> Non
         return done() == before > 0
 
     lab.wait_until(nobody_works, 40, what="nobody works any more")
-    assert not lab.tasks("queue_worker")
+    lab.wait_until(lambda: not lab.tasks("queue_worker"), 40, what="all workers have ended")
     ended = lab.fleet("service", "ps", "queue_worker", "--format", "{{.CurrentState}}").stdout
     assert "Failed" not in ended, "they ended by themselves, within their grace"
     lab.fleet("stack", "rm", "queue")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet import errors
+from fleet.manager.prometheus import value_in
 from fleet.model.autoscale import PREFIX, AutoscalePolicy, Step, parse_policy
 from fleet.orchestrator.autoscale import Gauge, History, Observation, decide
 
@@ -201,3 +204,30 @@ def test_any_text_is_a_step_or_refused(text: str) -> None:
         return
     assert policy is not None
     assert policy.up_step.most(1) >= 1
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["status", "data", "resultType", "result", "value", "error"]), inner, max_size=4
+        ),
+    ),
+    max_leaves=12,
+)
+NAMED = st.fixed_dictionaries(
+    {
+        "status": st.just("success"),
+        "data": st.fixed_dictionaries({"resultType": st.sampled_from(["vector", "scalar", "matrix"]), "result": JSON}),
+    }
+)
+
+
+@settings(max_examples=300)
+@given(st.one_of(JSON, NAMED).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=60))
+def test_any_answer_of_a_prometheus_is_a_finite_number_or_a_sentence(answer: bytes) -> None:
+    try:
+        assert math.isfinite(value_in(answer, status=200))
+    except errors.UnavailableError as cause:
+        assert 0 < len(str(cause)) < 600
