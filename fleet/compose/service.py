@@ -12,6 +12,7 @@ from fleet.compose.document import Node
 from fleet.compose.env_file import parse_env_file
 from fleet.compose.reading import listed, string_map, strings, words
 from fleet.model import wire
+from fleet.model.autoscale import check_autoscale
 from fleet.model.common import Driver
 from fleet.model.service import (
     USERNS_LABEL,
@@ -78,7 +79,7 @@ class ServiceConverter:
         if not image:
             self.node.fail("a service of a stack needs an image")
         deployment = deploy.convert(self.fields.get("deploy"), fields=self.fields)
-        return ServiceSpec(
+        spec = ServiceSpec(
             name=f"{self.stack}_{self.key}",
             labels={**deployment.labels, _NAMESPACE_LABEL: self.stack, _IMAGE_LABEL: image},
             task_template=TaskSpec(
@@ -94,6 +95,16 @@ class ServiceConverter:
             rollback_config=deployment.rollback_config,
             endpoint_spec=EndpointSpec(mode=EndpointMode(deployment.endpoint_mode or "vip"), ports=self._ports()),
         )
+        self._check_autoscale(spec)
+        return spec
+
+    def _check_autoscale(self, spec: ServiceSpec) -> None:
+        """A policy is read here already, because a person should know the line before anything of the stack is made."""
+        try:
+            check_autoscale(spec)
+        except errors.UserError as cause:
+            section = self.fields["deploy"].mapping()
+            section.get("labels", self.fields["deploy"]).fail(str(cause))
 
     # Scalars by key.
 

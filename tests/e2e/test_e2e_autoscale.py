@@ -105,6 +105,16 @@ def test_the_events_say_what_was_done_and_why(lab: TestLab, service: str) -> Non
     assert attributes["reason"].startswith("1 -> ")
 
 
+def test_dockers_client_shows_it_and_changes_the_policy(lab: TestLab, service: str) -> None:
+    assert "3/3" in lab.docker("service", "ls").stdout
+    (inspected,) = json.loads(lab.docker("service", "inspect", service).stdout)
+    assert inspected["Spec"]["Labels"]["fleet.autoscale.max"] == "3"
+    done = lab.docker("service", "update", "--detach", "--label-add", "fleet.autoscale.cpu=none", service, check=False)
+    assert done.returncode != 0 and "label fleet.autoscale.cpu: 'none' is no percentage" in done.stderr
+    lab.docker("service", "update", "--detach", "--label-add", "fleet.autoscale.cpu=49", service)
+    assert replicas(lab) == 3
+
+
 def test_the_same_stack_deployed_again_and_a_rollback_keep_the_number(lab: TestLab, tmp_path: Path) -> None:
     stack = tmp_path / "stack.yml"
     deploy = {

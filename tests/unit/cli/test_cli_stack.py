@@ -528,6 +528,30 @@ def test_object_changed_by_the_cluster_meanwhile_is_read_again(
     assert versions == ["7", "8"]
 
 
+def test_a_number_that_the_cluster_chose_meanwhile_is_no_conflict(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path
+) -> None:
+    file = folder / "stack.yml"
+    labels = '{fleet.autoscale.max: "9", fleet.autoscale.cpu: "50"}'
+    file.write_text(f"services:\n  web:\n    image: img:1\n    deploy:\n      labels: {labels}\n")
+    deploy(fleet, folder)
+    file.write_text(file.read_text().replace("img:1", "img:2"))
+    found = cluster.kept["services"][0]
+    scaled = {**found, "Version": {"Index": 8}, "Spec": {**found["Spec"], "Mode": {"Replicated": {"Replicas": 6}}}}
+    engine.on("GET", "/services/ser0", scaled)
+    sent: list[tuple[str, Any]] = []
+
+    def update(request: Request) -> Reply:
+        sent.append((request.query["version"], request.body["Mode"]["Replicated"]["Replicas"]))
+        if sent[-1][0] == "7":
+            return Reply(409, {"message": "update out of sequence: service s_web was updated since it was read"})
+        return Reply(body={})
+
+    engine.on("POST", "/services/ser0/update", update)
+    assert deploy(fleet, folder).code == 0
+    assert sent == [("7", 1), ("8", 6)]
+
+
 def test_warnings_and_variables(fleet: Any, engine: FakeEngine, cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("TAG=from-file\nREG=r\n")
     (tmp_path / "f.yml").write_text("services:\n  web:\n    image: $REG/i:$TAG\n    privileged: true\n")

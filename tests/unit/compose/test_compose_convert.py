@@ -13,6 +13,7 @@ from fleet import errors
 from fleet.compose.convert import Sources, Stack, convert
 from fleet.compose.load import load
 from fleet.model import wire
+from fleet.model.autoscale import explain_policy
 from fleet.model.service import RestartCondition, ServiceSpec
 
 EXAMPLES = Path(__file__).parents[3] / "compose-examples"
@@ -413,3 +414,25 @@ def test_shipped_example_converts_without_a_warning(path: Path) -> None:
     )
     stack = convert(loaded.document, stack="hello", sources=sources)
     assert all(spec.task_template.container_spec.image for spec in stack.services)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ('{fleet.autoscale.max: "9"}', "give one of fleet.autoscale.cpu"),
+        ('{fleet.autoscale.max: "9", fleet.autoscale.memory: "80"}', "service s_web has none; give it one"),
+        ('["fleet.autoscale.max=none"]', "label fleet.autoscale.max: 'none' is no number of tasks"),
+    ],
+)
+def test_a_policy_that_is_none_is_refused_with_its_line(labels: str, sentence: str) -> None:
+    with pytest.raises(errors.UserError) as refused:
+        service(f"deploy:\n  labels: {labels}")
+    assert str(refused.value).startswith("f.yml:5: services.web.deploy.labels: label fleet.autoscale.")
+    assert sentence in str(refused.value)
+
+
+def test_the_examples_policy_is_one() -> None:
+    texts = [(EXAMPLES / "queue" / name).read_text() for name in ("stack.yml", "autoscale.yml")]
+    files = {f"./{name}": b"x" for name in ("work.py", "prometheus.yml")}
+    worker = next(each for each in deploy(*texts, files=files).services if each.name == "s_worker")
+    assert explain_policy(worker) == "1 to 6 tasks, 50 a task of 'sum(queue_waiting)' from http://127.0.0.1:9091"

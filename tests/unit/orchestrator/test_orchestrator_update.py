@@ -307,6 +307,23 @@ def test_rollback_brings_the_previous_spec_back_and_keeps_tasks_that_never_left_
     assert cluster.service.previous_spec is None
 
 
+def test_tasks_that_a_policy_adds_while_an_update_is_in_work_are_of_the_new_spec_and_it_completes() -> None:
+    cluster = running_cluster(UpdateConfig(delay_ns=60 * SECOND_NS))
+    cluster.update(NEW)
+    step(cluster)
+    assert cluster.service is not None and state(cluster) == "updating"
+    cluster.service = msgspec.structs.replace(
+        cluster.service,
+        spec=with_replicas(cluster.service.spec, 6),
+        spec_version=cluster.service.spec_version + 1,
+    )
+    step(cluster)
+    assert state(cluster) == "updating"
+    assert sorted(images(cluster)) == ["app:1"] * 3 + ["app:2"] * 3
+    cluster.run()
+    assert (state(cluster), images(cluster)) == ("completed", ["app:2"] * 6)
+
+
 def test_rollback_keeps_the_number_of_tasks_that_a_policy_led_to() -> None:
     cluster = running_cluster(UpdateConfig(failure_action="rollback"))
     assert cluster.service is not None
