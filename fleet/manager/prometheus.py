@@ -7,7 +7,9 @@ it must not take a silent Prometheus for an idle service.
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
+import ssl
 from typing import Any, Final
 
 import msgspec
@@ -20,17 +22,21 @@ PATIENCE_S: Final = 5.0
 _ANSWER_BYTES_MAX: Final = 64 * 1024
 """One sample with its labels takes a few hundred bytes."""
 _SAID_MAX: Final = 200
+_PAUSE_S: Final = 10.0
+"""One that is not there costs a thread for looking its name up, and patience."""
 
 
 async def query_prometheus(address: str, query: str) -> float:
-    """The finite number that ``query`` gives now. Raises ``UnavailableError`` that says which Prometheus answered what."""
+    """The finite number that ``query`` gives now. Raises ``UnavailableError`` that says which Prometheus answered what; one that
+    did not answer at all should be left alone for ``retry_after_s``.
+    """
     import httpx  # only where a service is scaled by one: it costs several MiB
 
     answer = bytearray()
     try:
         async with (
             asyncio.timeout(PATIENCE_S),
-            httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S, follow_redirects=False) as client,
+            httpx.AsyncClient(verify=_trust(), trust_env=False, timeout=PATIENCE_S, follow_redirects=False) as client,
             client.stream(
                 "GET", f"{address}/api/v1/query", params={"query": query}, headers={"Accept-Encoding": "identity"}
             ) as response,
@@ -43,14 +49,25 @@ async def query_prometheus(address: str, query: str) -> float:
                         "the query has to give one number, such as sum(...)"
                     )
     except TimeoutError as cause:
-        raise errors.UnavailableError(f"Prometheus at {address} did not answer within {PATIENCE_S:g} s") from cause
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as cause:
+        raise errors.UnavailableError(
+            f"Prometheus at {address} did not answer within {PATIENCE_S:g} s", retry_after_s=_PAUSE_S
+        ) from cause
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RuntimeError) as cause:
+        # The address is a user's: whatever the client makes of it must not end the manager.
         text = str(cause) or type(cause).__name__
-        raise errors.UnavailableError(f"Prometheus at {address} cannot be asked: {text[:_SAID_MAX]}") from cause
+        raise errors.UnavailableError(
+            f"Prometheus at {address} cannot be asked: {text[:_SAID_MAX]}", retry_after_s=_PAUSE_S
+        ) from cause
     try:
         return value_in(bytes(answer), status=response.status_code)
     except errors.UnavailableError as cause:
         raise errors.UnavailableError(f"Prometheus at {address}: {cause}") from cause
+
+
+@functools.lru_cache(maxsize=1)
+def _trust() -> ssl.SSLContext:
+    """The host's authorities; reading them takes longer than asking."""
+    return ssl.create_default_context()
 
 
 def value_in(answer: bytes, *, status: int) -> float:

@@ -292,7 +292,7 @@ def _address(text: str) -> str:
         is_usable, has_credentials = False, False
     if has_credentials:
         raise errors.UserError("an address with a password in it would be shown to everybody; leave it out")
-    if not is_usable or any(ord(character) <= 0x20 or ord(character) == 0x7F for character in text):
+    if not is_usable or not text.isascii() or any(not 0x20 < ord(character) < 0x7F for character in text):
         raise errors.UserError(f"{text!r} is no address of a Prometheus; expected such as http://10.0.0.5:9090")
     return text.rstrip("/")
 

@@ -70,31 +70,23 @@ class Budget:
 
     def lacks(self, task: Task) -> list[str]:
         """The limits that do not let one more such task be placed, as they are written."""
-        reserved, quota = task.spec.resources.reservations, self.quota
-        needs = (
-            (quota.tasks, self.tasks, 1),
-            (quota.nano_cpus, self.nano_cpus, reserved.nano_cpus),
-            (quota.memory_bytes, self.memory_bytes, reserved.memory_bytes),
-        )
-        given = [need for need in needs if need[0] is not None]
-        return [
-            text
-            for text, (limit, used, need) in zip(quota.limits(), given, strict=True)
-            if limit is not None and 0 < need > limit - used
-        ]
+        needs = zip(self.quota.limits(), self._needs(task.spec), strict=True)
+        return [text for text, (limit, used, need) in needs if 0 < need > limit - used]
 
     def room(self, spec: TaskSpec) -> int:
-        """How many more tasks of this spec may be placed; the limits that they do not touch aside."""
+        """How many more tasks of this spec may be placed; a limit that they take nothing of is none."""
+        rooms = (max(limit - used, 0) // need for limit, used, need in self._needs(spec) if need)
+        return min(rooms, default=_AMOUNT_MAX)
+
+    def _needs(self, spec: TaskSpec) -> list[tuple[int, int, int]]:
+        """(limit, used, what one task takes) of each limit that is given."""
         reserved, quota = spec.resources.reservations, self.quota
         needs = (
             (quota.tasks, self.tasks, 1),
             (quota.nano_cpus, self.nano_cpus, reserved.nano_cpus),
             (quota.memory_bytes, self.memory_bytes, reserved.memory_bytes),
         )
-        return min(
-            (max(limit - used, 0) // need for limit, used, need in needs if limit is not None and need),
-            default=_AMOUNT_MAX,
-        )
+        return [(limit, used, need) for limit, used, need in needs if limit is not None]
 
     def explain(self) -> str:
         """``quota stack=shop: tasks 3 of 50, cpu 1.5 of 4``."""

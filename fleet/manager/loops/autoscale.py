@@ -43,8 +43,8 @@ __all__ = ["AutoscaleLoop"]
 
 log = get_logger("autoscale")
 
-_AT_ONCE: Final = 16
-"""Services looked at together, most of the time waiting for a Prometheus."""
+_ASKED_AT_ONCE: Final = 4
+"""Questions to Prometheus that wait for an answer; the other services are decided meanwhile."""
 _HELD_S: Final = 60.0
 """Why a service is not scaled is written no more often."""
 _STEADY: Final = timedelta(seconds=15)
@@ -68,6 +68,8 @@ class _Track:
     last: Decision | None = None
     held_from: datetime = _EPOCH
     """Since when ``last.held`` is what it is."""
+    is_busy: bool = False
+    """A decision is in work, and waits for its Prometheus."""
 
 
 class AutoscaleLoop:
@@ -88,6 +90,9 @@ class AutoscaleLoop:
         self._ask = ask
         self._figures = figures or ManagerFigures()
         self._tracks: dict[ServiceId, _Track] = {}
+        self._asking = asyncio.Semaphore(_ASKED_AT_ONCE)
+        self._silent: dict[str, tuple[datetime, str]] = {}
+        """Addresses that did not answer: until when they are left alone, and what came of the last try."""
 
     def last(self, service_id: ServiceId) -> Decision | None:
         """What was decided for the service lately; None for one without a policy, or not looked at yet."""
@@ -99,11 +104,12 @@ class AutoscaleLoop:
         self._tracks.clear()
         with self._store.subscribe(Kind.SERVICE) as subscription:
             self._follow(self._store.services.all())
-            while True:
-                await self._decide_due()
-                due = min((track.due for track in self._tracks.values()), default=None)
-                until = None if due is None else self._clock.now() + (due - self._now())
-                self._read(await changes_until(subscription, self._clock, until))
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    self._begin_due(group)
+                    due = min((track.due for track in self._tracks.values()), default=None)
+                    until = None if due is None else self._clock.now() + (due - self._now())
+                    self._read(await changes_until(subscription, self._clock, until))
 
     def _now(self) -> datetime:
         return _EPOCH + timedelta(seconds=self._clock.monotonic())
@@ -129,21 +135,25 @@ class AutoscaleLoop:
             elif known is None or known.policy != policy:
                 self._tracks[service.id] = _Track(policy, self._now())
 
-    async def _decide_due(self) -> None:
-        now, room = self._now(), asyncio.Semaphore(_AT_ONCE)
-
-        async def one(service_id: ServiceId, track: _Track) -> None:
-            async with room:
-                track.due = self._now() + track.policy.interval
-                await self._decide(service_id, track)
-
-        async with asyncio.TaskGroup() as group:
-            for service_id, track in self._tracks.items():
-                if track.due <= now:
-                    group.create_task(one(service_id, track))
+    def _begin_due(self, group: asyncio.TaskGroup) -> None:
+        """A decision of its own for each service whose time has come, so that none waits for the Prometheus of another."""
+        now = self._now()
+        self._silent = {address: (until, said) for address, (until, said) in self._silent.items() if until > now}
+        for service_id, track in self._tracks.items():
+            if track.due <= now:
+                track.due = now + track.policy.interval
+                if not track.is_busy:
+                    track.is_busy = True
+                    group.create_task(self._decide(service_id, track))
 
     async def _decide(self, service_id: ServiceId, track: _Track) -> None:
-        asked = await self._asked(track.policy.query)
+        try:
+            asked = await self._asked(track.policy.query)
+            await self._decide_with(asked, service_id, track)
+        finally:
+            track.is_busy = False
+
+    async def _decide_with(self, asked: Gauge | None, service_id: ServiceId, track: _Track) -> None:
         service = self._store.services.get(service_id)
         if service is None or service.pending_delete or policy_of(service.spec) != track.policy:
             return  # changed while Prometheus was asked; the feed tells it too
@@ -160,7 +170,7 @@ class AutoscaleLoop:
         try:
             await self._store.commit(Transaction().replace(after))
         except (errors.ConflictError, errors.NotFoundError):
-            track.due = self._now() + _AGAIN
+            track.due = self._now() + _AGAIN  # what changed wakes the loop too, which then sees this
             return
         track.history = decision.history
         if decision.replicas != service.spec.replicas:
@@ -173,8 +183,13 @@ class AutoscaleLoop:
         if target is None:
             return None
         try:
-            value = await self._ask(target.prometheus, target.query)
+            async with self._asking:
+                if (known := self._silent.get(target.prometheus)) is not None:
+                    return Gauge(error=known[1])
+                value = await self._ask(target.prometheus, target.query)
         except errors.UnavailableError as cause:
+            if cause.retry_after_s is not None:
+                self._silent[target.prometheus] = (self._now() + timedelta(seconds=cause.retry_after_s), str(cause))
             return Gauge(error=str(cause))
         return Gauge(
             text=f"the query gives {value:g}, {target.per_task:g} a task are wanted",

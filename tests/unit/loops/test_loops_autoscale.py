@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -198,6 +199,40 @@ def test_a_query_scales_and_one_without_an_answer_is_told_and_keeps_what_is_ther
         here.answers = [0.0]
         await here.pass_by(45)
         assert here.service.spec.replicas == 1
+
+    service = web(6, query="sum(waiting)", query_target="20", prometheus="http://p:9090")
+    del service.spec.labels["fleet.autoscale.cpu"]
+    run(scenario, service)
+
+
+def test_one_prometheus_that_hangs_keeps_no_other_service_waiting_and_a_dead_one_is_left_alone() -> None:
+    async def scenario(here: Here) -> None:
+        asked: list[float] = []
+
+        async def ask(_address: str, _query: str) -> float:
+            asked.append(here.clock.monotonic())
+            if len(asked) == 1:
+                await asyncio.get_running_loop().create_future()
+            raise errors.UnavailableError("dead", retry_after_s=25)
+
+        here.ask = ask  # type: ignore[method-assign]
+        other = replace(web(), id=ServiceId("other"), spec=replace(web().spec, name="other"))
+        tx = Transaction().create(other)
+        for slot in (1, 2):
+            task = a_task("other", slot=slot, node=NODE, state=TaskState.RUNNING, task_id=f"o{slot}")
+            tx.create(replace(task, status=replace(task.status, running_since=START)))
+        await here.store.commit(tx)
+        here.lead()
+        await here.pass_by(15, cores=0.5)
+        found = here.store.services.get(other.id)
+        assert found is not None and found.spec.replicas == 4
+        assert (len(asked), here.service.spec.replicas) == (1, 6)
+        here.leaders.pop().cancel()
+        loop = here.lead()
+        await here.pass_by(66, cores=0.5)
+        assert [round(later - earlier) for earlier, later in itertools.pairwise(asked[1:])] == [30, 30]
+        decision = loop.last(ServiceId("web"))
+        assert decision is not None and decision.held == "dead"
 
     service = web(6, query="sum(waiting)", query_target="20", prometheus="http://p:9090")
     del service.spec.labels["fleet.autoscale.cpu"]

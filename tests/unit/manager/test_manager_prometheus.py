@@ -111,3 +111,22 @@ def test_one_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPa
 def test_one_that_is_not_there_is_named() -> None:
     with pytest.raises(errors.UnavailableError, match=r"Prometheus at http://127\.0\.0\.1:1 cannot be asked"):
         asyncio.run(query_prometheus("http://127.0.0.1:1", "x"))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://" + "a" * 300,
+        "http://a..b",
+        "http://[::1]:1",
+        "http://%ff:1",
+        "http://-:1",
+        "http://x:0",
+        "http://1.1.1.1.1:1",
+    ],
+)
+def test_an_address_that_leads_nowhere_is_a_sentence_too(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet.manager.prometheus.PATIENCE_S", 1.0)
+    with pytest.raises(errors.UnavailableError, match="Prometheus at ") as caught:
+        asyncio.run(query_prometheus(address, "\ud800"))
+    assert caught.value.retry_after_s == 10
