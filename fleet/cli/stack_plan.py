@@ -6,6 +6,7 @@ A service whose spec is already as asked for is left alone, so that deploying tw
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
@@ -112,16 +113,27 @@ def _given_options(found: Json) -> Json:
 
 def _ipam_pairs(wanted: NetworkSpec, found: Json) -> Iterable[tuple[str, Any, Any]]:
     """What the file says of addresses; what it leaves open the cluster has chosen."""
-    has = (found.get("IPAM") or {}).get("Config") or [{}]
-    for config, current in zip(wanted.ipam.config if wanted.ipam else (), has, strict=False):
+    has = (found.get("IPAM") or {}).get("Config") or []
+    for config in wanted.ipam.config if wanted.ipam else ():
+        # one of each family, in any order
+        current = next((each for each in has if (":" in each.get("Subnet", "")) is config.is_ipv6), {})
         for what, new, key in (
             ("subnet", config.subnet, "Subnet"),
             ("ip_range", config.ip_range, "IPRange"),
             ("gateway", config.gateway, "Gateway"),
             ("aux_addresses", config.auxiliary_addresses, "AuxiliaryAddresses"),
         ):
-            if new:
-                yield f"ipam.config {what}", new, current.get(key) or "(nothing)"
+            old = current.get(key) or "(nothing)"
+            if new and not _is_one(new, old):
+                yield f"ipam.config {what}", new, old
+
+
+def _is_one(new: Any, old: Any) -> bool:
+    """Whether two texts are one address or subnet: IPv6 has many ways to write it, and the cluster shows one of them."""
+    try:
+        return new == old or ipaddress.ip_interface(new) == ipaddress.ip_interface(old)
+    except ValueError:
+        return False
 
 
 def _plan_secret(wanted: SecretSpec, found: Json | None, *, is_same: bool) -> Change:

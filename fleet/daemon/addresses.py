@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Sequence
 from typing import Final
 
@@ -11,7 +12,7 @@ from fleet import errors
 from fleet.network.kernel.rtnetlink import Netlink
 from fleet.network.naming import is_fleet_group
 
-__all__ = ["CLUSTER_PORT", "choose_address", "host_addresses", "split_address"]
+__all__ = ["CLUSTER_PORT", "choose_address", "has_global_ipv6", "host_addresses", "split_address"]
 
 CLUSTER_PORT: Final = 2377
 _CONTAINER_LINKS: Final = re.compile(r"(docker|veth|br-|cni|virbr)")
@@ -28,6 +29,16 @@ def host_addresses() -> list[tuple[str, str]]:
             for address, _ in sorted(netlink.addresses(link.index))
             if not ipaddress.ip_address(address).is_loopback
         ]
+
+
+def has_global_ipv6() -> bool:
+    """Whether this host has an IPv6 address by which others might reach it; blocking, a few netlink messages."""
+    with Netlink() as netlink:
+        return any(
+            netlink.addresses(link.index, family=socket.AF_INET6)
+            for link in netlink.links()
+            if link.name != "lo" and not is_fleet_group(link.group) and not _CONTAINER_LINKS.match(link.name)
+        )
 
 
 def split_address(text: str, *, default_port: int, what: str) -> tuple[str, int]:

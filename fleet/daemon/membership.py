@@ -26,7 +26,7 @@ from fleet.agent.image_sources import ImageLocator
 from fleet.agent.node_facts import describe_host
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
-from fleet.daemon.addresses import CLUSTER_PORT, split_address
+from fleet.daemon.addresses import CLUSTER_PORT, has_global_ipv6, split_address
 from fleet.daemon.cluster_app import cluster_app
 from fleet.daemon.config import DaemonConfig
 from fleet.daemon.control import Control
@@ -299,6 +299,7 @@ class Membership:
                     data_path_port=port_,
                     address_pools=request.default_addr_pool or DEFAULT_ADDRESS_POOL,
                     subnet_size=request.subnet_size or 24,
+                    ingress_ipv6=await asyncio.to_thread(has_global_ipv6),
                 )
             finally:
                 await store.close()

@@ -91,8 +91,11 @@ async def found_cluster(
     data_path_port: int,
     address_pools: tuple[str, ...],
     subnet_size: int,
+    ingress_ipv6: bool = False,
 ) -> NodeIdentity:
     """``swarm init``: root, tokens, cluster object, ingress network and the first manager's node, in one transaction.
+
+    ``ingress_ipv6``: published ports are to be open at the hosts' IPv6 addresses too.
 
     Raises ``UserError`` for settings of the root that cannot serve, ``UnavailableError`` when an external CA does not sign.
     """
@@ -129,7 +132,9 @@ async def found_cluster(
     )
     ingress = Network(
         id=NetworkId(new_id()),
-        spec=NetworkSpec(name=INGRESS_NETWORK_NAME, driver="overlay", scope="swarm", ingress=True),
+        spec=NetworkSpec(
+            name=INGRESS_NETWORK_NAME, driver="overlay", scope="swarm", ingress=True, enable_ipv6=ingress_ipv6 or None
+        ),
         created_at=now,
         updated_at=now,
     )

@@ -93,6 +93,8 @@ class NetworkLinks:
         if wanted - present:
             self._netlink.send_all([rtnetlink.add_address(bridge.index, *pair) for pair in sorted(wanted)])
             done.append(f"network {self.spec.name}: gave the bridge its addresses")
+        if self.spec.ingress:
+            self._allow_loopback6()
         if self.spec.driver == "overlay":
             done += self._ensure_vxlan(self.underlay)
         return done
@@ -108,8 +110,13 @@ class NetworkLinks:
         self._netlink.send(rtnetlink.delete_link(self.vxlan), rtnetlink.delete_link(self.bridge))
 
     def allow_loopback_routes(self) -> None:
-        """Let packets from 127.0.0.1 leave to this network, for ports published on it. Needs the host's ``guard`` chain."""
+        """Let packets from 127.0.0.1 leave to this network, for ports published on it. Needs the host's ``guard`` chain.
+
+        And from ::1, where the network has IPv6. With br_netfilter on for IPv6 (``bridge-nf-call-ip6tables``) the kernel drops
+        the answers to those: it translates them back on the bridge, before it looks whether such a packet may come by a link.
+        """
         write_sysctl(f"net/ipv4/conf/{self.bridge}/route_localnet", "1")
+        self._allow_loopback6()
 
     def apply_remotes(self, desired: Remotes) -> int:
         """Make the kernel's entries equal ``desired``, touching only what differs; returns the number of changes."""
@@ -172,6 +179,10 @@ class NetworkLinks:
         """The MAC address the bridge should have."""
         # on the ingress network other hosts answer ARP for our address with this MAC; elsewhere it never leaves the host
         return mac_for(self.spec.node_address or self.spec.gateway)
+
+    def _allow_loopback6(self) -> None:
+        if self._routes_ipv6 and self.bridge_index:
+            self._netlink.send(rtnetlink.add_loopback_route6(self.bridge_index))
 
     def _mend_ipv6(self, link: str, *, link_local: bool = True) -> list[str]:
         """A link that somebody silenced, or made listen to router advertisements."""

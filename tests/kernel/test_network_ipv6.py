@@ -344,7 +344,9 @@ def test_published_ports_answer_at_the_hosts_ipv6_addresses(tmp_path: Path) -> N
         task = await start(
             two, 1, host_ports=(HostPort(protocol="tcp", host_port=9090, target_port=80),), network="net-in"
         )
+        in_netns(one.netns, lambda: write_sysctl("net/bridge/bridge-nf-call-ip6tables", "0"))
         with Greeter(task, "task", address="::"):
+            assert (await asyncio.to_thread(ask_tcp, one.netns, "::1", 8080)).startswith("task ")
             assert (await asyncio.to_thread(ask_tcp, client.netns, "2001:db8::1", 8080)).startswith("task ")
             assert (await asyncio.to_thread(ask_tcp, client.netns, "2001:db8::2", 8080)).startswith("task ")
             assert (await asyncio.to_thread(ask_tcp, client.netns, "10.99.0.1", 8080)).startswith("task ")
@@ -380,7 +382,10 @@ def test_host_ports_answer_at_ipv6_addresses_of_their_own_or_at_all(tmp_path: Pa
             except ConnectionRefusedError:
                 return "refused"
 
+        in_netns(one.netns, lambda: write_sysctl("net/bridge/bridge-nf-call-ip6tables", "0"))
         with Greeter(path, "task", address="::"):
+            assert (await asyncio.to_thread(ask_tcp, one.netns, "::1", 9090)) == "task fd00:9::1"
+            assert (await asyncio.to_thread(ask_tcp, one.netns, "127.0.0.1", 9090)) == "task ::ffff:10.9.0.1"
             six, four = "task 2001:db8::2", "task ::ffff:10.99.0.2"  # mode host keeps the client's address
             assert [await at("2001:db8::1", port) for port in range(9090, 9094)] == [six, six, "refused", six]
             assert [await at("10.99.0.1", port) for port in range(9090, 9094)] == [four, "refused", four, "refused"]

@@ -29,6 +29,7 @@ __all__ = [
     "add_bridge",
     "add_default_route",
     "add_fdb",
+    "add_loopback_route6",
     "add_neighbour",
     "add_veth",
     "add_vxlan",
@@ -62,7 +63,7 @@ IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING = 4, 8
 VETH_INFO_PEER = 1
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 IFA_F_NODAD = 0x02
-RTA_OIF, RTA_GATEWAY = 4, 5
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY = 1, 4, 5, 6
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
 NTF_SELF, NTF_MASTER = 0x02, 0x04
@@ -72,6 +73,7 @@ NLMSGERR_ATTR_MSG = 1
 _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
 _SCOPE_LINK = 253  # RT_SCOPE_LINK
+_LAST_METRIC = 0x7FFFFFFF
 _BATCH_BYTES_MAX = 60_000
 _RECEIVE_BYTES = 1 << 17  # a dump's parts are at most 32 KiB; acknowledgements of a batch are far smaller
 _TIMEOUT_S = 10.0  # the kernel answers in microseconds; beyond this something is very wrong and must not hang a thread
@@ -401,6 +403,25 @@ def add_default_route(index: int, gateway: str) -> Message:
     body += _attribute(RTA_GATEWAY, packed) + _u32(RTA_OIF, index)
     return Message(
         kind=RTM_NEWROUTE, flags=NLM_F_CREATE | NLM_F_REPLACE, body=body, describe=f"add default route via {gateway}"
+    )
+
+
+def add_loopback_route6(index: int) -> Message:
+    """Let answers to ::1 come in by a link; having it already is fine.
+
+    IPv6 has no ``route_localnet``: for a loopback address the kernel takes only a route of the very link a packet came by.
+    The link's own, last of all by its metric, is never used for sending.
+    """
+    # rtmsg: table local 255, protocol boot 3, scope host 254, type local 2
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET6, 128, 0, 0, 255, 3, 254, 2, 0)
+    body += _attribute(RTA_DST, socket.inet_pton(socket.AF_INET6, "::1")) + _u32(RTA_OIF, index)
+    body += _u32(RTA_PRIORITY, _LAST_METRIC)
+    return Message(
+        kind=RTM_NEWROUTE,
+        flags=NLM_F_CREATE | NLM_F_EXCL,
+        body=body,
+        describe="let ::1 be answered",
+        tolerate=(errno.EEXIST,),
     )
 
 

@@ -458,6 +458,11 @@ def test_network_that_would_have_to_change_is_refused(
             "ipam: {config: [{subnet: 10.8.0.0/24}]}",
             "ipam.config subnet 10.9.0.0/24, the file says 10.8.0.0/24",
         ),
+        (
+            "enable_ipv6: true, ipam: {config: [{subnet: 'fd00:9::/64'}, {subnet: 10.9.0.0/24}]}",
+            "enable_ipv6: true, ipam: {config: [{subnet: 10.9.0.0/24}, {subnet: 'fd00:8::/64'}]}",
+            "ipam.config subnet fd00:9::/64, the file says fd00:8::/64",
+        ),
     ],
 )
 def test_no_change_of_a_network_is_dropped_in_silence(

@@ -114,6 +114,36 @@ def test_subnets_are_chosen_beside_what_the_host_has_routes_to(tmp_path: Path) -
     run(tmp_path, body)
 
 
+def test_a_network_with_ipv6_has_a_subnet_of_each_family(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        first = await world.networks.create(NetworkWish(name="first", enable_ipv6=True))
+        second = await world.networks.create(NetworkWish(name="second", enable_ipv6=True))
+        one, two = (ipaddress.IPv6Network(network.subnet6) for network in (first, second))
+        assert one != two and one.supernet(new_prefix=48) == two.supernet(new_prefix=48)
+        assert one.subnet_of(ipaddress.IPv6Network("fd00::/8")) and first.gateway6 == str(one.network_address + 1)
+        assert (first.subnet, world.kernel.made[first.id].subnet6) == ("172.16.0.0/22", first.subnet6)
+        named = await world.networks.create(
+            NetworkWish(
+                name="named",
+                enable_ipv6=True,
+                subnet6="fd00:9:0::/64",
+                gateway6="fd00:9:0::9",
+                ip_range6="fd00:9::ff00/120",
+                aux_addresses={"r": "fd00:9:0::7"},
+            )
+        )
+        assert (named.subnet6, named.gateway6) == ("fd00:9::/64", "fd00:9::9")
+        assert world.kernel.made[named.id].reserved == ("fd00:9::7",)
+        with pytest.raises(ForbiddenError, match="overlaps with"):
+            await world.networks.create(NetworkWish(name="x", enable_ipv6=True, subnet6="fd00:9::/80"))
+        again = world.opened()  # the next daemon goes on with the same prefix
+        third = await again.create(NetworkWish(name="third", enable_ipv6=True))
+        assert ipaddress.IPv6Network(third.subnet6).subnet_of(one.supernet(new_prefix=48))
+        assert third.subnet6 not in (first.subnet6, second.subnet6) and not world.problems
+
+    run(tmp_path, body)
+
+
 def test_the_pools_hold_more_than_dockers() -> None:
     total = sum(2 ** (length - ipaddress.IPv4Network(cidr).prefixlen) for cidr, length in POOLS)
     assert total > 1000
@@ -132,6 +162,14 @@ def test_the_pools_hold_more_than_dockers() -> None:
         (NetworkWish(name="x", subnet="fd00::/64"), "subnet"),
         (NetworkWish(name="x", subnet="10.0.0.0/24", gateway="10.0.1.1"), "outside the subnet"),
         (NetworkWish(name="x", subnet="10.0.0.0/24", ip_range="10.0.1.0/25"), "is not inside"),
+        (NetworkWish(name="x", enable_ipv6=True, gateway6="fd00::1"), "need a subnet"),
+        (NetworkWish(name="x", enable_ipv6=True, subnet6="fd00::/64", gateway6="fd01::1"), "outside the subnet"),
+        (NetworkWish(name="x", enable_ipv6=True, subnet6="fd00::/64", ip_range6="fd01::/80"), "is not inside"),
+        (
+            NetworkWish(name="x", enable_ipv6=True, subnet6="fd00::/64", aux_addresses={"a": "fd01::9"}),
+            "a=fd01::9 is not in",
+        ),
+        (NetworkWish(name="x", enable_ipv6=True, subnet6="ff02::/64"), "multicast"),
         (NetworkWish(name="x", subnet="10.0.0.0/24", aux_addresses={"a": "10.0.1.9"}), "a=10.0.1.9 is not in"),
         (NetworkWish(name="x", subnet="10.0.0.0/24", aux_addresses={"a": "no"}), "a=no is not in"),
         (NetworkWish(name="x", subnet="10.0.0.0/24", aux_addresses={"a": "10.0.0.1"}), "gateway and an auxiliary"),
