@@ -116,7 +116,7 @@ def _ipam_pairs(wanted: NetworkSpec, found: Json) -> Iterable[tuple[str, Any, An
     has = (found.get("IPAM") or {}).get("Config") or []
     for config in wanted.ipam.config if wanted.ipam else ():
         # one of each family, in any order
-        current = next((each for each in has if (":" in each.get("Subnet", "")) is config.is_ipv6), {})
+        current: Json = next((each for each in has if (":" in each.get("Subnet", "")) is config.is_ipv6), {})
         for what, new, key in (
             ("subnet", config.subnet, "Subnet"),
             ("ip_range", config.ip_range, "IPRange"),

@@ -65,9 +65,11 @@ class HostFilter:
 
     def mend(self, desired: HostRules | None) -> bool:
         """Replace the table; returns whether it had differed from what was ordered."""
-        if desired is None:
-            return self.apply(None)
         before = _listing(self._nft, self._table, self._family)
+        if desired is None:
+            if before:  # left by a daemon that was killed while it removed the last network of that family
+                self.remove()
+            return bool(before)
         self._applied = None
         self.apply(desired)
         return before != _listing(self._nft, self._table, self._family)
@@ -177,10 +179,11 @@ class CardFilter:
 
     def mend(self, desired: frozenset[Card]) -> bool:
         """Replace the table; returns whether it had differed from what was ordered."""
-        if not desired:
-            self.apply(desired)
-            return False
         before = _listing(self._nft, self._table, "bridge")
+        if not desired:
+            if before:
+                self.remove()
+            return bool(before)
         self._applied = None
         self.apply(desired)
         return before != _listing(self._nft, self._table, "bridge")

@@ -48,10 +48,10 @@ class Ipv6:
         """Why this host has no IPv6 for containers, in a sentence; empty while it has, or nobody asked."""
         return self._fault or ""
 
-    def fit(self, state: NetworkState) -> NetworkState:
+    def fit(self, state: NetworkState, *, strict: bool = True) -> NetworkState:
         """The state as this host can have it: without IPv6 where the kernel has none.
 
-        Raises ``UnsupportedError`` instead for a network of this host alone: who makes it should be told.
+        ``strict``: raises ``UnsupportedError`` instead for a network of this host alone, so that who makes it is told.
         """
         if not state.network.subnet6:
             return state
@@ -59,7 +59,7 @@ class Ipv6:
             self._fault = self._find_fault()
         if not self._fault:
             return state
-        if state.network.driver == "bridge":
+        if strict and state.network.driver == "bridge":
             raise UnsupportedError(f"network {state.network.name}: {self._fault}")
         return replace(state, network=state.network.without_ipv6())
 

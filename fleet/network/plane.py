@@ -128,7 +128,7 @@ class Plane:
                 self._store.drop_sandbox(record.spec.id)
                 done.append(f"sandbox {record.spec.id}: its namespace is gone (reboot?), forgotten")
         for state in self._store.networks():
-            self._admit(state)
+            self._admit(self._ipv6.fit(state, strict=False))
             done += self._attempt(state.network.name, partial(self._ensure, state.network.id))
         done += self._close_unfinished()
         done += self._remove_strays(of=self._records.keys())
@@ -417,7 +417,6 @@ class Plane:
 
     def _admit(self, state: NetworkState) -> None:
         """Know a network from now on."""
-        state = self._ipv6.fit(state)
         spec = state.network
         if spec.id not in self._links:
             self._links[spec.id] = NetworkLinks(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from network_hosts import Greeter, Host, ask_tcp, ask_udp, hosts, in_netns, ping, ping6, resolve, run, socket_in
 
-from fleet.errors import ConflictError, UserError
+from fleet.errors import ConflictError, UnsupportedError, UserError
 from fleet.network.cardrules import link_local
 from fleet.network.dns import wire
 from fleet.network.ipam import mac_for
@@ -540,3 +540,56 @@ def _devices() -> tuple[str, str]:
     with Netlink() as netlink:
         names = [link.name for link in netlink.links()]
     return next(n for n in names if n.startswith("fb")), next(n for n in names if n.startswith("fx"))
+
+
+def test_a_host_without_ipv6_takes_part_in_the_other_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet.network.ipv6._CONF", tmp_path / "a kernel that has none")
+
+    async def scenario(made: list[Host]) -> None:
+        one, two = made
+        await open_all(made, state_of(endpoint(one, 1), endpoint(two, 2)))
+        first = await start(one, 1)
+        await start(two, 2)
+        assert (await one.network.sandbox("task1")).interfaces[0].address6 == ""
+        assert await asyncio.to_thread(ping, first, "10.9.0.12")
+        answer = await asyncio.to_thread(resolve, first, "web", wire.AAAA)
+        assert (answer.code, answer.addresses) == (wire.NOERROR, [])
+        assert "ip6" not in in_netns(one.netns, lambda: _listing("list tables"))
+        local = NetworkSpec(
+            id="net-local",
+            name="local",
+            driver="bridge",
+            subnet="172.30.0.0/24",
+            gateway="172.30.0.1",
+            subnet6="fd00:30::/64",
+            gateway6="fd00:30::1",
+        )
+        with pytest.raises(UnsupportedError, match=r"network local: this host's kernel has no IPv6"):
+            await one.network.ensure_network(local)
+        for host in made:
+            await host.network.destroy()
+
+    with hosts(tmp_path, 2) as made:
+        run(scenario(made), made)
+
+
+def test_forwarding_keeps_the_routes_a_host_learned_and_is_taken_back(tmp_path: Path) -> None:
+    def switches() -> tuple[str, str]:
+        return read_sysctl("net/ipv6/conf/all/forwarding"), read_sysctl("net/ipv6/conf/eth0/accept_ra")
+
+    async def scenario(made: list[Host]) -> None:
+        (one,) = made
+        assert in_netns(one.netns, switches) == ("0", "1")
+        await one.network.open()
+        plain = NetworkSpec(id="net-four", name="four", driver="bridge", subnet="172.31.0.0/24", gateway="172.31.0.1")
+        await one.network.ensure_network(plain)
+        assert in_netns(one.netns, switches) == ("0", "1")  # nobody needs it
+        await one.network.apply_state(state_of())
+        assert in_netns(one.netns, switches) == ("1", "2")
+        await one.network.close()
+        await one.new_network().open()
+        await one.network.destroy()
+        assert in_netns(one.netns, switches) == ("0", "1")
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
