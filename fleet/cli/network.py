@@ -51,7 +51,7 @@ network.add_command(doctor)
 @click.option("--internal", is_flag=True, help="No way out of the network.")
 @click.option("--ingress", is_flag=True, help="Make this the network of published ports.")
 @click.option(
-    "--ipv4", type=bool, default=True, metavar="BOOL", help="Use IPv4 (default true; false is not supported)."
+    "--ipv4", type=bool, default=True, metavar="BOOL", help="Use IPv4 (default true; a bridge may have IPv6 alone)."
 )
 @click.option("--ipv6", is_flag=True, help="Use IPv6 too; its subnet is chosen (RFC 4193) unless a --subnet names one.")
 @click.option("--scope", default="", metavar="SCOPE", help="Scope, such as swarm.")

@@ -53,7 +53,8 @@ _DEFAULTS: Final = {
 class NetworkWish(Value, frozen=True, kw_only=True):
     """What a network is to be like. An empty ``subnet`` is chosen from the pools, an empty ``gateway`` is its first address.
 
-    ``enable_ipv6`` asks for a subnet of IPv6 as well; what ends in ``6`` is about that. ``aux_addresses`` are of both families.
+    ``enable_ipv6`` asks for a subnet of IPv6 as well, or alone with ``enable_ipv4`` false; what ends in ``6`` is about that.
+    ``aux_addresses`` are of both families.
     """
 
     name: str
@@ -62,6 +63,7 @@ class NetworkWish(Value, frozen=True, kw_only=True):
     ip_range: str = ""
     aux_addresses: dict[str, str] = msgspec.field(default_factory=dict)
     internal: bool = False
+    enable_ipv4: bool = True
     enable_ipv6: bool = False
     subnet6: str = ""
     gateway6: str = ""
@@ -175,7 +177,7 @@ class HostNetworks:
             _check_sizes(wish)
             taken = await asyncio.to_thread(self._taken)
             subnet = _choose_subnet(wish, taken)
-            gateway = wish.gateway or next_address(subnet, "", (), network=wish.name)
+            gateway = wish.gateway or next_address(subnet, "", (), network=wish.name) if subnet else ""
             subnet6 = await asyncio.to_thread(self._choose_subnet6, wish)
             gateway6 = _canonical(wish.gateway6) or next_address(subnet6, "", (), network=wish.name) if subnet6 else ""
             network = HostNetwork(
@@ -187,6 +189,7 @@ class HostNetworks:
                 ip_range=wish.ip_range,
                 aux_addresses={name: _canonical(address) for name, address in wish.aux_addresses.items()},
                 internal=wish.internal,
+                enable_ipv4=wish.enable_ipv4,
                 enable_ipv6=wish.enable_ipv6,
                 subnet6=subnet6,
                 gateway6=gateway6,
@@ -198,7 +201,8 @@ class HostNetworks:
             for each in {network.gateway, network.gateway6} & set(network.aux_addresses.values()):
                 raise UserError(f"network {wish.name}: {each} is the gateway and an auxiliary address")
             reserved, reserved6 = ([a for a in spec.reserved if is_ipv6(a) is wanted] for wanted in (False, True))
-            next_address(subnet, gateway, reserved, wish.ip_range or None, network=wish.name)
+            if subnet:
+                next_address(subnet, gateway, reserved, wish.ip_range or None, network=wish.name)
             if subnet6:
                 next_address(subnet6, gateway6, reserved6, wish.ip_range6 or None, network=wish.name)
             path = self._path(network.id)
@@ -270,7 +274,7 @@ class HostNetworks:
 
     def _taken(self) -> list[str]:
         """Subnets that this host uses or has routes to. Blocks."""
-        return [network.subnet for network in self._known.values()] + _routed(self._routes)
+        return [network.subnet for network in self._known.values() if network.subnet] + _routed(self._routes)
 
     def _tell(self, action: Action, network: HostNetwork, **attributes: str) -> None:
         self._hub.send(
@@ -284,6 +288,12 @@ class HostNetworks:
 
 
 def _choose_subnet(wish: NetworkWish, taken: Collection[str]) -> str:
+    if not wish.enable_ipv4:
+        if not wish.enable_ipv6:
+            raise UserError(f"network {wish.name}: IPv4 or IPv6 must be enabled")
+        if wish.subnet or wish.gateway or wish.ip_range:
+            raise UserError(f"network {wish.name}: IPv4 addresses were given but IPv4 is not enabled")
+        return ""
     if not wish.subnet:
         if wish.gateway or wish.ip_range or any(not is_ipv6(address) for address in wish.aux_addresses.values()):
             raise UserError(f"network {wish.name}: gateway, range and auxiliary addresses need a subnet they belong to")

@@ -58,7 +58,8 @@ def plug(
             link = netlink.link(interface.name)
             if link is None:
                 raise RuntimeFault(f"sandbox {spec.id}: card {interface.name} did not arrive in its namespace")
-            inner.append(rtnetlink.add_address(link.index, interface.address, interface.prefix_len))
+            if interface.address:
+                inner.append(rtnetlink.add_address(link.index, interface.address, interface.prefix_len))
             if interface.address6:
                 enable_ipv6(interface.name)
                 inner.append(rtnetlink.add_address(link.index, interface.address6, interface.prefix_len6))

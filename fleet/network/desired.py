@@ -168,7 +168,7 @@ def with_gateway(interfaces: Sequence[Interface], networks: Mapping[str, Network
     """
     ways_out = [networks[i.network_id] for i in interfaces if not networks[i.network_id].internal]
     ways_out.sort(key=lambda spec: spec.ingress)
-    chosen = ways_out[0].id if ways_out else ""
+    chosen = next((spec.id for spec in ways_out if spec.gateway), "")
     chosen6 = next((spec.id for spec in ways_out if spec.gateway6), "")
     return tuple(
         replace(

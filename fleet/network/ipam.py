@@ -227,8 +227,11 @@ def mac_for(address: str) -> str:
     """Return the MAC address of an IPv4 address: ``02:42:`` (locally administered) and its four bytes.
 
     Derived, not stored: two containers with one address would be wrong anyway, and a manager needs no table of them. A container
-    with an address of each family has the MAC address of the IPv4 one.
+    with an address of each family has the MAC address of the IPv4 one. One with IPv6 only has ``02:46:`` and the last four
+    bytes, which differ within any subnet unless users choose addresses that are more than four thousand million apart.
     """
+    if is_ipv6(address):
+        return "02:46:" + socket.inet_pton(socket.AF_INET6, address)[12:].hex(":")
     return "02:42:" + socket.inet_pton(socket.AF_INET, address).hex(
         ":"
     )  # ten times as fast as ipaddress, and as strict

@@ -178,7 +178,7 @@ class NetworkLinks:
     def bridge_mac(self) -> str:
         """The MAC address the bridge should have."""
         # on the ingress network other hosts answer ARP for our address with this MAC; elsewhere it never leaves the host
-        return mac_for(self.spec.node_address or self.spec.gateway)
+        return mac_for(self.spec.node_address or self.spec.gateway or self.spec.gateway6)
 
     def _allow_loopback6(self) -> None:
         if self._routes_ipv6 and self.bridge_index:

@@ -508,7 +508,7 @@ class Plane:
         spec = state.network
         address = attachment.address
         if spec.driver == "bridge":
-            address = self._allocate(spec, requested=address)
+            address = self._address4(spec, attachment)
         elif address is None:
             raise UserError(f"network {spec.name}: an overlay attachment needs the address its managers gave it")
         address6 = self._address6(spec, attachment)
@@ -520,10 +520,18 @@ class Plane:
             name=name,
             address=address,
             prefix_len=spec.prefix_len,
-            mac=attachment.mac or mac_for(address),
+            mac=attachment.mac or mac_for(address or address6),
             address6=address6,
             prefix_len6=spec.prefix_len6,
         )
+
+    def _address4(self, spec: NetworkSpec, attachment: AttachmentSpec) -> str:
+        """The card's IPv4 address on a network of this host; empty when that has none."""
+        if spec.subnet:
+            return self._allocate(spec, requested=attachment.address)
+        if attachment.address:
+            raise UserError(f"network {spec.name} has no IPv4: address {attachment.address} cannot be had there")
+        return ""
 
     def _address6(self, spec: NetworkSpec, attachment: AttachmentSpec) -> str:
         """The card's IPv6 address; empty on a network that has none here."""

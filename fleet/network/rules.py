@@ -289,7 +289,7 @@ def _host_elements(name: str, before: HostRules, after: HostRules) -> Iterator[s
         yield from _elements(
             command, name, "internal", [f'"{network.bridge}"' for network in ordered if network.internal]
         )
-        yield from _elements(command, name, "subnets", [network.subnet for network in ordered if not network.internal])
+        yield from _elements(command, name, "subnets", [n.subnet for n in ordered if n.subnet and not n.internal])
         sources = [network for network in ordered if network.node_address]
         yield from _elements(
             command, name, "ingress_source", [f'"{network.bridge}" : {network.node_address}' for network in sources]

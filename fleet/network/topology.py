@@ -97,7 +97,7 @@ class NetworkSpec:
     ``subnet`` is CIDR, ``gateway`` an address inside it that the bridge carries on *every* host (unless ``internal``).
     ``mtu`` 0 means: what the underlay leaves. ``node_address`` is this node's own address on an ``ingress`` network; it
     differs from host to host, everything else is the same on all of them. What ends in ``6`` is the same for IPv6, and empty
-    on a network without it.
+    on a network without it. A bridge may be without IPv4 instead: then ``subnet`` and ``gateway`` are empty.
     """
 
     id: str
@@ -121,13 +121,10 @@ class NetworkSpec:
     def __post_init__(self) -> None:
         check_id("network", self.id)
         what = f"network {self.name}"
-        try:
-            subnet = ipaddress.IPv4Network(self.subnet)
-        except ValueError as error:
-            raise UserError(f"{what}: subnet {self.subnet!r} is not an IPv4 network: {error}") from error
-        check_address(f"{what}: gateway", self.gateway)
-        if ipaddress.IPv4Address(self.gateway) not in subnet:
-            raise UserError(f"{what}: gateway {self.gateway} is outside the subnet {self.subnet}")
+        if self.subnet or self.driver != "bridge" or not self.subnet6:
+            self._check4(what)
+        elif self.gateway or self.node_address or self.ip_range:
+            raise UserError(f"{what}: IPv4 addresses need an IPv4 subnet")
         if self.driver not in ("overlay", "bridge"):
             raise UserError(f"{what}: driver {self.driver!r} is not overlay or bridge")
         if self.driver == "overlay" and not 1 <= self.vni <= _VNI_MAX:
@@ -136,14 +133,23 @@ class NetworkSpec:
             raise UserError(f"{what}: MTU {self.mtu} is not between {_MTU_MIN} and {_MTU_MAX} bytes")
         if not 1 <= self.vxlan_port <= 65535:
             raise UserError(f"{what}: VXLAN port {self.vxlan_port} is not between 1 and 65535")
-        if self.node_address:
-            check_address(f"{what}: node address", self.node_address)
-            if ipaddress.IPv4Address(self.node_address) not in subnet:
-                raise UserError(f"{what}: node address {self.node_address} is outside the subnet {self.subnet}")
         if self.subnet6:
             self._check6(what)
         elif self.gateway6 or self.node_address6 or self.ip_range6:
             raise UserError(f"{what}: IPv6 addresses need an IPv6 subnet")
+
+    def _check4(self, what: str) -> None:
+        try:
+            subnet = ipaddress.IPv4Network(self.subnet)
+        except ValueError as error:
+            raise UserError(f"{what}: subnet {self.subnet!r} is not an IPv4 network: {error}") from error
+        check_address(f"{what}: gateway", self.gateway)
+        if ipaddress.IPv4Address(self.gateway) not in subnet:
+            raise UserError(f"{what}: gateway {self.gateway} is outside the subnet {self.subnet}")
+        if self.node_address:
+            check_address(f"{what}: node address", self.node_address)
+            if ipaddress.IPv4Address(self.node_address) not in subnet:
+                raise UserError(f"{what}: node address {self.node_address} is outside the subnet {self.subnet}")
 
     def _check6(self, what: str) -> None:
         try:
@@ -160,8 +166,8 @@ class NetworkSpec:
 
     @property
     def prefix_len(self) -> int:
-        """Prefix length of the subnet in bits."""
-        return ipaddress.IPv4Network(self.subnet).prefixlen
+        """Prefix length of the subnet in bits; 0 when there is none."""
+        return ipaddress.IPv4Network(self.subnet).prefixlen if self.subnet else 0
 
     @property
     def prefix_len6(self) -> int:
@@ -178,6 +184,7 @@ class Endpoint:
     """One container on one network, anywhere in the cluster.
 
     ``ready`` decides about virtual addresses, ``tasks.`` names and published ports; reachability does not depend on it.
+    ``address`` is empty on a network without IPv4, ``address6`` on one without IPv6.
     """
 
     id: str
@@ -192,7 +199,8 @@ class Endpoint:
     address6: str = ""
 
     def __post_init__(self) -> None:
-        check_address(f"endpoint {self.id}: address", self.address)
+        if self.address or not self.address6:
+            check_address(f"endpoint {self.id}: address", self.address)
         if self.address6:
             check_address6(f"endpoint {self.id}: address", self.address6)
         if self.mac:
@@ -352,7 +360,7 @@ class SandboxSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
     """One network card inside a sandbox. ``gateway`` is empty unless the default route leads through it; ``address6`` and what
-    belongs to it is empty on a network without IPv6."""
+    belongs to it is empty on a network without IPv6, and ``address`` on one without IPv4."""
 
     network_id: str
     name: str

@@ -182,6 +182,24 @@ def test_a_bridge_network_of_one_host(lab: TestLab, cleared: None) -> None:
     assert "add --ipv6" in odd.stderr
 
 
+def test_a_bridge_network_of_ipv6_alone(lab: TestLab, cleared: None) -> None:
+    lab.fleet("network", "create", "--ipv4=false", "--ipv6", "--subnet", "fd00:66::/64", "six-only")
+    shown = json.loads(lab.docker("network", "inspect", "six-only").stdout)[0]
+    assert (shown["EnableIPv6"], shown["IPAM"]["Config"]) == (
+        True,
+        [{"Subnet": "fd00:66::/64", "Gateway": "fd00:66::1"}],
+    )
+    assert lab.get("/networks/six-only")["EnableIPv4"] is False
+    for name in ("six-one", "six-two"):
+        lab.fleet("run", "-d", "--name", name, "--network", "six-only", IMAGE, "sleep", "1000")
+    card = lab.get("/containers/six-one/json")["NetworkSettings"]["Networks"]["six-only"]
+    assert (card["IPAddress"], card["IPPrefixLen"], card["GlobalIPv6Address"]) == ("", 0, "fd00:66::2")
+    lab.docker("exec", "six-two", "ping6", "-c1", "-W3", "fd00:66::2")
+    lab.docker("exec", "six-two", "ping6", "-c1", "-W3", HOSTS["w2"])
+    swarm = lab.fleet("network", "create", "-d", "overlay", "--ipv4=false", "--ipv6", "six-x", check=False)
+    assert swarm.returncode != 0 and "IPv4 cannot be disabled in a Swarm scoped network" in swarm.stderr
+
+
 def fetch(lab: TestLab, host: str, url: str) -> str:
     """Ask from a host, as a program there would."""
     return str(lab.exec(host, ["curl", "-sg", "-m", "5", url], check=False).stdout).strip()

@@ -200,7 +200,7 @@ def test_what_cannot_be_says_why(lab: TestLab, cleared: None) -> None:
     )
     says("is the gateway", "network", "create", "--subnet", "10.80.0.0/24", "--gateway", "10.80.0.1",
          "--aux-address", "a=10.80.0.1", "net-x")  # fmt: skip
-    says("without IPv4", "network", "create", "--ipv6", "--ipv4=false", "net-x", command=lab.fleet)
+    says("IPv4 or IPv6 must be enabled", "network", "create", "--ipv4=false", "net-x", command=lab.fleet)
     says("add --ipv6", "network", "create", "--subnet", "fd00:80::/64", "net-x")
     says("not known to the bridge driver", "network", "create", "-o", "speed=fast", "net-x")
     says("driver 'macvlan'", "network", "create", "-d", "macvlan", "net-x")

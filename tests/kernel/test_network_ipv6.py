@@ -463,6 +463,48 @@ def test_bridge_network_gives_ipv6_addresses_and_never_one_twice(tmp_path: Path)
         run(scenario(made), made)
 
 
+def test_a_bridge_may_have_ipv6_alone(tmp_path: Path) -> None:
+    alone = NetworkSpec(
+        id="net-six", name="six", driver="bridge", subnet="", gateway="", subnet6="fd00:66::/64", gateway6="fd00:66::1"
+    )
+
+    async def scenario(made: list[Host]) -> None:
+        one, client = made
+        for number, host in enumerate(made, 1):
+            give_underlay_ipv6(host, number)
+        await one.network.open()
+        await one.network.ensure_network(alone)
+        attachment = AttachmentSpec(network_id="net-six")
+        port = HostPort(protocol="tcp", host_port=9090, target_port=80)
+        first = await one.network.create_sandbox(
+            SandboxSpec(id="c1", names=("c1",), attachments=(attachment,), host_ports=(port,))
+        )
+        await one.network.create_sandbox(SandboxSpec(id="c2", names=("c2",), attachments=(attachment,)))
+        card = first.interfaces[0]
+        assert (card.address, card.gateway, card.address6, card.gateway6) == ("", "", "fd00:66::2", "fd00:66::1")
+        assert card.mac == "02:46:00:00:00:02"
+        inside = one.sandbox_path("c2")
+        assert await asyncio.to_thread(ping6, inside, "fd00:66::2")
+        assert (await asyncio.to_thread(resolve, inside, "c1", wire.AAAA)).addresses == ["fd00:66::2"]
+        four = await asyncio.to_thread(resolve, inside, "c1")
+        assert (four.code, four.addresses) == (wire.NOERROR, [])
+        with Greeter(one.sandbox_path("c1"), "c1", address="::"):
+            assert await asyncio.to_thread(ask_tcp, client.netns, "2001:db8::1", 9090) == "c1 2001:db8::2"
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.to_thread(ask_tcp, client.netns, "10.99.0.1", 9090)
+        with Greeter(client.netns, "outside", address="::", port=8000):
+            assert await asyncio.to_thread(ask_tcp, inside, "2001:db8::2", 8000) == "outside 2001:db8::1"
+        assert await one.network.reconcile(keep_sandboxes={"c1", "c2"}, keep_networks={"net-six"}) == []
+        with pytest.raises(UserError, match="has no IPv4"):
+            await one.network.create_sandbox(
+                SandboxSpec(id="c3", attachments=(AttachmentSpec(network_id="net-six", address="10.0.0.9"),))
+            )
+        await one.network.destroy()
+
+    with hosts(tmp_path, 2) as made:
+        run(scenario(made), made)
+
+
 def test_a_running_container_joins_and_leaves_a_network_with_ipv6(tmp_path: Path) -> None:
     plain = NetworkSpec(id="net-four", name="four", driver="bridge", subnet="172.31.0.0/24", gateway="172.31.0.1")
 

@@ -178,7 +178,6 @@ def _wish(spec: NetworkSpec) -> NetworkWish:
         ),
         (spec.scope not in ("", "local"), f"driver bridge has no scope {spec.scope!r}"),
         (spec.ingress, "only an overlay can be the ingress network"),
-        (spec.enable_ipv4 is False, "a network without IPv4 is not supported; with --ipv6 it has both"),
         (
             spec.config_only or (spec.config_from is not None and bool(spec.config_from.network)),
             "no config-only networks",
@@ -199,6 +198,7 @@ def _wish(spec: NetworkSpec) -> NetworkWish:
         ip_range=pool.ip_range,
         aux_addresses={**pool.auxiliary_addresses, **pool6.auxiliary_addresses},
         internal=spec.internal,
+        enable_ipv4=spec.enable_ipv4 is not False,
         enable_ipv6=bool(spec.enable_ipv6),
         subnet6=pool6.subnet,
         gateway6=pool6.gateway,
@@ -219,12 +219,13 @@ def _predefined(engine: ContainerEngine, bridge: HostNetworkSpec) -> list[Json]:
 
 def _made(engine: ContainerEngine, network: HostNetwork) -> Json:
     aux = [{k: a for k, a in network.aux_addresses.items() if is_ipv6(a) is wanted} for wanted in (False, True)]
-    configs = [_pool(network.subnet, network.ip_range, network.gateway, aux[0])]
+    configs = [_pool(network.subnet, network.ip_range, network.gateway, aux[0])] if network.subnet else []
     if network.subnet6:
         configs.append(_pool(network.subnet6, network.ip_range6, network.gateway6, aux[1]))
     return {
         **_rendered(network.name, "bridge", configs, _attached(engine, network.id)),
         "Id": network.id,
+        "EnableIPv4": bool(network.subnet),
         "EnableIPv6": bool(network.subnet6),
         "Created": time_text(network.created_at),
         "Internal": network.internal,
@@ -251,7 +252,7 @@ def _attached(engine: ContainerEngine, network_id: str) -> dict[str, Any]:
                     "Name": container.name,
                     "EndpointID": endpoint_id(container.id, network_id),
                     "MacAddress": address.mac,
-                    "IPv4Address": f"{address.address}/{address.prefix_len}",
+                    "IPv4Address": f"{address.address}/{address.prefix_len}" if address.address else "",
                     "IPv6Address": f"{address.address6}/{address.prefix_len6}" if address.address6 else "",
                 }
     return result

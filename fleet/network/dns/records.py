@@ -41,7 +41,7 @@ class Zone:
 
     def to_json(self, revision: int) -> dict[str, Any]:
         """The form in which the DNS process receives it."""
-        subnet = ipaddress.IPv4Network(self.subnet)
+        subnet = ipaddress.IPv4Network(self.subnet or "0.0.0.0/32")  # nobody's, where there is no IPv4
         six = ipaddress.IPv6Network(self.subnet6) if self.subnet6 else None
         return {
             "id": self.network_id,
@@ -108,7 +108,8 @@ def zone_of(state: NetworkState, local: Sequence[Endpoint] = ()) -> Zone:
 
 
 def _addresses(endpoint: Endpoint, network: NetworkSpec) -> tuple[str, ...]:
-    return (endpoint.address, endpoint.address6) if endpoint.address6 and network.subnet6 else (endpoint.address,)
+    pair = (endpoint.address, endpoint.address6 if network.subnet6 else "")
+    return tuple(address for address in pair if address)
 
 
 def _unique(addresses: Iterable[str]) -> tuple[str, ...]:

@@ -190,6 +190,9 @@ class FakeNetworks:
                 prefix_len=16,
                 mac="02:42:ac:11:00:02",
                 gateway="172.17.0.1",
+                address6=a.address6 or "",
+                prefix_len6=64 if a.address6 else 0,
+                gateway6="fd00:9::1" if a.address6 else "",
             )
             for n, a in enumerate(spec.attachments)
         )

@@ -136,6 +136,8 @@ def test_a_network_with_ipv6_has_a_subnet_of_each_family(tmp_path: Path) -> None
         assert world.kernel.made[named.id].reserved == ("fd00:9::7",)
         with pytest.raises(ForbiddenError, match="overlaps with"):
             await world.networks.create(NetworkWish(name="x", enable_ipv6=True, subnet6="fd00:9::/80"))
+        alone = await world.networks.create(NetworkWish(name="alone", enable_ipv4=False, enable_ipv6=True))
+        assert (alone.subnet, alone.gateway, world.kernel.made[alone.id].subnet) == ("", "", "")
         again = world.opened()  # the next daemon goes on with the same prefix
         third = await again.create(NetworkWish(name="third", enable_ipv6=True))
         assert ipaddress.IPv6Network(third.subnet6).subnet_of(one.supernet(new_prefix=48))
@@ -163,6 +165,8 @@ def test_the_pools_hold_more_than_dockers() -> None:
         (NetworkWish(name="x", subnet="10.0.0.0/24", gateway="10.0.1.1"), "outside the subnet"),
         (NetworkWish(name="x", subnet="10.0.0.0/24", ip_range="10.0.1.0/25"), "is not inside"),
         (NetworkWish(name="x", enable_ipv6=True, gateway6="fd00::1"), "need a subnet"),
+        (NetworkWish(name="x", enable_ipv4=False), "IPv4 or IPv6 must be enabled"),
+        (NetworkWish(name="x", enable_ipv4=False, enable_ipv6=True, subnet="10.0.0.0/24"), "IPv4 is not enabled"),
         (NetworkWish(name="x", enable_ipv6=True, subnet6="fd00::/64", gateway6="fd01::1"), "outside the subnet"),
         (NetworkWish(name="x", enable_ipv6=True, subnet6="fd00::/64", ip_range6="fd01::/80"), "is not inside"),
         (
