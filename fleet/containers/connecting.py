@@ -79,9 +79,10 @@ class Connecting:
         if not entry.record.is_up or not entry.record.config.network_mode.has_sandbox:
             return False
         wanted = {each.network_id: each for each in attachments_of(entry.record.config, self._core.default_network)}
-        present = {card.network_id for card in (await self._core.network.sandbox(entry.id)).interfaces}
-        if present == wanted.keys():
-            return False
+        sandbox = await self._core.network.sandbox(entry.id)
+        present = {card.network_id for card in sandbox.interfaces}
+        if present == wanted.keys() and addresses_of(sandbox) == entry.record.networks:
+            return False  # else it was cut short before the record, or before the kernel
         for network_id in present - wanted.keys():
             await self._core.network.disconnect(entry.id, network_id)
         for network_id in wanted.keys() - present:

@@ -108,6 +108,23 @@ def test_an_exit_nobody_was_there_for_is_recorded_and_released(host: Any) -> Non
     two_engines(host, before, after)
 
 
+def test_addresses_of_a_change_that_was_cut_short_behind_the_kernel_are_recorded(host: Any) -> None:
+    async def before(engine: Any) -> str:
+        made = await engine.create(APP)
+        await engine.start(made.id)
+        entry = engine._core.find(made.id)
+        assert entry.record.networks
+        entry.change(networks=())  # killed after the card was there, before its address was written down
+        await engine._core.save(entry)
+        return str(made.id)
+
+    async def after(engine: Any, key: str, recovered: Any) -> None:
+        assert [card.address for card in engine.get(key).networks] == ["172.17.0.2"]
+        assert any("finished the change of its networks" in note for note in recovered.notes)
+
+    two_engines(host, before, after)
+
+
 def test_what_no_record_knows_is_removed(host: Any) -> None:
     async def before(engine: Any) -> None:
         made = await engine.create(ContainerConfig(image="app", files=(FileMount(target="/s", data=b"x"),)))
