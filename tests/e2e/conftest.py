@@ -27,11 +27,18 @@ def make_lab(
     made: list[TestLab] = []
     token = os.environ["FLEET_TEST_RUN"]
 
-    def make(*, managers: int = 1, workers: int = 2, swarm: bool = True, daemon_args: tuple[str, ...] = ()) -> TestLab:
+    def make(
+        *,
+        managers: int = 1,
+        workers: int = 2,
+        swarm: bool = True,
+        daemon_args: tuple[str, ...] = (),
+        subnet: str | None = None,
+    ) -> TestLab:
         name = f"e{token}{request.path.stem.removeprefix('test_')[:10].replace('_', '-').strip('-')}{len(made)}"
         lab = TestLab(name, root=tmp_path_factory.mktemp("labs"), daemon_args=daemon_args)
         made.append(lab)
-        lab.up(managers=managers, workers=workers, swarm=swarm)
+        lab.up(managers=managers, workers=workers, swarm=swarm, subnet=subnet)
         return lab
 
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import os
 import signal
@@ -13,10 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from support.certificates import make_pair
 from support.lab import TestLab
 
 pytestmark = pytest.mark.e2e
@@ -85,42 +80,15 @@ def docker(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["docker", *args], capture_output=True, text=True, check=False, env=environment, timeout=60)
 
 
-Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
-
-
-def pair(folder: Path, name: str, issuer: Pair | None, address: str) -> Pair:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    signer = issuer[1] if issuer else key
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer[0].subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
-        .sign(signer, hashes.SHA256())
-    )
-    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / f"{name}-key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return certificate, key
-
-
 def test_tcp_with_tls_serves_clients_with_a_certificate_and_nobody_else(
     lab: TestLab, tmp_path: Path, start: Start
 ) -> None:
     address = lab.address("m1")
-    authority = pair(tmp_path, "ca", None, address)
-    pair(tmp_path, "server", authority, address)
-    pair(tmp_path, "client", authority, address)
-    stranger = pair(tmp_path, "strangers-ca", None, address)
-    pair(tmp_path, "stranger", stranger, address)
+    authority = make_pair(tmp_path, "ca", None, [address])
+    make_pair(tmp_path, "server", authority, [address])
+    make_pair(tmp_path, "client", authority, [address])
+    stranger = make_pair(tmp_path, "strangers-ca", None, [address])
+    make_pair(tmp_path, "stranger", stranger, [address])
     url = f"tcp://{address}:23760"
     start(
         "-H", url, "--tlsverify", "--tlscacert", str(tmp_path / "ca.pem"),

@@ -1,0 +1,303 @@
+"""Users and tokens at real TLS listeners: fleet, docker and plain HTTP, on every manager."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.certificates import make_pair
+from support.lab import REPOSITORY, TestLab
+
+from fleet import errors
+
+pytestmark = [pytest.mark.e2e, pytest.mark.story]
+
+_MANAGERS = ("m1", "m2", "m3")
+_STACK = """
+services:
+  web:
+    image: fleet/hello:1
+    command: sh -c 'trap "exit 0" TERM; echo here is {name}; while :; do sleep 1 & wait $$!; done'
+    secrets: [key]
+    networks: [inside]
+    volumes: [data:/data]
+    deploy: {{replicas: 2}}
+networks:
+  inside: {{}}
+volumes:
+  data: {{}}
+secrets:
+  key: {{file: ./key}}
+"""
+
+
+@dataclass
+class Site:
+    """A lab whose hosts listen with TLS, and the files of its clients."""
+
+    lab: TestLab
+    folder: Path
+
+    def url(self, host: str = "m1") -> str:
+        return f"tcp://{self.lab.address(host)}:2376"
+
+    def token(self, user: str, *flags: str) -> str:
+        return self.lab.fleet("token", "create", user, *flags).stdout.strip()
+
+    def file(self, token: str) -> str:
+        path = self.folder / f"token-{token.split('-')[2]}"
+        path.write_text(token)
+        path.chmod(0o600)
+        return str(path)
+
+    def fleet(
+        self, token: str, *args: str, host: str = "m1", certificate: str = "", stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """``fleet`` over TLS with this token, or with this certificate."""
+        flags = ["-H", self.url(host), "--tlsverify", "--tlscacert", str(self.folder / "ca.pem")]
+        if token:
+            flags += ["--token-file", self.file(token)]
+        if certificate:
+            flags += ["--tlscert", str(self.folder / f"{certificate}.pem")]
+            flags += ["--tlskey", str(self.folder / f"{certificate}-key.pem")]
+        return self._run([sys.executable, "-m", "fleet.cli.main", *flags, *args], {}, stdin)
+
+    def docker(self, token: str, *args: str, host: str = "m1") -> subprocess.CompletedProcess[str]:
+        """The real client, with the token in its configuration."""
+        client = shutil.which("docker")
+        if client is None:
+            pytest.skip("not run: needs the docker client (package docker.io or docker-cli; scripts/setup installs it)")
+        home = self.folder / f"docker-{token.split('-')[2] if token else 'none'}"
+        home.mkdir(exist_ok=True)
+        headers = {"HttpHeaders": {"Authorization": f"Bearer {token}"}} if token else {}
+        (home / "config.json").write_text(json.dumps(headers))
+        flags = ["--config", str(home), "-H", self.url(host), "--tlsverify", "--tlscacert", str(self.folder / "ca.pem")]
+        return self._run([client, *flags, *args], {"HOME": str(home), "DOCKER_CONFIG": str(home)}, None)
+
+    def _run(self, argv: list[str], more: dict[str, str], stdin: str | None) -> subprocess.CompletedProcess[str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("FLEET_", "DOCKER_"))}
+        return subprocess.run(
+            argv, env=kept | more, cwd=REPOSITORY, input=stdin, capture_output=True, text=True, check=False, timeout=120
+        )
+
+    def ask(self, method: str, path: str, *, token: str = "", host: str = "m1", **kwargs: Any) -> httpx.Response:
+        """Plain HTTP over TLS."""
+        import ssl
+
+        context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
+        url = self.url(host).replace("tcp:", "https:") + path
+        headers = {**kwargs.pop("headers", {}), **({"Authorization": f"Bearer {token}"} if token else {})}
+        with httpx.Client(verify=context, trust_env=False, timeout=30) as client:
+            return client.request(method, url, headers=headers, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def site(make_lab: Callable[..., TestLab], tmp_path_factory: pytest.TempPathFactory) -> Site:
+    folder = tmp_path_factory.mktemp("tls")
+    authority = make_pair(folder, "ca", None, [])
+    for name in ("root", "vera"):
+        make_pair(folder, name, authority, [])
+    flags = ("-H", "tcp://0.0.0.0:2376", "--tlscacert", str(folder / "ca.pem"), "--log-format", "json")
+    flags += ("--tlscert", str(folder / "server.pem"), "--tlskey", str(folder / "server-key.pem"))
+    for _ in range(20):
+        network = f"10.{random.randint(200, 253)}.{random.randint(0, 255)}"
+        make_pair(folder, "server", authority, [f"{network}.{number}" for number in range(1, 255)])
+        try:
+            lab = make_lab(managers=3, workers=1, daemon_args=flags, subnet=f"{network}.0/24")
+        except errors.ConflictError:
+            continue
+        lab.load_hello()
+        return Site(lab, folder)
+    raise AssertionError("no free network was found")
+
+
+def test_tls_without_credentials_is_refused_with_what_to_do(site: Site) -> None:
+    answer = site.ask("GET", "/services")
+    assert answer.status_code == 401
+    assert "fleet token create" in answer.json()["message"]
+    ran = site.fleet("", "service", "ls")
+    assert ran.returncode == 1 and "authentication required" in ran.stderr
+    ran = site.docker("", "service", "ls")
+    assert ran.returncode == 1 and "authentication required" in ran.stderr
+    assert site.ask("GET", "/_ping").status_code == 200
+
+
+def test_roles_with_fleet_and_docker(site: Site) -> None:
+    for name, role in (("ann", "admin"), ("otto", "operator"), ("vera", "viewer")):
+        site.lab.fleet("user", "create", name, "--role", role)
+    admin, operator, viewer = (site.token(name) for name in ("ann", "otto", "vera"))
+    for host in _MANAGERS:
+        site.lab.wait_until(
+            lambda host=host: site.ask("GET", "/fleet/v1/whoami", token=viewer, host=host).status_code == 200,
+            30,
+            what=f"{host} knows the user",
+        )
+        who = json.loads(site.fleet(operator, "user", "whoami", host=host).stdout)[0]
+        assert (who["User"], who["Role"]) == ("otto", "operator")
+    command = ("fleet/hello:1", "sh", "-c", 'trap "exit 0" TERM; while :; do sleep 1 & wait $!; done')
+    refused = site.docker(viewer, "service", "create", "--name", "web", *command)
+    assert refused.returncode == 1 and "user vera is viewer" in refused.stderr
+    made = site.docker(operator, "service", "create", "--detach", "--name", "web", "--replicas", "4", *command)
+    assert made.returncode == 0, made.stderr
+    site.lab.wait_until(lambda: len(site.lab.tasks("web")) == 4, 60, what="4 tasks of web")
+    assert "web" in site.docker(viewer, "service", "ls", host="m2").stdout
+    assert site.fleet(viewer, "service", "ps", "web").returncode == 0
+    for args in (
+        ("node", "update", "--availability", "drain", "w1"),
+        ("user", "ls"),
+        ("swarm", "join-token", "worker"),
+    ):
+        ran = site.fleet(operator, *args)
+        assert (ran.returncode == 1 and "needs the role admin" in ran.stderr) or "join-token" in args, (
+            args,
+            ran.stderr,
+        )
+        assert "SWMTKN" not in ran.stdout
+    assert site.fleet(admin, "user", "ls").returncode == 0
+
+
+def test_a_shell_in_a_task_of_another_node_is_for_operators(site: Site) -> None:
+    operator, viewer = site.token("otto"), site.token("vera")
+    for task in site.lab.tasks("web"):
+        name = f"web.{task['Slot']}"
+        ran = site.fleet(operator, "exec", name, "echo", "inside", name)
+        assert ran.stdout.strip() == f"inside {name}", ran.stderr
+        refused = site.fleet(viewer, "exec", name, "true")
+        assert refused.returncode != 0 and "needs the role operator" in refused.stderr
+    assert site.fleet(viewer, "service", "logs", "web").returncode == 0
+
+
+def test_operators_do_not_get_at_hosts_without_being_allowed_to(site: Site) -> None:
+    operator = site.token("otto")
+    asked = ("service", "create", "--detach", "--name", "spy", "--mount", "type=bind,src=/,dst=/host", "fleet/hello:1")
+    refused = site.docker(operator, *asked)
+    assert refused.returncode == 1 and "host access" in refused.stderr
+    refused = site.docker(operator, "run", "--rm", "--privileged", "fleet/hello:1", "true")
+    assert refused.returncode != 0 and "host access" in refused.stderr
+    site.lab.fleet("user", "update", "--host-access", "otto")
+    ran = site.fleet(operator, "run", "--rm", "-v", "/:/host:ro", "fleet/hello:1", "echo", "now")
+    assert ran.stdout.strip() == "now", ran.stderr
+    site.lab.fleet("user", "update", "--no-host-access", "otto")
+
+
+def test_a_removed_token_is_refused_at_once_on_every_manager(site: Site) -> None:
+    token = site.token("vera")
+    for host in _MANAGERS:
+        site.lab.wait_until(lambda host=host: site.ask("GET", "/info", token=token, host=host).status_code == 200, 30)
+    site.lab.fleet("token", "rm", token.split("-")[2])
+    assert site.ask("GET", "/info", token=token, host="m1").status_code == 401
+    for host in _MANAGERS:  # the others hear of it from the engine, within milliseconds
+        site.lab.wait_until(
+            lambda host=host: site.ask("GET", "/info", token=token, host=host).status_code == 401, 10, what=host
+        )
+
+
+def test_an_expired_token_is_refused(site: Site) -> None:
+    token = site.token("vera", "--expires", "3s")
+    site.lab.wait_until(lambda: "expired" in site.ask("GET", "/info", token=token).text, 30, what="it has expired")
+    assert site.ask("GET", "/info", token=token).status_code == 401
+    assert "expired" in site.lab.fleet("token", "ls", "--user", "vera").stdout
+
+
+def test_certificates_are_admins_or_users(site: Site) -> None:
+    assert site.fleet("", "user", "ls", certificate="root").returncode == 0
+    refused = site.fleet("", "user", "ls", certificate="vera")
+    assert refused.returncode == 1 and "vera is viewer" in refused.stderr
+    assert site.fleet("", "service", "ls", certificate="vera").returncode == 0
+
+
+def test_a_worker_knows_the_names_of_users_and_lets_none_in(site: Site) -> None:
+    assert site.fleet("", "ps", host="w1", certificate="root").returncode == 0
+    site.lab.wait_until(
+        lambda: "known to managers only" in site.fleet("", "ps", host="w1", certificate="vera").stderr,
+        30,
+        what="the worker is told of vera",
+    )
+    answer = site.ask("GET", "/containers/json", token=site.token("vera"), host="w1")
+    assert answer.status_code == 503 and "managers only" in answer.json()["message"]
+
+
+def _stack(site: Site, name: str) -> str:
+    folder = site.folder / name
+    folder.mkdir(exist_ok=True)
+    (folder / "key").write_text(f"secret of {name}")
+    (folder / "stack.yml").write_text(_STACK.format(name=name))
+    return str(folder / "stack.yml")
+
+
+def test_a_stack_s_operator_deploys_it_and_sees_no_other(site: Site) -> None:
+    lab = site.lab
+    lab.fleet("user", "create", "shopkeeper", "--role", "operator", "--stack", "shop")
+    token = site.token("shopkeeper")
+    lab.fleet("stack", "deploy", "--detach", "-c", _stack(site, "blog"), "blog")
+    ran = site.fleet(token, "stack", "deploy", "--detach", "-c", _stack(site, "shop"), "shop")
+    assert ran.returncode == 0, ran.stderr
+    lab.wait_until(lambda: len(lab.tasks("shop_web")) == 2 and len(lab.tasks("blog_web")) == 2, 90, what="both stacks")
+
+    def lines(*args: str) -> str:
+        ran = site.fleet(token, *args)
+        assert ran.returncode == 0, (args, ran.stderr)
+        return ran.stdout
+
+    for noun in ("service", "secret", "network", "stack"):
+        shown = lines(noun, "ls")
+        assert "shop" in shown, noun
+        assert "blog" not in shown and "web " not in shown.replace("shop_web", ""), (noun, shown)
+    assert lines("node", "ls").count("\n") == 1, "the heading alone"
+    assert {line.split(".")[0] for line in lines("ps", "--format", "{{.Names}}").split()} <= {"shop_web"}
+    assert "here is shop" in lines("service", "logs", "shop_web")
+    blog = lab.get("/services/blog_web")["ID"]
+    task = lab.tasks("blog_web")[0]["ID"]
+    for args in (
+        ("service", "inspect", "blog_web"), ("service", "rm", blog), ("service", "logs", "blog_web"),
+        ("service", "scale", "--detach", "blog_web=0"), ("secret", "rm", "blog_key"), ("network", "rm", "blog_inside"),
+        ("exec", "blog_web.1", "true"), ("task", "inspect", task), ("stack", "deploy", "-c", _stack(site, "blog"), "blog"),
+    ):  # fmt: skip
+        ran = site.fleet(token, *args)
+        assert ran.returncode != 0, args
+        missing = site.fleet(token, *(word.replace("blog", "nope").replace(task, "nope") for word in args))
+        if args[0] not in ("stack", "task") and blog not in args:
+            assert ran.stderr.replace("blog", "nope") == missing.stderr, "what is another's is as if it were not there"
+    assert len(lab.tasks("blog_web")) == 2
+    stolen = site.fleet(
+        token, "service", "create", "--detach", "--name", "shop_thief", "-l", "com.docker.stack.namespace=shop",
+        "--secret", "blog_key", "fleet/hello:1",
+    )  # fmt: skip
+    assert stolen.returncode != 0
+    outside = site.fleet(token, "service", "create", "--detach", "--name", "free", "fleet/hello:1")
+    assert outside.returncode == 1 and "com.docker.stack.namespace=shop" in outside.stderr
+
+
+def test_docker_deploys_a_stack_with_a_limited_token(site: Site) -> None:
+    token = site.token("shopkeeper")
+    ran = site.docker(token, "stack", "deploy", "--detach=true", "-c", _stack(site, "shop"), "shop")
+    assert ran.returncode == 0, ran.stderr
+    assert site.docker(token, "stack", "ls", "--format", "{{.Name}}").stdout.split() == ["shop"]
+    ran = site.docker(token, "stack", "ps", "shop", "--format", "{{.Name}}")
+    assert ran.returncode == 0 and "shop_web.1" in ran.stdout, ran.stderr
+    ran = site.docker(token, "stack", "rm", "blog")
+    assert "Nothing found" in ran.stderr + ran.stdout
+    assert site.docker(token, "stack", "rm", "shop").returncode == 0
+    site.lab.wait_until(lambda: not site.lab.tasks("shop_web"), 60, what="shop is gone")
+    assert len(site.lab.tasks("blog_web")) == 2
+
+
+def test_the_log_names_users_and_no_secret(site: Site) -> None:
+    token = site.token("vera")
+    site.ask("POST", "/services/create", token=token, json={})
+    text = site.lab.log_path("m1").read_text()
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    told = [line for line in lines if line.get("token") == token.split("-")[2]]
+    assert told and told[-1]["who"] == "user vera" and told[-1]["role"] == "viewer" and told[-1]["code"] == "403"
+    for path in site.folder.glob("token-*"):
+        assert path.read_text().split("-")[3] not in text
