@@ -14,7 +14,6 @@ from fleet.builder.http import build_routes
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
 from fleet.daemon.access import AccessGate, Authenticator
-from fleet.daemon.access.limits import FailureLimit
 from fleet.daemon.access.objects import Objects
 from fleet.daemon.audit import Audit
 from fleet.daemon.config import DaemonConfig
@@ -58,7 +57,14 @@ def engine_app(
     clock: Clock,
 ) -> Any:
     """The application behind the unix socket and the TCP listener."""
+    authenticator = Authenticator(
+        control=lambda: membership.manager().control,
+        has_control=lambda: membership.has_control,
+        known=membership.known_users,
+        clock=clock,
+    )
     app = api_routes(
+        authenticator=authenticator,
         config=config,
         membership=membership,
         engine=engine,
@@ -78,25 +84,19 @@ def engine_app(
         engine=engine,
         peers=moves.peers,
     )
-    authenticator = Authenticator(
-        control=lambda: membership.manager().control,
-        has_control=lambda: membership.has_control,
-        known=membership.known_users,
-    )
     objects = Objects(
         store=lambda: membership.manager().store,
         has_control=lambda: membership.has_control,
         engine=engine,
         remote=remote,
     )
-    gate = AccessGate(
-        StaleState(remote, membership.majority), authenticator=authenticator, objects=objects, limit=FailureLimit(clock)
-    )
+    gate = AccessGate(StaleState(remote, membership.majority), authenticator=authenticator, objects=objects)
     return VersionPrefix(Audit(requests.around(gate)))
 
 
 def api_routes(
     *,
+    authenticator: Authenticator,
     config: DaemonConfig,
     membership: Membership,
     engine: ContainerEngine,
@@ -115,7 +115,7 @@ def api_routes(
     routers = [
         system_routes(config=config, membership=membership, engine=engine, images=images, events=events, clock=clock),
         swarm_routes(membership),
-        access_routes(),
+        access_routes(authenticator),
         log_routes(membership),
         move_routes(membership, moves),
         metrics_routes(exposition),

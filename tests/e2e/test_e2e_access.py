@@ -288,7 +288,9 @@ def test_docker_deploys_a_stack_with_a_limited_token(site: Site) -> None:
     ran = site.docker(token, "stack", "rm", "blog")
     assert "Nothing found" in ran.stderr + ran.stdout
     assert site.docker(token, "stack", "rm", "shop").returncode == 0
-    site.lab.wait_until(lambda: not site.lab.tasks("shop_web"), 60, what="shop is gone")
+    site.lab.wait_until(
+        lambda: all(found["Spec"]["Name"] != "shop_web" for found in site.lab.get("/services")), 60, what="shop is gone"
+    )
     assert len(site.lab.tasks("blog_web")) == 2
 
 
@@ -301,3 +303,48 @@ def test_the_log_names_users_and_no_secret(site: Site) -> None:
     assert told and told[-1]["who"] == "user vera" and told[-1]["role"] == "viewer" and told[-1]["code"] == "403"
     for path in site.folder.glob("token-*"):
         assert path.read_text().split("-")[3] not in text
+
+
+def test_a_browser_signs_in_with_a_token(site: Site) -> None:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="not run: needs playwright (scripts/setup installs it)"
+    )
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("not run: needs the package chromium (scripts/setup installs it)")
+    url = site.url().replace("tcp:", "https:")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        context = browser.new_context(ignore_https_errors=True)
+        page = context.new_page()
+        page.goto(url)
+        page.get_by_label("Token").fill("FLTK-1-wrong")
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_role("alert").get_by_text("copy it whole").wait_for()
+        page.get_by_label("Token").fill(site.token("vera"))
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_label("node m1").wait_for()
+        page.get_by_text("vera (viewer)").wait_for()
+        assert page.get_by_role("button", name="Drain").count() == 0
+        page.get_by_role("link", name="Services", exact=True).click()
+        page.get_by_label("service web", exact=True).wait_for()
+        for name in ("Scale", "Update", "Create service"):
+            assert page.get_by_role("button", name=name).count() == 0
+        (cookie,) = context.cookies()
+        assert (cookie["httpOnly"], cookie["secure"], cookie["sameSite"]) == (True, True, "Strict")
+        page.reload()
+        page.get_by_text("vera (viewer)").wait_for()
+        again = httpx.get(
+            url + "/services", headers={"Cookie": f"{cookie['name']}={cookie['value']}"}, verify=False, trust_env=False
+        )
+        assert again.status_code == 401, "the cookie alone, as every port of the host is sent it"
+        page.get_by_role("button", name="Sign out").click()
+        page.get_by_role("button", name="Sign in").wait_for()
+        page.get_by_label("Token").fill(site.token("otto"))
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_role("link", name="Services", exact=True).click()
+        page.get_by_label("service web", exact=True).get_by_role("button", name="Scale").click()
+        page.get_by_label("Replicas").fill("5")
+        page.get_by_role("dialog").get_by_role("button", name="Scale").click()
+        page.get_by_text("5/5").wait_for(timeout=60_000)
+        browser.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,14 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 
 from fleet import errors
 from fleet.api.http import install_error_handlers
 from fleet.clock import SystemClock
 from fleet.containers import ContainerConfig
 from fleet.daemon.access import AccessGate, Authenticator
-from fleet.daemon.access.limits import FailureLimit
 from fleet.daemon.access.objects import Objects
 from fleet.daemon.audit import Audit
 from fleet.daemon.http.access import access_routes
@@ -131,11 +131,6 @@ async def gated() -> AsyncIterator[Gated]:
         return api
 
     inner.include_router(swarm_routes(control))
-    inner.include_router(access_routes())
-
-    @inner.api_route("/{path:path}", methods=["GET", "HEAD", "POST", "PUT", "DELETE"])
-    async def anything(path: str) -> dict[str, str]:
-        return {"path": f"/{path}"}
 
     async def noted(scope: Any, receive: Any, send: Any) -> None:
         world.reached.append((scope["method"], scope["path"]))
@@ -152,8 +147,27 @@ async def gated() -> AsyncIterator[Gated]:
         control=control,
         has_control=lambda: world.has_control,
         known=lambda: {user.spec.name for user in store.users.all()},
+        clock=SystemClock(),
     )
-    gate = AccessGate(noted, authenticator=authenticator, objects=objects, limit=FailureLimit(SystemClock()))
+    inner.include_router(access_routes(authenticator))
+
+    @inner.api_route("/{path:path}", methods=["GET", "HEAD", "POST", "PUT", "DELETE"], response_model=None)
+    async def anything(path: str) -> Any:
+        match path:
+            case "containers/json":
+                return [{"Id": known.id, "Names": [name]} for name, known in world.host.containers.items()]
+            case "volumes":
+                return {"Volumes": [{"Name": n, "Labels": found} for n, found in world.host.volume_labels.items()]}
+            case "networks":
+                return [{"Name": known.spec.name, "Labels": known.spec.labels} for known in store.networks.all()]
+            case "events":
+                actors = [{"ID": known.id} for known in store.services.all()]
+                lines = [json.dumps({"Type": "service", "Action": "create", "Actor": actor}) for actor in actors]
+                return Response("\n".join(lines) + "\n", media_type="application/json")
+            case _:
+                return {"path": f"/{path}"}
+
+    gate = AccessGate(noted, authenticator=authenticator, objects=objects)
     world.app = Audit(gate, write=lambda event, **fields: world.told.append({"event": event, **fields}))
     try:
         async with asyncio.timeout(60):

@@ -6,6 +6,7 @@ came over                                   is
 the unix socket                             admin: its mode says who may open it
 TCP in the clear (127.0.0.1 only)           admin, as whoever is on this host; a token is refused there
 TLS, with a token                           the token's user
+TLS, with a session (``sessions``)          the user of the token that was signed in with
 TLS, with a certificate of --tlscacert      the user its common name names; admin if it names none
 TLS with neither                            nobody
 ==========================================  ==================================================================
@@ -17,14 +18,20 @@ holder where nobody can look up what was granted; a removed user's name stays re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 from fleet import errors
+from fleet.clock import Clock
+from fleet.daemon.access.limits import FailureLimit, source_of
 from fleet.daemon.access.principal import LOCAL, Principal, principal_of
-from fleet.daemon.listeners import TLS_EXTENSION, is_unix
+from fleet.daemon.access.sessions import Sessions, cookie_of, key_of
+from fleet.daemon.listeners import TLS_EXTENSION, is_tls, is_unix
 from fleet.manager.control import ControlApi
 from fleet.model.access import Token
+from fleet.model.ids import TokenId
 
 __all__ = ["HOW_TO", "Authenticator", "names_in"]
 
@@ -44,16 +51,52 @@ class Authenticator:
     of users as this host was last told."""
 
     def __init__(
-        self, *, control: Callable[[], ControlApi], has_control: Callable[[], bool], known: Callable[[], Container[str]]
+        self,
+        *,
+        control: Callable[[], ControlApi],
+        has_control: Callable[[], bool],
+        known: Callable[[], Container[str]],
+        clock: Clock,
     ) -> None:
+        self._sessions = Sessions(clock)
+        self._limit = FailureLimit(clock)
         self._control = control
         self._has_control = has_control
         self._known = known
         self._noting: set[asyncio.Task[None]] = set()
 
     def identify(self, scope: Any) -> Principal | None:
-        """None for nobody. Raises ``UnauthorizedError`` for credentials that are wrong, and ``UnavailableError`` where they
-        cannot be looked up."""
+        """None for nobody. Raises ``UnauthorizedError`` for credentials that are wrong, ``RateLimitedError`` for too many of
+        them, and ``UnavailableError`` where they cannot be looked up."""
+        with self._limited(scope):
+            return self._identify(scope)
+
+    def sign_in(self, scope: Any, text: str) -> tuple[Principal, str, str]:
+        """(who, cookie, key) for a browser that shows a token. Raises as ``identify``, and ``UserError`` without TLS."""
+        if is_unix(scope) or not is_tls(scope):
+            raise errors.UserError("signing in is for listeners with TLS; here whoever connects is known already")
+        with self._limited(scope):
+            principal = self.of_token(text.strip())
+        cookie, key = self._sessions.open(TokenId(principal.token_id))
+        return replace(principal, is_session=True), cookie, key
+
+    def sign_out(self, scope: Any) -> None:
+        """End the request's session; idempotent."""
+        self._sessions.close(cookie_of(scope))
+
+    @contextmanager
+    def _limited(self, scope: Any) -> Iterator[None]:
+        try:
+            yield
+        except errors.UnauthorizedError as refusal:
+            wait_s = self._limit.note(source_of(scope))
+            if wait_s:
+                raise errors.RateLimitedError(
+                    "too many failed authentications from this address", retry_after_s=wait_s
+                ) from refusal
+            raise
+
+    def _identify(self, scope: Any) -> Principal | None:
         if is_unix(scope):
             return LOCAL
         given = _bearer(scope)
@@ -64,6 +107,9 @@ class Authenticator:
             return LOCAL
         if given is not None:
             return self.of_token(given)
+        signed_in = self._of_session(scope)
+        if signed_in is not None:
+            return signed_in
         certificate = tls.getpeercert()
         return self._of_certificate(names_in(certificate)) if certificate else None
 
@@ -76,6 +122,24 @@ class Authenticator:
         user, token = tokens.owner(text)
         self._note(token)
         return principal_of(user, token_id=token.id)
+
+    def _of_session(self, scope: Any) -> Principal | None:
+        """None for a session that is over: then there is just nobody."""
+        cookie = cookie_of(scope)
+        token_id = self._sessions.token_of(cookie, key_of(scope)) if cookie else None
+        if token_id is None or not self._has_control():
+            return None
+        tokens = self._control().tokens
+        token = tokens.get(token_id)
+        try:
+            user = tokens.check(token) if token is not None else None
+        except errors.UnauthorizedError:
+            user = None
+        if token is None or user is None:
+            self._sessions.close(cookie)
+            return None
+        self._note(token)
+        return principal_of(user, token_id=token.id, is_session=True)
 
     def _note(self, token: Token) -> None:
         task = asyncio.create_task(self._control().tokens.note_use(token), name="token use")

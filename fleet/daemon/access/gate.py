@@ -19,7 +19,6 @@ from fleet.api.http import problem, read_body
 from fleet.daemon.access.answers import ThinnedAnswer, thinner_for
 from fleet.daemon.access.authenticate import HOW_TO, Authenticator
 from fleet.daemon.access.bodies import Bodies, needs_body
-from fleet.daemon.access.limits import FailureLimit, source_of
 from fleet.daemon.access.objects import Found, Objects
 from fleet.daemon.access.principal import PRINCIPAL, Principal
 from fleet.daemon.access.table import Need, Object, Reach, Row, row_of
@@ -33,12 +32,11 @@ _OTHERS: Final = frozenset({"node", "before", "since"})
 class AccessGate:
     """ASGI middleware."""
 
-    def __init__(self, app: Any, *, authenticator: Authenticator, objects: Objects, limit: FailureLimit) -> None:
+    def __init__(self, app: Any, *, authenticator: Authenticator, objects: Objects) -> None:
         self._app = app
         self._authenticator = authenticator
         self._objects = objects
         self._bodies = Bodies(objects)
-        self._limit = limit
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -58,7 +56,7 @@ class AccessGate:
         await self._app(scope, receive, send)
 
     def _admit(self, scope: Any) -> tuple[Principal | None, Row | None, Mapping[str, str]]:
-        principal = self._identify(scope)
+        principal = self._authenticator.identify(scope)
         if principal is not None:
             scope[PRINCIPAL] = principal
             if principal.is_admin:
@@ -79,17 +77,6 @@ class AccessGate:
                 f"{row.need.value}"
             )
         return principal, row, names
-
-    def _identify(self, scope: Any) -> Principal | None:
-        try:
-            return self._authenticator.identify(scope)
-        except errors.UnauthorizedError as refusal:
-            wait_s = self._limit.note(source_of(scope))
-            if wait_s:
-                raise errors.RateLimitedError(
-                    "too many failed authentications from this address", retry_after_s=wait_s
-                ) from refusal
-            raise
 
     async def _judged(self, principal: Principal, row: Row, target: Found | None, scope: Any, receive: Any) -> Any:
         """``receive``, of the body as it may be."""

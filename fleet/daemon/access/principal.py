@@ -23,6 +23,8 @@ class Principal:
     token_id: str = ""
     scope: Scope = ()
     host_access: bool = False
+    is_session: bool = False
+    """Whether a browser that signed in asks."""
 
     @property
     def is_admin(self) -> bool:
@@ -42,7 +44,14 @@ class Principal:
 LOCAL: Final = Principal(role=AccessRole.ADMIN)
 
 
-def principal_of(user: User, *, token_id: str = "") -> Principal:
+def principal_of(user: User, *, token_id: str = "", is_session: bool = False) -> Principal:
     """What a user was granted."""
     spec = user.spec
-    return Principal(role=spec.role, user=spec.name, token_id=token_id, scope=spec.scope, host_access=spec.host_access)
+    return Principal(
+        role=spec.role,
+        user=spec.name,
+        token_id=token_id,
+        scope=spec.scope,
+        host_access=spec.host_access,
+        is_session=is_session,
+    )

@@ -124,6 +124,7 @@ TABLE: Final[tuple[Row, ...]] = (
     _row("GET", "/info", _READ, _SHARED, Object.INFO),
     _row("GET HEAD", "/fleet/v1/openapi.json", _READ, _SHARED),
     _row("GET", "/fleet/v1/whoami", _READ, _SHARED),
+    _row("POST DELETE", "/fleet/v1/session", _PUBLIC, _SHARED),
     _row("GET", "/events", _READ, _LIST, Object.EVENT),
     _row("POST", "/auth", _CHANGE, _SHARED),
     _row("GET", "/system/df", _READ),

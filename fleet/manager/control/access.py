@@ -129,6 +129,10 @@ class TokenControl:
         """By id or unique prefix of it."""
         return self._store.tokens.find(text)
 
+    def get(self, id_: TokenId) -> Token | None:
+        """By its full id."""
+        return self._store.tokens.get(id_)
+
     def list(self, user: str = "") -> list[Token]:
         """All, or those of one user (name or id; raises ``NotFoundError``); oldest first."""
         wanted = self._store.users.find(user).id if user else None
@@ -180,6 +184,10 @@ class TokenControl:
         is_right = secret_matches(shown.secret, token.digest if token is not None else _ANYTHING)
         if token is None or not is_right:
             raise errors.UnauthorizedError(_REFUSED)
+        return self.check(token), token
+
+    def check(self, token: Token) -> User:
+        """Whose token it is, if it is worth anything now. Raises ``UnauthorizedError``."""
         user = self._store.users.get(token.user_id)
         if user is None or user.removed:
             raise errors.UnauthorizedError(_REFUSED)
@@ -187,7 +195,7 @@ class TokenControl:
             raise errors.UnauthorizedError(f"token {token.id} has expired; ask an administrator for another")
         if user.spec.disabled:
             raise errors.UnauthorizedError(f"user {user.spec.name} is disabled; ask an administrator")
-        return user, token
+        return user
 
     async def note_use(self, token: Token) -> None:
         """Write that it is in use, unless that was written lately. A write that fails is not tried again: the next use does."""

@@ -52,7 +52,9 @@ def service(name: str, labels: dict[str, str], **container: Any) -> dict[str, An
     return {"Name": name, "Labels": labels, "TaskTemplate": template}
 
 
-@pytest.mark.parametrize("path", ["/services", "/secrets", "/configs", "/tasks", "/nodes"])
+@pytest.mark.parametrize(
+    "path", ["/services", "/secrets", "/configs", "/tasks", "/nodes", "/networks", "/volumes", "/containers/json"]
+)
 def test_lists_hold_what_is_within(path: str) -> None:
     async def body(world: Gated, token: str) -> None:
         text = (await world.call("GET", path, token=token)).text
@@ -60,6 +62,14 @@ def test_lists_hold_what_is_within(path: str) -> None:
         assert ("shop" in text) is (path != "/nodes")
         unlimited = await world.user("vera", "viewer")
         assert "blog" in (await world.call("GET", path, token=unlimited)).text or path == "/nodes"
+
+    run(body)
+
+
+def test_events_are_those_of_objects_within() -> None:
+    async def body(world: Gated, token: str) -> None:
+        lines = (await world.call("GET", "/events", token=token)).text.splitlines()
+        assert [json.loads(line)["Actor"]["ID"] for line in lines] == [world.api.services.find("shop-web").id]
 
     run(body)
 

@@ -2,7 +2,7 @@
 import { h, render } from "./vendor/preact.js";
 import { useEffect, useRef, useState } from "./vendor/hooks.js";
 import htm from "./vendor/htm.js";
-import { change, followEvents, followLogs, nodeName, read, readCluster } from "./api.js";
+import { change, followEvents, followLogs, isSignedOut, nodeName, read, readCluster, signIn, signOut } from "./api.js";
 
 const html = htm.bind(h);
 const VIEWS = ["Cluster", "Services", "Tasks", "Stacks", "Events"];
@@ -48,7 +48,7 @@ function Cluster({ cluster, act, open }) {
         <p class="dim">${n.Spec.Role}${n.ManagerStatus && n.ManagerStatus.Leader ? ", leader" : ""} · ${n.Status.Addr}
           ${all.NanoCPUs ? ` · ${all.NanoCPUs / 1e9} CPU · ${gib(all.MemoryBytes)}` : ""} · ${tasks.length} ${tasks.length === 1 ? "task" : "tasks"}</p>
         ${tiles(tasks)}
-        <p class="actions"><button onClick=${() => act({
+        ${act && html`<p class="actions"><button onClick=${() => act({
           title: drained ? `Let ${nodeName(n)} take tasks again?` : `Drain ${nodeName(n)}?`,
           text: drained ? "New tasks may be placed there." : `Its ${tasks.length} tasks move to other nodes.`,
           verb: drained ? "Activate" : "Drain",
@@ -56,7 +56,7 @@ function Cluster({ cluster, act, open }) {
             const now = await read(`/nodes/${encodeURIComponent(n.ID)}`);
             await change(`/nodes/${encodeURIComponent(n.ID)}/update?version=${now.Version.Index}`, { ...now.Spec, Availability: drained ? "active" : "drain" });
           },
-        })}>${drained ? "Activate" : "Drain"}</button></p></section>`;
+        })}>${drained ? "Activate" : "Drain"}</button></p>`}</section>`;
     })}</div>`;
 }
 
@@ -84,12 +84,12 @@ function Services({ services, act, show }) {
       <p class="dim">${image(s.Spec)}${((s.Endpoint || {}).Ports || []).map((p) => ` · ${p.PublishedPort}→${p.TargetPort}/${p.Protocol}`)}</p>
       ${update && update.State && html`<p>Update: <b>${update.State}</b> ${update.Message}</p>`}
       <p class="actions">
-        ${replicated && html`<button onClick=${() => act({ title: `Scale ${title}`, verb: "Scale",
+        ${act && replicated && html`<button onClick=${() => act({ title: `Scale ${title}`, verb: "Scale",
           fields: [{ name: "replicas", label: "Replicas", type: "number", min: 0, value: replicated.Replicas, required: true }],
           run: (v) => updateService(s.ID, (spec) => { spec.Mode.Replicated.Replicas = Number(v.replicas); }) })}>Scale</button>`}
-        <button onClick=${() => act({ title: `Update ${title}`, verb: "Update", text: "Tasks are replaced as its update settings say.",
+        ${act && html`<button onClick=${() => act({ title: `Update ${title}`, verb: "Update", text: "Tasks are replaced as its update settings say.",
           fields: [{ name: "image", label: "Image", value: image(s.Spec), required: true }],
-          run: (v) => updateService(s.ID, (spec) => { spec.TaskTemplate.ContainerSpec.Image = v.image; }) })}>Update</button>
+          run: (v) => updateService(s.ID, (spec) => { spec.TaskTemplate.ContainerSpec.Image = v.image; }) })}>Update</button>`}
         <button onClick=${() => show({ title: `Logs of ${title}`, path: `/services/${encodeURIComponent(s.ID)}/logs`, tty: !!(s.Spec.TaskTemplate.ContainerSpec || {}).TTY })}>Logs</button>
       </p></section>`;
   })}</div>`;
@@ -171,8 +171,29 @@ const Start = ({ info }) => html`<section class="card start"><h2>No cluster to s
     <p>On each further host, run the command that this prints:</p><pre>fleet swarm join-token worker</pre>
     <p>This page shows the cluster as soon as there is one.</p>`}</section>`;
 
+function SignIn({ done }) {
+  const [fault, setFault] = useState(""), [busy, setBusy] = useState(false);
+  const submit = async (event) => {
+    event.preventDefault();
+    setBusy(true);
+    try {
+      await signIn(new FormData(event.target).get("token"));
+      done();
+    } catch (error) {
+      setFault(error.message);
+      setBusy(false);
+    }
+  };
+  return html`<section class="card start"><h2>Sign in</h2><form onSubmit=${submit}>
+    <p>With a token that an administrator made for you: <code>fleet token create USER</code></p>
+    <label>Token <input name="token" type="password" autocomplete="off" required /></label>
+    ${fault && html`<p class="reason" role="alert">${fault}</p>`}
+    <p class="actions"><button class="main" disabled=${busy}>Sign in</button></p></form></section>`;
+}
+
 function App() {
   const [state, setState] = useState(null), [fault, setFault] = useState(""), [events, setEvents] = useState([]);
+  const [signedOut, setSignedOut] = useState(false);
   const [view, setView] = useState(VIEWS.find((v) => "#" + v.toLowerCase() === location.hash) || "Cluster");
   const [filter, setFilter] = useState(""), [action, setAction] = useState(null), [logs, setLogs] = useState(null);
   const refresh = useRef(() => {});
@@ -184,8 +205,13 @@ function App() {
       try {
         setState(await readCluster());
         setFault("");
+        setSignedOut(false);
       } catch (error) {
-        setFault(error.message);
+        if (isSignedOut(error)) {
+          setSignedOut(true);
+          setState(null);
+          setEvents([]);
+        } else setFault(error.message);
       }
       busy = false;
       if (again) { again = false; soon(); }
@@ -208,17 +234,20 @@ function App() {
     return () => { clearInterval(timer); stop.abort(); removeEventListener("hashchange", moved); };
   }, []);
   const open = (task) => { setFilter(task.ID); location.hash = "#tasks"; };
-  const cluster = state && state.cluster;
+  const cluster = state && state.cluster, who = (state && state.who) || {};
+  const act = who.Role === "viewer" ? null : setAction, rule = who.Role === "admin" ? setAction : null;
+  if (signedOut) return html`<header><h1>fleet</h1></header><main><${SignIn} done=${() => refresh.current()} /></main>`;
   return html`<header><h1>fleet</h1>${cluster && html`<nav aria-label="Views">${VIEWS.map((v) => html`<a key=${v} href=${"#" + v.toLowerCase()}
-      aria-current=${v === view ? "page" : undefined}>${v}</a>`)}</nav>`}</header>
+      aria-current=${v === view ? "page" : undefined}>${v}</a>`)}</nav>`}
+    ${who.User && html`<span class="who">${who.User} (${who.Role})${who.Session && html` <button onClick=${() => signOut().catch(() => {}).then(() => refresh.current())}>Sign out</button>`}</span>`}</header>
     <main>${fault && html`<p class="reason" role="alert">${fault}</p>`}
       ${!state && !fault && html`<p class="empty">Reading the cluster…</p>`}
       ${state && !cluster && html`<${Start} info=${state.info} />`}
-      ${cluster && view === "Cluster" && html`<${Cluster} cluster=${cluster} act=${setAction} open=${open} />`}
-      ${cluster && view === "Services" && html`<p class="actions"><button class="main" onClick=${() => setAction(createService)}>Create service</button></p>
-        <${Services} services=${cluster.services} act=${setAction} show=${setLogs} />`}
+      ${cluster && view === "Cluster" && html`<${Cluster} cluster=${cluster} act=${rule} open=${open} />`}
+      ${cluster && view === "Services" && html`${act && html`<p class="actions"><button class="main" onClick=${() => setAction(createService)}>Create service</button></p>`}
+        <${Services} services=${cluster.services} act=${act} show=${setLogs} />`}
       ${cluster && view === "Tasks" && html`<${Tasks} cluster=${cluster} filter=${filter} setFilter=${setFilter} show=${setLogs} />`}
-      ${cluster && view === "Stacks" && html`<${Stacks} cluster=${cluster} act=${setAction} show=${setLogs} />`}
+      ${cluster && view === "Stacks" && html`<${Stacks} cluster=${cluster} act=${act} show=${setLogs} />`}
       ${cluster && view === "Events" && html`<${Events} events=${events} />`}</main>
     ${action && html`<${Confirm} action=${action} close=${() => setAction(null)} done=${() => refresh.current()} />`}
     ${logs && html`<${Logs} logs=${logs} close=${() => setLogs(null)} />`}`;
