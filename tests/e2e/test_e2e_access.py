@@ -175,6 +175,9 @@ def test_a_shell_in_a_task_of_another_node_is_for_operators(site: Site) -> None:
         refused = site.fleet(viewer, "exec", name, "true")
         assert refused.returncode != 0 and "needs the role operator" in refused.stderr
     assert site.fleet(viewer, "service", "logs", "web").returncode == 0
+    told = site.lab.log_path("w1").read_text()
+    asked = [json.loads(line) for line in told.splitlines() if "asked by a manager" in line]
+    assert {line["user"] for line in asked} == {"otto"}, "the node of the task is told who asked"
 
 
 def test_operators_do_not_get_at_hosts_without_being_allowed_to(site: Site) -> None:

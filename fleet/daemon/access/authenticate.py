@@ -142,7 +142,10 @@ class Authenticator:
         return principal_of(user, token_id=token.id, is_session=True)
 
     def _note(self, token: Token) -> None:
-        task = asyncio.create_task(self._control().tokens.note_use(token), name="token use")
+        tokens = self._control().tokens
+        if not tokens.is_use_due(token):
+            return
+        task = asyncio.create_task(tokens.note_use(token), name="token use")
         self._noting.add(task)
         task.add_done_callback(self._noting.discard)
 

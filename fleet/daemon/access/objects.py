@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fleet import errors
 from fleet.containers import Container, ContainerEngine
@@ -15,10 +16,12 @@ from fleet.containers.host_access import host_access_of
 from fleet.daemon.access.host_access import wishes_of_task
 from fleet.daemon.access.principal import Principal
 from fleet.daemon.access.table import Object
-from fleet.daemon.remote import RemoteTasks
 from fleet.model.service import Service
 from fleet.model.task import Task
 from fleet.store import Store
+
+if TYPE_CHECKING:
+    from fleet.daemon.remote import RemoteTasks
 
 __all__ = ["Found", "Objects"]
 

@@ -8,10 +8,14 @@ from typing import Final
 
 from fleet.model.access import AccessRole, Scope, User, is_within
 
-__all__ = ["LOCAL", "PRINCIPAL", "Principal", "principal_of"]
+__all__ = ["LOCAL", "PRINCIPAL", "USER_HEADER", "Principal", "principal_of"]
 
 PRINCIPAL: Final = "fleet.principal"
 """Where the gate leaves it in a request's scope, for the audit log and the routes."""
+
+
+USER_HEADER: Final = "X-Fleet-User"
+"""Between a manager and the node of a task: who asked. Believed of managers alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 import httpx
@@ -55,11 +55,14 @@ class Peers:
         body: bytes | AsyncIterator[bytes] = b"",
         answer_s: float | None = 60.0,
         query: dict[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """One call. Raises the other host's error, or ``UnavailableError`` when it cannot be reached."""
         async with self.client(answer_s=answer_s) as client:
             try:
-                answer = await client.request(method, f"https://{address}{path}", content=body, params=query)
+                answer = await client.request(
+                    method, f"https://{address}{path}", content=body, params=query, headers=headers
+                )
             except httpx.HTTPError as cause:
                 raise errors.UnavailableError(
                     f"{host} cannot be reached at {address}: {str(cause) or type(cause).__name__}"

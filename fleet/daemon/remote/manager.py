@@ -19,6 +19,7 @@ from fleet.agent.http.hijack import Connection, Hijacked
 from fleet.agent.http.streams import MULTIPLEXED, RAW, both_ways
 from fleet.api.http import json_response, problem, read_body
 from fleet.containers.engine import ContainerEngine
+from fleet.daemon.access.principal import PRINCIPAL, USER_HEADER, Principal
 from fleet.daemon.moves.peers import Peers
 from fleet.logs import get_logger
 from fleet.manager.assignments import slot_name
@@ -141,7 +142,8 @@ class RemoteTasks:
     async def _of_container(self, request: Request, container_id: str, place: _Place, *, what: str) -> Response:
         path = f"/cluster/v1/containers/{container_id}/{what}"
         body = await read_body(request, limit=_BODY_MAX) if what == "exec" else b""
-        answer = await self._peers.ask(request.method, place.address, path, host=place.hostname, body=body)
+        who = _asked_by(request)
+        answer = await self._peers.ask(request.method, place.address, path, host=place.hostname, body=body, headers=who)
         if what == "json":
             return json_response(answer)
         is_tty = bool((parse_json(body, dict, what="exec") if body else {}).get("Tty"))
@@ -154,13 +156,17 @@ class RemoteTasks:
         path = f"/cluster/v1/exec/{exec_id}/{what}"
         if what != "start":
             query = dict(request.query_params)
-            answer = await self._peers.ask(request.method, place.address, path, host=place.hostname, query=query)
+            answer = await self._peers.ask(
+                request.method, place.address, path, host=place.hostname, query=query, headers=_asked_by(request)
+            )
             return json_response(answer) if what == "json" else Response(status_code=200)
         body = await read_body(request, limit=_BODY_MAX)
         if parse_json(body or b"{}", StartBody, what="exec start").detach:
-            await self._peers.ask("POST", place.address, path, host=place.hostname, body=body)
+            await self._peers.ask(
+                "POST", place.address, path, host=place.hostname, body=body, headers=_asked_by(request)
+            )
             return Response(status_code=200)
-        far = await self._open(exec_id, place)
+        far = await self._open(exec_id, place, _asked_by(request))
 
         async def run(near: Connection) -> None:
             try:
@@ -174,12 +180,13 @@ class RemoteTasks:
             await far.close()
             raise
 
-    async def _open(self, exec_id: str, place: _Place) -> ClientConnection:
+    async def _open(self, exec_id: str, place: _Place, who: dict[str, str]) -> ClientConnection:
         try:
             return await connect(
                 f"wss://{place.address}/cluster/v1/exec/{exec_id}/stream",
                 ssl=self._peers.context(),
                 server_hostname="fleet-node",
+                additional_headers=who,
                 compression=None,
                 open_timeout=_OPEN_S,
                 close_timeout=1.0,
@@ -206,6 +213,12 @@ async def _carry(near: Connection, far: ClientConnection) -> None:
         await near.wait_lost()
 
     await both_ways(outwards(), inwards())
+
+
+def _asked_by(request: Request) -> dict[str, str]:
+    """The header that tells the task's node who asked, for its log; this manager has let that user do it."""
+    principal: Principal | None = request.scope.get(PRINCIPAL)
+    return {USER_HEADER: principal.user or principal.role.value} if principal is not None else {}
 
 
 def _container_of(task: Task) -> str:

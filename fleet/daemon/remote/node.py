@@ -15,6 +15,8 @@ from fleet.agent.http.container_json import container_inspect
 from fleet.agent.http.networks import NetworkNames
 from fleet.api.http import json_response
 from fleet.containers.engine import ContainerEngine
+from fleet.daemon.access.principal import USER_HEADER
+from fleet.identity.certificates import PeerIdentity
 from fleet.logs import get_logger
 from fleet.model.node import NodeRole
 
@@ -24,7 +26,9 @@ log = get_logger("remote-exec")
 
 _TASK_LABEL = "com.docker.swarm.task.id"
 
-Caller = Callable[..., object]
+_USER_MAX = 64
+
+Caller = Callable[..., PeerIdentity]
 
 
 def cluster_exec_routes(engine: ContainerEngine, caller: Caller) -> APIRouter:
@@ -35,11 +39,15 @@ def cluster_exec_routes(engine: ContainerEngine, caller: Caller) -> APIRouter:
             raise errors.ForbiddenError(f"container {name} is of no task: only its own host's users may reach it")
 
     def check(connection: HTTPConnection) -> None:
-        caller(connection, role=NodeRole.MANAGER)
+        peer = caller(connection, role=NodeRole.MANAGER)
         if name := connection.path_params.get("name"):
             check_container(name)
         if exec_id := connection.path_params.get("exec_id"):
             check_container(engine.execs.inspect(exec_id).container_id)
+        if connection.scope.get("method") == "POST" or connection.scope["type"] == "websocket":
+            # Who it is, only a manager is believed: one that could not prove to be a manager has been refused above.
+            user = connection.headers.get(USER_HEADER, "")[:_USER_MAX]
+            log.info("asked by a manager", path=connection.scope["path"], manager=peer.node_id, user=user)
 
     names = NetworkNames(engine)
     routes = APIRouter(prefix="/cluster/v1")

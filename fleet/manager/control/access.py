@@ -11,6 +11,7 @@ import msgspec
 
 from fleet import errors
 from fleet.identity.api_tokens import API_SECRET_BYTES, make_api_token, parse_api_token, secret_digest, secret_matches
+from fleet.logs import get_logger
 from fleet.manager.control.context import Context, required_version
 from fleet.manager.control.service_spec import check_labels
 from fleet.model.access import AccessRole, Token, User, UserSpec
@@ -20,6 +21,8 @@ from fleet.model.wire import Value
 from fleet.store import Transaction
 
 __all__ = ["MadeToken", "TokenControl", "TokenWish", "UserControl"]
+
+log = get_logger("access")
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9@._-]{0,63}")
 _USERS_MAX: Final = 10_000
@@ -197,18 +200,22 @@ class TokenControl:
             raise errors.UnauthorizedError(f"user {user.spec.name} is disabled; ask an administrator")
         return user
 
+    def is_use_due(self, token: Token) -> bool:
+        """Whether ``note_use`` would write."""
+        return token.id not in self._noting and _is_worth_noting(token, self._context.now())
+
     async def note_use(self, token: Token) -> None:
         """Write that it is in use, unless that was written lately. A write that fails is not tried again: the next use does."""
-        now = self._context.now()
-        if token.id in self._noting or not _is_worth_noting(token, now):
+        if not self.is_use_due(token):
             return
+        now = self._context.now()
         self._noting.add(token.id)
         try:
             present = self._store.tokens.get(token.id)
             if present is not None and _is_worth_noting(present, now):
                 await self._store.commit(Transaction().replace(msgspec.structs.replace(present, last_used_at=now)))
-        except (errors.ConflictError, errors.UnavailableError):
-            pass  # removed meanwhile, noted by another manager, or nobody can write now
+        except errors.FleetError as cause:  # removed meanwhile, noted by another manager, or nobody can write now
+            log.debug("use of a token not noted", token=token.id, cause=str(cause))
         finally:
             self._noting.discard(token.id)
 

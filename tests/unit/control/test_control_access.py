@@ -8,13 +8,23 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.memory_engine import MemoryEngine
+from support.objects import NOW
 
 from fleet import errors
+from fleet.clock import SystemClock
+from fleet.daemon.node_identity import USERS_FILE, _save_names, known_users
 from fleet.identity.api_tokens import make_api_token, parse_api_token
+from fleet.identity.authority import create_root
+from fleet.manager.control import ControlApi
 from fleet.manager.control.access import TokenWish
+from fleet.manager.root_rotation import trust_of
 from fleet.model.access import AccessRole, UserSpec, is_within
+from fleet.model.cluster import Authority
 from fleet.model.common import SECOND_NS
-from fleet.model.ids import TokenId
+from fleet.model.ids import ClusterId, TokenId
+from fleet.store import Store, Transaction
+from fleet.store.backup import BackupReader, backup_lines, put_into
 
 replace = msgspec.structs.replace
 SHOP = {"com.docker.stack.namespace": "shop"}
@@ -186,3 +196,46 @@ def test_a_scope_is_all_labels_of_any_selector() -> None:
     assert not is_within(scope, {"team": "blue"})
     assert not is_within(scope, {})
     assert not is_within(({},), {"a": "b"}), "an empty selector selects nothing rather than everything"
+
+
+def test_a_backup_brings_users_and_tokens_to_another_cluster_s_managers(run) -> None:
+    async def body(world) -> None:
+        user = await made(world, scope=(SHOP,))
+        token = await world.api.tokens.create(TokenWish(user="anna"))
+        lines = backup_lines(world.engine, cluster_id=ClusterId("c" * 25), created_at=NOW, sealing_key=bytes(32))
+        reader = BackupReader()
+        async for line in lines:
+            reader.feed(line)
+        engine = MemoryEngine()
+        await engine.start()
+        await put_into(engine, reader.finish()[1])
+        store = await Store.open(engine)
+        found, _ = ControlApi(store, SystemClock(), bytes).tokens.owner(token.text)
+        assert replace(found, version=user.version) == user
+        await store.close()
+        await engine.close()
+
+    run(body)
+
+
+def test_every_node_is_told_the_names_of_users_removed_ones_too(run) -> None:
+    async def body(world) -> None:
+        await made(world)
+        await made(world, "bea")
+        await world.api.users.remove("bea")
+        root = create_root(ClusterId("c" * 25), NOW)
+        authority = Authority(created_at=NOW, updated_at=NOW, certificate_pem=root.cert_pem, key_pem=root.key_pem)
+        await world.store.commit(Transaction().create(authority))
+        trust = trust_of(world.store)
+        assert trust is not None
+        assert trust.users == ("anna", "bea")
+
+    run(body)
+
+
+def test_a_node_keeps_the_names_for_its_next_start(tmp_path) -> None:
+    _save_names(tmp_path / USERS_FILE, frozenset({"anna", "bea"}))
+    assert known_users(tmp_path) == {"anna", "bea"}
+    assert (tmp_path / USERS_FILE).stat().st_mode & 0o077 == 0
+    (tmp_path / USERS_FILE).write_text("{")
+    assert known_users(tmp_path) == frozenset()
