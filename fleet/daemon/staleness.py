@@ -12,7 +12,9 @@ from fleet.manager.majority import Majority
 
 __all__ = ["StaleState"]
 
-_CLUSTER: Final = ("/services", "/tasks", "/nodes", "/secrets", "/configs", "/swarm")
+_CLUSTER: Final = (
+    "/services", "/tasks", "/nodes", "/secrets", "/configs", "/swarm", "/fleet/v1/users", "/fleet/v1/tokens"
+)  # fmt: skip
 _LOCAL: Final = ("/swarm/init", "/swarm/join", "/swarm/leave", "/swarm/unlock")
 
 

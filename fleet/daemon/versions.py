@@ -17,6 +17,7 @@ _HEADERS: Final = (
     (b"api-version", API_VERSION_MAX.encode()),
     (b"docker-experimental", b"false"),
     (b"ostype", b"linux"),
+    (b"x-content-type-options", b"nosniff"),
     (b"server", f"fleet/{__version__} (linux)".encode()),
 )
 

@@ -10,6 +10,8 @@ import msgspec
 
 from fleet import errors
 from fleet.manager.control import ControlApi
+from fleet.manager.control.access import TokenWish
+from fleet.model.access import UserSpec
 from fleet.model.common import SECOND_NS
 from fleet.model.network import NetworkSpec
 from fleet.model.node import Availability
@@ -46,6 +48,10 @@ class Workload:
         self._numbers = 0
         self.kept: dict[str, str] = {}
         """Name -> id of each config that was acknowledged and not asked to go."""
+        self.tokens: dict[str, str] = {}
+        """Text -> id of each token that was acknowledged and not asked to go."""
+        self.revoked: list[str] = []
+        """Texts of those whose removal was acknowledged."""
         self.done: dict[str, int] = {"acknowledged": 0, "refused": 0, "unknown": 0}
 
     async def run(self, seconds: float) -> None:
@@ -62,6 +68,7 @@ class Workload:
             kinds += (self._create_service, self._change_service, self._change_service, self._change_service)
             kinds += (self._change_service, self._remove_service, self._change_node, self._create_network)
             kinds += (self._rotate_sealing_key, self._rebalance, self._change_rebalancing)
+            kinds += (self._create_token, self._remove_token)
             await self._chance.choice(kinds)()
 
     async def ask(self, call: Callable[[ControlApi], Awaitable[Any]], *, host: str = "") -> tuple[str, Any]:
@@ -130,6 +137,37 @@ class Workload:
             name = self._chance.choice(sorted(self.kept))
             id_ = self.kept.pop(name)
             await self.ask(lambda api: api.configs.remove(id_))
+
+    # -- users and their tokens
+
+    async def _create_token(self) -> None:
+        async def create(api: ControlApi) -> Any:
+            if api.users.named("ann") is None:
+                await api.users.create(UserSpec(name="ann"))
+            return await api.tokens.create(TokenWish(user="ann"))
+
+        outcome, made = await self.ask(create)
+        if outcome == "acknowledged":
+            self.tokens[made.text] = made.token.id
+
+    async def _remove_token(self) -> None:
+        if not self.tokens:
+            return
+        text = self._chance.choice(sorted(self.tokens))
+        id_ = self.tokens.pop(text)
+
+        async def remove(api: ControlApi) -> None:
+            api.tokens.owner(text)
+            await api.tokens.remove(id_)
+            try:
+                api.tokens.owner(text)
+            except errors.UnauthorizedError:
+                return
+            self._world.fail(f"token {id_} is taken by the manager that has just removed it")
+
+        outcome, _ = await self.ask(remove)
+        if outcome == "acknowledged":
+            self.revoked.append(text)
 
     # -- services
 

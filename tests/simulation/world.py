@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 
+from fleet import errors
 from fleet.manager.control import ControlApi
+from fleet.manager.control.access import TokenControl
 from fleet.manager.rebalancing import plan_rebalancing, wants_automatic
 from fleet.model.cluster import Cluster
 from fleet.model.ids import ClusterId, NetworkId
@@ -306,6 +308,22 @@ class World:
         for name, id_ in self.workload.kept.items():
             if id_ not in configs:
                 self.fail(f"config {name}, whose creation was acknowledged, is gone")
+        for host in self.hosts:
+            if host.role is not None:
+                self._check_tokens(host.name, host.role.control.tokens)
+
+    def _check_tokens(self, name: str, tokens: TokenControl) -> None:
+        for text in (*self.workload.tokens, *self.workload.revoked):
+            try:
+                tokens.owner(text)
+            except errors.UnauthorizedError:
+                is_taken = False
+            else:
+                is_taken = True
+            if is_taken is not (text in self.workload.tokens):
+                self.fail(
+                    f"{name}: token {text[:20]} is {'' if is_taken else 'not '}taken, against what was acknowledged"
+                )
 
     async def _stays(self) -> None:
         """Nothing happens any more, and all managers show the same."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from fleet.api.http import json_response, read_struct
+from fleet.api.http import json_response, read_body
 from fleet.api.render import Json
 from fleet.daemon.access.authenticate import Authenticator
 from fleet.daemon.access.principal import LOCAL, PRINCIPAL, Principal
 from fleet.daemon.access.sessions import COOKIE
-from fleet.model.wire import Value
+from fleet.model.wire import Value, parse_json
 
 __all__ = ["access_routes"]
+
+_BODY_MAX = 4096
+"""Bytes: whoever reaches the listener may send one."""
 
 _ATTRIBUTES = "Path=/; Secure; HttpOnly; SameSite=Strict"
 
@@ -33,7 +36,7 @@ def access_routes(authenticator: Authenticator) -> APIRouter:
 
     @routes.post("/fleet/v1/session")
     async def sign_in(request: Request) -> Response:
-        wish = await read_struct(request, _SignIn, what="sign-in")
+        wish = parse_json(await read_body(request, limit=_BODY_MAX), _SignIn, what="sign-in")
         principal, cookie, key = authenticator.sign_in(request.scope, wish.token)
         request.scope[PRINCIPAL] = principal
         answer = json_response({**_principal_json(principal), "Key": key}, status=201)
