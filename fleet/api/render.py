@@ -117,7 +117,7 @@ def task_json(task: Task, networks: Mapping[str, Network]) -> Json:
         result["NodeID"] = task.node_id
     status = to_builtins(task.status)
     status["State"] = task.status.state.value
-    for key in ("AppliedBy", "AppliedAt", "RunningSince"):
+    for key in ("AppliedBy", "AppliedAt", "RunningSince", "Copied"):
         status.pop(key, None)
     container = task.status.container_status
     if container is not None:

@@ -74,7 +74,7 @@ def wants_automatic(store: Store, cluster: Cluster | None) -> bool:
 
 def under_way_until(task: Task) -> datetime | None:
     """When the move that the task is part of has come to its end at the latest; None if it is part of none that goes on."""
-    if task.move is not None and task.is_moving:
+    if task.move is not None and task.is_moving and not task.move.data:
         return task.move.since + 2 * MOVE_PATIENCE  # the orchestrator ends it after one
     if task.toward and is_runnable(task) and task.status.state.rank < TaskState.RUNNING.rank:
         return task.created_at + MOVE_PATIENCE

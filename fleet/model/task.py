@@ -4,8 +4,8 @@ Ownership of a task's fields (one writer each):
 ``desired_state``, ``hold``       the orchestrator (only ever grows)
 ``status`` up to *assigned*       the manager (allocator: pending, scheduler: assigned)
 ``status`` after that             the agent, except *orphaned* (manager, for a node that is gone for good)
-``node_id``                       the scheduler, once (the orchestrator for global services)
-``move``                          the rebalancer begins it, the orchestrator goes on with it and ends it
+``node_id``                       the scheduler, once (the orchestrator for global services and where data is)
+``move``                          the rebalancer or the API begins it, the orchestrator goes on with it and ends it
 ``network_attachments``           the allocator, before *pending*
 """
 
@@ -27,6 +27,7 @@ __all__ = [
     "ContainerStatus",
     "Hold",
     "Move",
+    "MovedFrom",
     "Preempted",
     "PortStatus",
     "Task",
@@ -117,6 +118,8 @@ class TaskStatus(Value, frozen=True, kw_only=True):
     applied_at: datetime | None = None
     running_since: datetime | None = None
     """When the manager first learned that it runs, by the manager's clock; stays once it has ended. Fleet's own."""
+    copied: bool = False
+    """Of a task with ``moved_from``: the other's data was copied while that ran, so it can be stopped now. Fleet's own."""
 
 
 class Attachment(Value, frozen=True, kw_only=True):
@@ -147,15 +150,26 @@ class Hold(Value, frozen=True, kw_only=True):
 
 
 class Move(Value, frozen=True, kw_only=True):
-    """A running task is to leave its node though nothing is wrong there. Set by the rebalancer; the rest is the orchestrator's.
+    """A running task is to leave its node though nothing is wrong there. Set by the rebalancer, or for a person who asked; the
+    rest is the orchestrator's.
 
-    ``successor``: made to take its place, with start-first. ``ended``: why it stays where it is after all.
+    ``successor``: made to take its place, with start-first or ``data``. ``ended``: why it stays where it is after all.
+    ``data``: its volumes and its writable layer go along, so the other node must be ``to``.
     """
 
     to: NodeId
     since: datetime
     successor: TaskId = TaskId("")
     ended: str = ""
+    data: bool = False
+
+
+class MovedFrom(Value, frozen=True, kw_only=True):
+    """Whose data a task takes over before it starts: its slot's former task, and the node that has its container. That may be
+    its own node, when a move did not come about and the old data is used where it is."""
+
+    task: TaskId
+    node: NodeId
 
 
 class Preempted(Value, frozen=True, kw_only=True):
@@ -200,11 +214,23 @@ class Task(Value, frozen=True, kw_only=True):
     preempted: Preempted | None = None
     toward: NodeId = NodeId("")
     """The node that the orchestrator would have it on; the scheduler takes another when that can not take it."""
+    moved_from: MovedFrom | None = None
+    """Set by the orchestrator when it makes the task, together with ``node_id``: no other node will do."""
 
     @property
     def is_moving(self) -> bool:
         """To leave its node, which has not come about yet."""
         return self.move is not None and not self.move.ended and is_runnable(self)
+
+    @property
+    def is_arriving(self) -> bool:
+        """It is to take over another's data, and has not run with it yet."""
+        return self.moved_from is not None and not self.has_run
+
+    @property
+    def has_run(self) -> bool:
+        """As far as the managers know."""
+        return self.status.running_since is not None or self.status.state is TaskState.RUNNING
 
     @property
     def desired_outcome(self) -> TaskState:

@@ -25,6 +25,8 @@ def check_plan(view: ServiceView, plan: Plan, *, now: datetime) -> None:
         _require(old.desired_state is TaskState.READY, "released though not held", old)
         held_until = old.hold.not_before if old.hold is not None else None
         _require(held_until is None or now >= held_until, "released before its restart delay was over", old)
+        has_data = not old.is_arriving or old.status.state.rank >= TaskState.READY.rank
+        _require(has_data, "released before its data came", old)
     for task in plan.create:
         _require(not view.service.pending_delete, "made for a service that is to be deleted", task)
         _require(not task.status.state.is_terminal, "made in a terminal state", task)
@@ -70,7 +72,8 @@ def _check_slots(view: ServiceView, plan: Plan) -> None:
     for tasks in runnable.values():
         fresh = [t for t in tasks if not view.is_stale(t) and place_of(t, view) is Place.GOOD]
         _require(len(fresh) <= 1, "shares its slot with its like", tasks[0])
-        _require(len(tasks) <= (2 if overlap else 1), "shares its slot", tasks[0])
+        is_followed = overlap or any(task.move is not None and task.move.data for task in tasks)
+        _require(len(tasks) <= (2 if is_followed else 1), "shares its slot", tasks[0])
     spec = view.service.spec
     if not spec.is_global and not spec.is_job and len(runnable) > spec.replicas:
         raise errors.InvariantError(f"plan leaves {len(runnable)} slots of {spec.name}, wanted {spec.replicas}")

@@ -12,7 +12,7 @@ import enum
 
 from fleet.model.node import Availability, Node, NodeState
 from fleet.model.taints import keeps_away, service_tolerations
-from fleet.model.task import Task
+from fleet.model.task import Task, TaskState
 from fleet.orchestrator.view import ServiceView
 
 __all__ = ["Place", "is_lost", "place_of"]
@@ -25,18 +25,24 @@ class Place(enum.Enum):
     UNSUITABLE = "unsuitable"
     """Drained, tainted and not tolerating it, against its constraints, or preempted: it must leave, and can be told so."""
     MOVING = "moving"
-    """To leave it for a better one (``moves``)."""
+    """To leave it for a better one (``moves``), or with its data (``carrying``)."""
     LOST = "lost"
     """Down or removed: it can not be told."""
 
 
 def place_of(task: Task, view: ServiceView) -> Place:
-    """*Good* also for a task without a node: it has nothing to lose."""
+    """*Good* also for a task without a node: it has nothing to lose. Where data is that a task needs, a node that is down is
+    waited for, for a while (``carrying``)."""
     if not task.node_id:
         return Place.GOOD
     node = view.nodes.get(task.node_id)
     if node is None or is_lost(node):
-        return Place.LOST
+        if node is None or node.removed:
+            return Place.LOST
+        if task.is_moving and task.move is not None and task.move.data:
+            return Place.MOVING
+        waits = task.is_arriving and task.status.state.rank < TaskState.ASSIGNED.rank
+        return Place.GOOD if waits else Place.LOST
     if node.spec.availability is Availability.DRAIN:
         return Place.UNSUITABLE
     if task.spec.placement.constraints and not view.fits(task.spec, node):

@@ -30,7 +30,18 @@ from fleet.orchestrator.restart import hold_after
 from fleet.orchestrator.update import UpdateState, update_config
 from fleet.orchestrator.view import ServiceView, Slot
 
-__all__ = ["LABEL", "MOVE_PATIENCE", "Mobility", "Mode", "availability_floor", "mobility", "parse_mode", "plan_move"]
+__all__ = [
+    "LABEL",
+    "MOVE_PATIENCE",
+    "Mobility",
+    "Mode",
+    "availability_floor",
+    "give_up",
+    "is_settled",
+    "mobility",
+    "parse_mode",
+    "plan_move",
+]
 
 LABEL: Final = "fleet.rebalance"
 MOVE_PATIENCE: Final = timedelta(minutes=10)
@@ -83,7 +94,7 @@ def mobility(view: ServiceView, *, now: datetime) -> Mobility:
     if spec.is_global or spec.is_job or service.pending_delete:
         return Mobility(reason="only replicated services move")
     state = service.update_status.state if service.update_status else ""
-    if state not in _SETTLED or any(view.is_stale(task) for task in view.tasks if _runs(task)):
+    if not is_settled(view):
         return Mobility(reason=f"it is being updated{f' ({state})' if state else ''}")
     running = [task for task in view.tasks if _runs(task) and place_of(task, view) is Place.GOOD]
     if len(running) < replicas:
@@ -95,10 +106,13 @@ def mobility(view: ServiceView, *, now: datetime) -> Mobility:
         at_once = min(at_once, replicas - availability_floor(service))
         if at_once <= 0:
             return Mobility(reason="its only task would stop for a while (update order start-first avoids that)")
-    free = tuple(task for task in running if task.move is None or now >= task.move.since + _RETRY_AFTER)
-    return (
-        Mobility(tasks=free, at_once=at_once) if free else Mobility(reason="its moves were given up a short time ago")
-    )
+    free = [task for task in running if task.move is None or now >= task.move.since + _RETRY_AFTER]
+    if not free:
+        return Mobility(reason="its moves were given up a short time ago")
+    unbound = tuple(task for task in free if task.moved_from is None)
+    if not unbound:
+        return Mobility(reason="its tasks were moved by hand, with their data")
+    return Mobility(tasks=unbound, at_once=at_once)
 
 
 def plan_move(
@@ -116,13 +130,13 @@ def plan_move(
     move = old.move
     assert move is not None
     if is_paused or view.is_stale(old):
-        return _give_up(old, others, plan, now=now, reason="the service was updated meanwhile")
+        return give_up(old, others, plan, now=now, reason="the service was updated meanwhile")
     if update_config(view.service).order == "start-first":
         return _start_first(view, slot, old, others, plan, now=now, new_id=new_id)
     stopping = {task.id for task in plan.shut_down} | {old.id}
     running = sum(_runs(task) and task.id not in stopping for task in view.tasks)
     if running < availability_floor(view.service):
-        return _give_up(old, others, plan, now=now, reason=f"only {running} other tasks of the service run")
+        return give_up(old, others, plan, now=now, reason=f"only {running} other tasks of the service run")
     plan.want_shutdown(old, now=now)
     for task in others:
         plan.want_removal(task, now=now)
@@ -150,21 +164,27 @@ def _start_first(
     if found is None:
         gone = view.tasks_by_id.get(move.successor)
         why = f" ({gone.status.err or gone.status.state.value})" if gone is not None else ""
-        _give_up(old, others, plan, now=now, reason=f"task {move.successor} in its place ended{why}")
+        give_up(old, others, plan, now=now, reason=f"task {move.successor} in its place ended{why}")
     elif found.status.state is TaskState.RUNNING:
         for task in (old, *(other for other in others if other is not found)):
             plan.want_shutdown(task, now=now)
     elif now >= deadline:
         status = found.status
         why = status.err or f"it is {status.state.value}"
-        _give_up(old, others, plan, now=now, reason=f"task {found.id} in its place does not run ({why})")
+        give_up(old, others, plan, now=now, reason=f"task {found.id} in its place does not run ({why})")
     else:
         plan.waiting.append(
             Waiting(reason=WaitingFor.MOVED_TASK, service_id=view.service.id, slot=slot.key, until=deadline)
         )
 
 
-def _give_up(old: Task, others: list[Task], plan: Plan, *, now: datetime, reason: str) -> None:
+def is_settled(view: ServiceView) -> bool:
+    """No update is at work or stopped half-way, and none is due."""
+    state = view.service.update_status.state if view.service.update_status else ""
+    return state in _SETTLED and not any(view.is_stale(task) for task in view.tasks if _runs(task))
+
+
+def give_up(old: Task, others: list[Task], plan: Plan, *, now: datetime, reason: str) -> None:
     """The old task stays. What was to follow it goes without a trace in the slot's history, by which restarts are judged."""
     assert old.move is not None
     plan.move.append(_with(old, msgspec.structs.replace(old.move, ended=reason), now=now))

@@ -15,7 +15,7 @@ import msgspec
 
 from fleet.model.ids import NodeId, ServiceId, TaskId
 from fleet.model.service import Service
-from fleet.model.task import Hold, Task, TaskState, TaskStatus
+from fleet.model.task import Hold, MovedFrom, Task, TaskState, TaskStatus
 from fleet.orchestrator.view import SlotKey, wanted_spec
 
 __all__ = ["NewId", "Plan", "Waiting", "WaitingFor", "new_task"]
@@ -35,6 +35,7 @@ class WaitingFor(enum.StrEnum):
     UPDATE_MONITOR = "update monitor"
     UPDATE_PAUSED = "paused update"
     MOVED_TASK = "moved task to run"
+    MOVED_DATA = "data of a moved task to come"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +134,11 @@ def new_task(
     follows: Task | None = None,
     like: Task | None = None,
     toward: NodeId | None = None,
+    place: NodeId | None = None,
+    moved_from: MovedFrom | None = None,
 ) -> Task:
-    """A task for the slot, from the service's current spec, or made ``like`` another while an update is paused.
+    """A task for the slot, from the service's current spec, or made ``like`` another while an update is paused. No node but
+    ``place`` will do for it, if that is given.
 
     It is younger than the task it ``follows`` even when clocks of managers disagree, since age orders a slot's tasks.
     """
@@ -149,7 +153,7 @@ def new_task(
         service_name=service.spec.name,
         service_labels=service.spec.labels,
         slot=slot if isinstance(slot, int) else 0,
-        node_id=slot if not isinstance(slot, int) else NodeId(""),
+        node_id=slot if not isinstance(slot, int) else place or NodeId(""),
         spec=like.spec if like is not None else wanted_spec(service),
         spec_version=like.spec_version if like is not None else service.spec_version,
         request=service.request,
@@ -158,4 +162,5 @@ def new_task(
         desired_state=TaskState.READY if hold is not None else TaskState.RUNNING,
         hold=hold,
         toward=toward or NodeId(""),
+        moved_from=moved_from,
     )

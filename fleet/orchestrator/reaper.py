@@ -18,7 +18,7 @@ import msgspec
 from fleet.model.ids import NodeId, ServiceId, TaskId
 from fleet.model.node import Node, NodeState
 from fleet.model.service import Service
-from fleet.model.task import Task, TaskState
+from fleet.model.task import Task, TaskState, is_runnable
 from fleet.orchestrator.plan import Plan
 from fleet.orchestrator.view import Slot, ended_by_itself, group_slots
 
@@ -100,7 +100,7 @@ def _reap_history(slot: Slot, plan: Plan, *, limit: int) -> None:
     if limit < 0:
         return
     excess = len(slot.tasks) - limit
-    needed = _counted(slot)
+    needed = _counted(slot) | _carried(slot)
     for task in slot.tasks[:-1]:
         if excess <= 0:
             return
@@ -109,6 +109,15 @@ def _reap_history(slot: Slot, plan: Plan, *, limit: int) -> None:
         if task.status.state.is_terminal and task.desired_state is TaskState.SHUTDOWN:
             plan.delete_tasks.append(task)
             excess -= 1
+
+
+def _carried(slot: Slot) -> set[TaskId]:
+    """The tasks whose data another is to take over, or was to and did not: their containers must stay."""
+    return {
+        task.moved_from.task
+        for task in slot.tasks
+        if task.moved_from is not None and task.is_arriving and (is_runnable(task) or task is slot.newest)
+    }
 
 
 def _counted(slot: Slot) -> set[TaskId]:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from fleet.model.task import Task, TaskState
+from fleet.orchestrator.carrying import is_carried
 from fleet.orchestrator.eviction import Place, place_of
 from fleet.orchestrator.plan import NewId, Plan, new_task
 from fleet.orchestrator.slot import settle_slot
@@ -36,6 +37,8 @@ def plan_replicated(view: ServiceView, *, now: datetime, new_id: NewId) -> Plan:
         settle_slot(view, slot, plan, now=now, new_id=new_id, start_first=start_first, is_paused=paused)
     if plan.move:
         return plan  # written first: an update must not take a slot whose move is just begun, or given up for it
+    if any(is_carried(slot) for slot in kept.values()):
+        return plan  # an update would make a task without the data; it begins, or goes on, when that has come
     free = (number for number in itertools.count(1) if number not in kept)
     for number in itertools.islice(free, min(service.spec.replicas - len(kept), CREATES_MAX)):
         plan.create.append(new_task(service, slot=number, now=now, new_id=new_id))

@@ -22,7 +22,7 @@ from fleet.orchestrator.eviction import Place, is_lost, place_of
 from fleet.orchestrator.plan import Plan, Waiting, WaitingFor
 from fleet.orchestrator.view import ServiceView, Slot, ended_by_itself, slot_key
 
-__all__ = ["OLD_TASK_PATIENCE", "Replacement", "decide_replacement", "hold_after", "plan_release"]
+__all__ = ["OLD_TASK_PATIENCE", "Replacement", "decide_replacement", "hold_after", "may_run", "plan_release"]
 
 OLD_TASK_PATIENCE: Final = timedelta(seconds=60)
 """A replacement starts at the latest so long after it was made, even if the old task does not stop (RST-04)."""
@@ -72,12 +72,13 @@ def hold_after(view: ServiceView, slot: Slot, *stopping: Task, now: datetime) ->
     have waited for one that still runs, so looking at the newest is not enough.
     """
     for task in (*stopping, *slot.tasks):
-        if (task in stopping or task.desired_state.rank > TaskState.RUNNING.rank) and _may_run(view, task):
+        if (task in stopping or task.desired_state.rank > TaskState.RUNNING.rank) and may_run(view, task):
             return Hold(after_task=task.id, after_deadline=now + OLD_TASK_PATIENCE)
     return None
 
 
-def _may_run(view: ServiceView, task: Task) -> bool:
+def may_run(view: ServiceView, task: Task) -> bool:
+    """Whether its container may be running, and its end would be heard of."""
     state = task.status.state
     return TaskState.ASSIGNED.rank <= state.rank and not state.is_terminal and not is_lost(view.nodes.get(task.node_id))
 
@@ -102,7 +103,7 @@ def _waits_for_old(view: ServiceView, slot: Slot, held: Task, hold: Hold, *, now
     if hold.after_task is None or (hold.after_deadline is not None and now >= hold.after_deadline):
         return False
     return any(
-        _may_run(view, task)
+        may_run(view, task)
         for task in slot.tasks
         if task.id == hold.after_task
         or (task.created_at < held.created_at and task.desired_state.rank > TaskState.RUNNING.rank)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from fleet.model.task import Task, TaskState
+from fleet.orchestrator.carrying import is_before_stop, is_held, plan_arrival, plan_carrying, return_data
 from fleet.orchestrator.eviction import Place, place_of
 from fleet.orchestrator.moves import plan_move
 from fleet.orchestrator.plan import NewId, Plan, new_task
@@ -45,12 +46,25 @@ def settle_slot(
             moving.append(task)
         elif place is Place.UNSUITABLE and start_first and task.status.state is TaskState.RUNNING:
             leaving.append(task)
+        elif is_before_stop(task, view):
+            plan.want_removal(task, now=now)
         else:
             plan.want_shutdown(task, now=now)
     if moving and not leaving:
-        plan_move(view, slot, moving[-1], [*moving[:-1], *keepers], plan, now=now, new_id=new_id, is_paused=is_paused)
+        old, others = moving[-1], [*moving[:-1], *keepers]
+        step = plan_carrying if old.move is not None and old.move.data else plan_move
+        step(view, slot, old, others, plan, now=now, new_id=new_id, is_paused=is_paused)
         return
     keepers += moving
+    held = [task for task in keepers if is_held(task)]
+    if held and len(held) == len(keepers):
+        for task in leaving:  # its data is what its successor waits for
+            plan.want_shutdown(task, now=now)
+        plan_arrival(view, slot, held, plan, now=now, new_id=new_id)
+        return
+    for task in held:
+        plan.want_removal(task, now=now)
+        keepers.remove(task)
     if leaving:
         keepers = _see_off(view, slot, leaving, keepers, plan, now=now, is_paused=is_paused)
         leaving = [task for task in leaving if task.id not in {gone.id for gone in plan.shut_down[-len(slot.tasks) :]}]
@@ -108,6 +122,8 @@ def _replace_newest(
 ) -> bool:
     """Whether there is a successor now."""
     newest = slot.newest
+    if newest.is_arriving and (back := return_data(view, slot, newest, plan, now=now, new_id=new_id)) is not None:
+        return back
     is_stale = view.is_stale(newest)
     replacement = decide_replacement(view, slot, now=now, old_stays=old_stays, is_new_spec=is_stale and not is_paused)
     if replacement is None:

@@ -10,7 +10,10 @@ instead; the difference is then reviewed as prose. Time goes on only while somet
     fail SLOT | complete SLOT    the slot's running task ends
     drain|activate|down|up|remove NODE
     scale N | image NAME    as a user would
-    move SLOT NODE          the slot's task is to go there for balance; ``stuck NODE``: what is placed there never runs
+    move SLOT NODE          the slot's task is to go there for balance; ``stuck NODE``: what is placed there gets no further,
+                            until ``free NODE``
+    carry SLOT NODE         the slot's task is to go there with its data
+    copied SLOT | reject SLOT    what the agent says of the task that waits for data
 """
 
 from __future__ import annotations
@@ -71,14 +74,25 @@ class Scenario:
                 wish = Availability.DRAIN if verb == "drain" else Availability.ACTIVE
                 yield from self.change(words[0], lambda n: _replace_spec(n, availability=wish))
             case "down" | "up":
-                state = NodeState.DOWN if verb == "down" else NodeState.READY
-                yield from self.change(words[0], lambda n: _replace_status(n, state=state))
+                state, since = (NodeState.DOWN, self.cluster.now) if verb == "down" else (NodeState.READY, None)
+                yield from self.change(
+                    words[0], lambda n: msgspec.structs.replace(_replace_status(n, state=state), down_since=since)
+                )
             case "remove":
                 yield from self.change(words[0], lambda n: msgspec.structs.replace(n, removed=True))
-            case "move":
+            case "move" | "carry":
                 task = next(t for t in self.cluster.running() if str(t.slot) == words[0])
-                mark = Move(to=NodeId(words[1]), since=self.cluster.now)
+                mark = Move(to=NodeId(words[1]), since=self.cluster.now, data=verb == "carry")
                 self.cluster.tasks[task.id] = msgspec.structs.replace(task, move=mark)
+                yield from self.rest()
+            case "copied" | "reject":
+                task = next(t for t in self.cluster.runnable() if str(t.slot) == words[0] and t.is_arriving)
+                said = {"copied": True} if verb == "copied" else {"state": S.REJECTED, "err": "no room there"}
+                status = msgspec.structs.replace(task.status, **said)
+                self.cluster.tasks[task.id] = msgspec.structs.replace(task, status=status)
+                yield from self.rest()
+            case "free":
+                self.cluster.stuck.difference_update(map(NodeId, words))
                 yield from self.rest()
             case "stuck":
                 self.cluster.stuck.update(map(NodeId, words))

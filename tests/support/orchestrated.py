@@ -125,7 +125,9 @@ class Cluster:
             if state.is_terminal or (unwanted and state.rank < S.ASSIGNED.rank):
                 continue
             if state.rank < S.ASSIGNED.rank:
-                node_id = task.node_id or (node_for(task) if node_for else self._chosen(task))
+                node_id = self._given(task) or (node_for(task) if node_for else self._chosen(task))
+                if task.is_arriving and node_id != task.node_id:
+                    continue  # no other will do
                 if node_id:
                     self.assign(task, node_id)
                     moved = True
@@ -136,10 +138,24 @@ class Cluster:
             if unwanted:
                 self.observe(task, S.SHUTDOWN)
                 moved = True
+            elif task.is_arriving and state.rank < S.READY.rank:
+                moved |= task.node_id not in self.stuck and self._fetch(task)
             elif state.rank < task.desired_state.rank and task.node_id not in self.stuck:
                 self.observe(task, task.desired_state)
                 moved = True
         return moved
+
+    def _fetch(self, task: Task) -> bool:
+        """First while the old task runs, then what that wrote until it had stopped."""
+        assert task.moved_from is not None
+        old = self.tasks.get(task.moved_from.task)
+        if old is None or old.status.state.is_terminal:
+            self.observe(task, S.READY)
+            return True
+        if task.status.copied:
+            return False
+        self.tasks[task.id] = msgspec.structs.replace(task, status=msgspec.structs.replace(task.status, copied=True))
+        return True
 
     def run(self, rounds: int = 200) -> None:
         """Planning and everybody else in turn, until all is at rest; time goes on only to what is waited for."""
@@ -151,6 +167,11 @@ class Cluster:
                     return
                 self.now = max(self.now, plan.wake_at)
         raise AssertionError(f"no rest within {rounds} rounds")
+
+    def _given(self, task: Task) -> str:
+        node = self.nodes.get(task.node_id)
+        is_there = not task.is_arriving or (node is not None and node.status.state.value == "ready")
+        return task.node_id if is_there else ""
 
     def _chosen(self, task: Task) -> str:
         toward = self.nodes.get(task.toward)
