@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from fleet.agent.container_task import ContainerTasks
+from fleet.agent.container_task import ContainerTasks, TaskData
 from fleet.agent.dialer import manager_dialer
 from fleet.agent.guests import OverlayGuests
 from fleet.agent.image_sources import ImageLocator
@@ -58,6 +58,7 @@ class Agent:
         managers_changed: Callable[[tuple[str, ...]], None],
         trust_changed: Callable[[dispatch.Trust], None],
         description: Callable[[], NodeDescription],
+        data: TaskData | None = None,
     ) -> None:
         self._images = images
         self._locator = locator
@@ -75,6 +76,7 @@ class Agent:
                 locator=locator,
                 description=description,
                 calls=calls,
+                data=data,
             ),
             network_sync=NetworkSync(network, clock),
             reporter=reporter,

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import msgspec
 
 from fleet import errors
-from fleet.agent.controller import Exit
+from fleet.agent.controller import Exit, Progress
 from fleet.agent.image_sources import ImageLocator, close_all
 from fleet.agent.manager_calls import ManagerCalls
 from fleet.agent.payload_files import Payloads, payload_files
@@ -30,6 +30,7 @@ from fleet.containers import (
     Status,
 )
 from fleet.containers.logs import log_config
+from fleet.containers.subids import IdRange
 from fleet.images import Credentials, ImageStore, parse_registry_auth
 from fleet.logs import get_logger
 from fleet.model.defaults import stop_grace
@@ -41,12 +42,33 @@ from fleet.network.ipam import mac_for
 from fleet.network.topology import AttachmentSpec, HostPort
 from fleet.node_runtime.spec import ResourceLimits
 
-__all__ = ["ContainerTasks", "TaskSupplies", "container_config"]
+__all__ = ["ContainerTasks", "TaskData", "TaskSupplies", "container_config"]
 
 log = get_logger("container-task")
 
 _FETCH_RETRY_S: Final = 0.5
 _LABEL: Final = "com.docker.swarm."
+
+
+class TaskData(Protocol):
+    """What tasks take over from others; the daemon's, which talks to the hosts that have it."""
+
+    async def fetch(self, task: Task, *, image_id: str, ids: IdRange | None, progress: Progress) -> None:
+        """Everything is on this host, complete. ``ids``: those the task's container will have. Raises a transient ``FleetError``
+        for what passes."""
+        ...
+
+    def is_placed(self, task: Task) -> bool:
+        """Whether the task's container has it."""
+        ...
+
+    async def place(self, task: Task, container: Container) -> None:
+        """Give the fetched data to the container, which was made and not started."""
+        ...
+
+    async def discard(self, task: Task) -> None:
+        """The task will not start: nothing of what was fetched is left, and no volume that was made for it. Idempotent."""
+        ...
 
 
 class TaskSupplies(Payloads, Protocol):
@@ -69,8 +91,10 @@ class ContainerTasks:
         locator: ImageLocator,
         description: Callable[[], NodeDescription],
         calls: ManagerCalls | None = None,
+        data: TaskData | None = None,
     ) -> None:
         self._supplies = supplies
+        self._data = data
         self._calls = calls
         self._driven: dict[TaskId, dict[str, bytes]] = {}
         """Values that drivers gave, from a task's preparation until it has started or is removed."""
@@ -86,9 +110,26 @@ class ContainerTasks:
         except errors.NotFoundError:
             return None
 
+    async def fetch_data(self, task: Task, progress: Progress) -> None:
+        data = self._data_for(task)
+        if data.is_placed(task):
+            return
+        half = self._find(task)
+        if half is not None:  # a former daemon made it, and did not come to give it all of the data
+            await self._engine.remove(half.id, force=True, volumes=True)
+        await data.discard(task)
+        image_id = await self._ensure_image(task.spec)
+        config = container_config(task, await self._payloads(task), self._description())
+        await data.fetch(task, image_id=image_id, ids=await self._engine.ids_of(config), progress=progress)
+
+    def _data_for(self, task: Task) -> TaskData:
+        if self._data is None:
+            raise errors.RejectedFault(f"task {task.id} is to take data over, which this host cannot fetch")
+        return self._data
+
     async def prepare(self, task: Task) -> str:
         known = self._find(task)
-        if known is not None:
+        if known is not None and (task.moved_from is None or self._data_for(task).is_placed(task)):
             return known.id
         with self._images.holding() as hold:  # until a container has it
             hold(await self._ensure_image(task.spec))
@@ -96,6 +137,8 @@ class ContainerTasks:
                 await self._supplies.ensure_network(attachment.network_id)
             config = container_config(task, await self._payloads(task), self._description())
             container = await self._engine.create(config)
+            if task.moved_from is not None:
+                await self._data_for(task).place(task, container)
         return container.id
 
     async def _ensure_image(self, spec: TaskSpec) -> str:
@@ -192,6 +235,12 @@ class ContainerTasks:
 
     async def stop(self, task: Task) -> Exit | None:
         container = self._find(task)
+        if task.moved_from is not None and (container is None or container.state.status is Status.CREATED):
+            if container is not None:
+                await self._engine.remove(container.id, force=True, volumes=True)
+            if self._data is not None:
+                await self._data.discard(task)
+            return None
         if container is None:
             return None
         if container.state.status not in (Status.RUNNING, Status.PAUSED, Status.RESTARTING):

@@ -22,7 +22,7 @@ from fleet.clock import Clock
 from fleet.logs import about_requests, get_logger
 from fleet.model.task import ContainerStatus, PortStatus, Task, TaskState, TaskStatus
 
-__all__ = ["Controller", "Exit", "TaskRuntime"]
+__all__ = ["Controller", "Exit", "Progress", "TaskRuntime"]
 
 log = get_logger("controller")
 
@@ -42,8 +42,16 @@ class Exit:
     detail: str = ""
 
 
+Progress = Callable[[str, bool], None]
+"""Told how far it is, in words, and whether the old task may stop now."""
+
+
 class TaskRuntime(Protocol):
     """What a controller needs of the host. Every call is idempotent per task; blocking parts run elsewhere."""
+
+    async def fetch_data(self, task: Task, progress: Progress) -> None:
+        """What a task with ``moved_from`` takes over is on this host, complete; any number may do this at a time."""
+        ...
 
     async def prepare(self, task: Task) -> str:
         """Image, networks and container are there; returns the container's id."""
@@ -142,7 +150,10 @@ class Controller:
             case Step.ACCEPT:
                 self._enter(TaskState.ACCEPTED, "accepted")
             case Step.PREPARE:
-                self._enter(TaskState.PREPARING, "preparing")
+                if self.status.state is not TaskState.PREPARING or task.moved_from is None:
+                    self._enter(TaskState.PREPARING, "preparing")
+                if task.moved_from is not None:
+                    await self._unless_stopped(self._runtime.fetch_data(task, self._fetched))
                 async with self._limiter:
                     container_id = await self._unless_stopped(self._runtime.prepare(task))
                 if container_id is not None:
@@ -220,6 +231,7 @@ class Controller:
             err=err,
             container_status=container or old.container_status,
             port_status=PortStatus(ports=ports) if ports else old.port_status,
+            copied=old.copied,
         )
         if state is not old.state:
             change, asked = f"{old.state} -> {state}", about_requests([self.task.request])
@@ -228,6 +240,13 @@ class Controller:
                 f"task {old.state}", request=self.task.request, began=old.timestamp, ended=self.status.timestamp,
                 task=self.task.id, service=self.task.service_name, state=change, err=err,
             )  # fmt: skip
+        self._report(self.task, self.status)
+
+    def _fetched(self, message: str, is_copied: bool) -> None:
+        old = self.status
+        self.status = msgspec.structs.replace(
+            old, timestamp=self._clock.now(), message=message, copied=old.copied or is_copied, err=""
+        )
         self._report(self.task, self.status)
 
     def _note(self, err: str) -> None:

@@ -12,6 +12,7 @@ from fleet import errors
 from fleet.api.client import EngineError
 from fleet.cli import clock
 from fleet.cli.app import App, part, pass_app
+from fleet.cli.task_move import move_task
 from fleet.cli.widths import is_live
 
 __all__ = ["move"]
@@ -52,7 +53,17 @@ def move(
     Its files are copied while it runs; then it is stopped, what changed is copied, and it is started on the other host. If
     anything fails it is started here again. Its processes begin anew: their memory and connections, and the log so far, do
     not come along. Run it on a manager.
+
+    A task of a service, by its container's name or id or as SERVICE.SLOT, moves the same way: see fleet task move.
     """
+    found = app.client.get("/fleet/v1/tasks", named=name)
+    if found:
+        if source or no_start or keep or allow_host_access:
+            raise click.UsageError(
+                f"{name} is a task of a service: --from, --no-start, --keep and --allow-host-access are for other containers"
+            )
+        move_task(app, found[0]["ID"], host, checkpoint=checkpoint, detach=False, quiet=quiet)
+        return
     body = {
         "To": app.node_reference(host),
         "Source": app.node_reference(source),

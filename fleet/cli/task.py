@@ -9,12 +9,13 @@ import click
 from fleet.api.client import EngineClient
 from fleet.cli.app import App, filters_of, part, pass_app
 from fleet.cli.render import FORMATS, inspect_each
+from fleet.cli.task_move import move
 from fleet.cli.tasks import print_tasks, task_options
 
 
 @click.group()
 def task() -> None:
-    """Look at tasks."""
+    """Look at tasks, and move them with their data."""
 
 
 @task.command()
@@ -37,3 +38,6 @@ def inspect(app: App, *, names: tuple[str, ...], fmt: str | None) -> int:
         return client.get(f"/tasks/{part(name)}")
 
     return inspect_each(app.client, names, get, fmt=fmt)
+
+
+task.add_command(move)

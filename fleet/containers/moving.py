@@ -30,7 +30,7 @@ def check_movable(container: Container) -> None:
         service = container.labels.get("com.docker.swarm.service.name", "a service")
         raise ConflictError(
             f"container {name} is a task of service {service}: the scheduler chooses its node, and would start another "
-            "here; move it with a placement constraint (fleet service update --constraint-add node.hostname==HOST)"
+            "here; have the task moved with its data (fleet task move TASK HOST)"
         )
     if config.network_mode is NetworkMode.CONTAINER:
         raise ConflictError(f"container {name} uses the network of another container here: it cannot be moved alone")

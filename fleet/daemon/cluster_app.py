@@ -18,6 +18,8 @@ POST /cluster/v1/containers/{name}/exec        every node                   mana
 ...  /cluster/v1/exec/{id}/...                 every node                   managers, for containers of tasks
 POST /cluster/v1/moves/{id}/expect, .../run    every node                   managers
 POST /cluster/v1/moves/{id}/...                every node                   the node a manager announced
+GET  /cluster/v1/tasks/{id}/move               managers                     the two nodes of the task's move
+*    /cluster/v1/task-moves/{id}/...           every node                   the node of that task, if a manager says so
 POST /cluster/v1/doctor/{run}/...              every node                   managers
 =============================================  ===========================  ==========================
 """
@@ -50,7 +52,7 @@ from fleet.daemon.joining import KitRequest
 from fleet.daemon.listeners import TLS_EXTENSION
 from fleet.daemon.log_stream import LogQuery, container_log_frames
 from fleet.daemon.moves import Moves
-from fleet.daemon.moves.http import cluster_move_routes
+from fleet.daemon.moves.http import cluster_move_routes, cluster_task_move_routes
 from fleet.daemon.remote import cluster_exec_routes
 from fleet.identity.certificates import PeerIdentity
 from fleet.identity.tls import verify_peer
@@ -60,8 +62,10 @@ from fleet.manager.admission import JoinRequest
 from fleet.manager.dispatcher import ChannelClosed
 from fleet.manager.guests import GuestRequest
 from fleet.manager.role import ManagerRole, NotLeadingError
+from fleet.manager.task_moves import standing_of
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
+from fleet.model.wire import to_builtins
 
 __all__ = ["cluster_app"]
 
@@ -188,6 +192,12 @@ def cluster_app(
         value = await manager().secret_drivers.value(secret_id, task_id=task_id, node_id=peer.node_id)
         return json_response({"value": base64.b64encode(value).decode()})
 
+    @app.get("/cluster/v1/tasks/{task_id}/move")
+    async def task_move(request: Request, task_id: str) -> Response:
+        peer = caller(request)
+        manager().admission.member(peer.node_id)
+        return json_response(to_builtins(standing_of(manager().store, task_id, asks=peer.node_id)))
+
     @app.get("/cluster/v1/networks/{name}")
     async def attachable(request: Request, name: str) -> Response:
         manager().admission.member(caller(request).node_id)
@@ -233,6 +243,7 @@ def cluster_app(
         return StreamingResponse(frames, media_type="application/octet-stream")
 
     app.include_router(cluster_move_routes(moves, caller))
+    app.include_router(cluster_task_move_routes(moves, caller))
     app.include_router(cluster_doctor_routes(doctor, caller))
     app.include_router(cluster_exec_routes(engine, caller))
 

@@ -525,13 +525,15 @@ class Membership:
             managers_changed=self._managers_changed,
             trust_changed=keeper.follow,
             description=self.description,
+            data=self._moves.task_target,
         )
         active = _Active(state=state, keeper=keeper, agent=agent, listener=listener)
         self._active = active
         self._error = ""
-        self._locator.tls = self._moves.peers.tls = tls
+        self._locator.tls = tls
         self._locator.own_address = own
         self._locator.managers = lambda: self.state.managers if self.state else ()
+        self._moves.join(tls, self._locator.managers)
         try:
             if state.role is NodeRole.MANAGER:
                 await self._begin_control(active)
@@ -589,7 +591,8 @@ class Membership:
         active, self._active = self._active, None
         if active is None:
             return
-        self._locator.tls = self._moves.peers.tls = None
+        self._locator.tls = None
+        self._moves.leave_cluster()
         active.listener.stop()
         current = asyncio.current_task()
         tasks = [task for task in active.tasks if task is not current]

@@ -68,7 +68,8 @@ class Checkers:
             else:
                 new = self.objects[kind][id_] = wire.decode(self._opened(event.key, event.value), TYPE_OF[kind])
             if kind is Kind.TASK:
-                self._author(author, id_)
+                if not _is_wish(old, new):
+                    self._author(author, id_)
                 self._task(old, new)
                 touched.add((new or old).service_id)
             elif kind is Kind.NODE and new is not None and new.status.state is not NodeState.READY:
@@ -152,8 +153,9 @@ class Checkers:
         owners = Counter(task.slot or task.node_id for task in self.tasks_of(service_id) if is_runnable(task))
         # An old task stays beside its successor across further updates, so once is for ever.
         allowed = 2 if service_id in self._ever_start_first else 1
+        moving = {t.slot for t in self.tasks_of(service_id) if t.move is not None and t.move.data and is_runnable(t)}
         for slot, count in owners.items():
-            if count > allowed:
+            if count > (2 if slot in moving else allowed):
                 self._world.fail(f"slot {slot} of {service_id} has {count} owners")
                 self._world._tell_situation()
 
@@ -183,6 +185,8 @@ class Checkers:
     def before_start(self, host: Host, container: Container) -> None:
         """No second container of a slot, as far as the managers could know."""
         task = container.task
+        if task.moved_from is not None and host.fetched.get(task.id) != task.moved_from.task:
+            self._world.fail(f"task {task.id} starts at {host.name} without the data of {task.moved_from.task}")
         service = self.objects[Kind.SERVICE].get(task.service_id)
         if service is None or service.id in self._ever_start_first:
             return
@@ -209,6 +213,14 @@ class Checkers:
         earlier = self._swapped.setdefault((config_id, version), value)
         if earlier != value:
             self._world.fail(f"config {config_id}: {earlier} and {value} were both acknowledged on version {version}")
+
+
+def _is_wish(old: Task | None, new: Task | None) -> bool:
+    """A person's wish that a task moves with its data is all that any manager may write on a task."""
+    if old is None or new is None or new.move is None or not new.move.data or new.move.successor or new.move.ended:
+        return False
+    wished = msgspec.structs.replace(old, move=new.move, updated_at=new.updated_at, version=new.version)
+    return wished == new and not old.is_moving
 
 
 def _starts_first(service: Service) -> bool:

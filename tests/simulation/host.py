@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from fleet import errors
-from fleet.agent.controller import Exit
+from fleet.agent.controller import Exit, Progress
 from fleet.agent.network_sync import NetworkSync
 from fleet.agent.reporter import Reporter
 from fleet.agent.session import Session
@@ -26,7 +26,7 @@ from fleet.manager.role import ManagerRole, NotLeadingError
 from fleet.manager.sealing_rotation import keep_sealing_keys
 from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import NodeDescription, NodeResources
-from fleet.model.task import ContainerStatus, Task, TaskStatus
+from fleet.model.task import ContainerStatus, Task, TaskState, TaskStatus
 from fleet.network.topology import NetworkSpec, NetworkState, PublishedPort
 from fleet.store import AesSealer, Kind, Store
 from simulation.engine import SimEngine
@@ -97,6 +97,36 @@ class Runtime:
         self._host = host
         self._process = process
         self._chance = host.world.chance
+
+    async def fetch_data(self, task: Task, progress: Progress) -> None:
+        """Over a wire that takes its time, from a host that must have power and a daemon."""
+        if task.id in self._host.containers:
+            return
+        assert task.moved_from is not None
+        await self._work(0.1, 2.0)
+        source = next(host for host in self._host.world.hosts if host.node_id == task.moved_from.node)
+        self._reach(source)
+        progress("copied", True)
+        while self._runs_there(source, task.moved_from.task):
+            await self._work(0.05, 0.1)
+        await self._work(0.05, 0.5)
+        self._reach(source)
+        if self._chance.random() < 0.1:
+            raise errors.RejectedFault("the disk is full")
+        self._host.fetched[task.id] = task.moved_from.task
+
+    def _reach(self, source: Host) -> None:
+        if source.process is None or not source.has_power:
+            raise errors.UnavailableError(f"{source.name} cannot be reached")
+
+    def _runs_there(self, source: Host, task_id: str) -> bool:
+        self._reach(source)
+        old = source.containers.get(task_id)
+        if old is None:
+            raise errors.RejectedFault(f"the container of {task_id} is gone")
+        truth = self._host.world.checkers.objects[Kind.TASK].get(task_id)
+        is_unwanted = truth is None or truth.desired_state.rank > TaskState.RUNNING.rank
+        return old.state == "running" or not (is_unwanted or truth.status.state.is_terminal)
 
     async def prepare(self, task: Task) -> str:
         await self._work(0.02, 0.6)
@@ -230,6 +260,8 @@ class Host:
         self.sealing_keys = FIRST_KEY if is_manager else b""
         """As its disk has them, durably."""
         self.containers: dict[str, Container] = {}
+        self.fetched: dict[str, str] = {}
+        """Task -> whose data it has, complete."""
         self.slowness = 1.0
         self.has_power = True
         self.process: Process | None = None

@@ -29,6 +29,8 @@ from fleet.model.service import (
     TaskSpec,
     UpdateConfig,
 )
+from fleet.model.task import TaskState
+from fleet.store import Kind
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -68,7 +70,7 @@ class Workload:
             kinds += (self._create_service, self._change_service, self._change_service, self._change_service)
             kinds += (self._change_service, self._remove_service, self._change_node, self._create_network)
             kinds += (self._rotate_sealing_key, self._rebalance, self._change_rebalancing)
-            kinds += (self._create_token, self._remove_token)
+            kinds += (self._create_token, self._remove_token, self._move_task, self._move_task)
             await self._chance.choice(kinds)()
 
     async def ask(self, call: Callable[[ControlApi], Awaitable[Any]], *, host: str = "") -> tuple[str, Any]:
@@ -284,6 +286,14 @@ class Workload:
             return await api.cluster.update(cluster.spec, version=cluster.version.index, rotate_sealing_key=True)
 
         await self.ask(rotate)
+
+    async def _move_task(self) -> None:
+        """With its data, to any node; much of it is refused."""
+        running = [t for t in self._world.checkers.objects[Kind.TASK].values() if t.status.state is TaskState.RUNNING]
+        if running:
+            task_id = self._chance.choice(sorted(task.id for task in running))
+            target = self._chance.choice(self._world.hosts).node_id
+            await self.ask(lambda api: api.task_moves.move(task_id, target))
 
     async def _rebalance(self) -> None:
         await self.ask(lambda api: api.rebalance.request())

@@ -14,8 +14,9 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -37,7 +38,7 @@ from fleet.images import ImageStore, PeerSource
 from fleet.logs import get_logger
 from fleet.model.ids import NodeId
 
-__all__ = ["Arriving"]
+__all__ = ["Arriving", "room_for", "write_tree"]
 
 log = get_logger("moves")
 
@@ -76,6 +77,48 @@ def refuse_host_access(config: ContainerConfig) -> None:
             f"it asks for {' and '.join(found)}; whoever controls the host it is on would have that here too: move it with "
             "--allow-host-access if you trust that host"
         )
+
+
+async def write_tree(
+    path: Path,
+    pieces: AsyncIterator[bytes],
+    *,
+    fresh: bool,
+    room_bytes: int,
+    ids: IdRange | None,
+    touched: Callable[[int], None],
+) -> int:
+    """One pass over one tree, which ``fresh`` empties first; returns its bytes of contents, and tells ``touched`` meanwhile.
+    Raises as ``TreeWriter``."""
+    if fresh:
+        await asyncio.to_thread(remove_tree, path)
+        await asyncio.to_thread(path.mkdir, mode=0o755)
+    writer = TreeWriter(path, room_bytes=room_bytes, ids=ids)
+    try:
+        batch = bytearray()
+        async for piece in pieces:
+            batch += piece
+            if len(batch) >= _BATCH:
+                touched(writer.bytes)
+                await asyncio.to_thread(writer.feed, bytes(batch))
+                batch.clear()
+        await asyncio.to_thread(writer.feed, bytes(batch))
+        await asyncio.to_thread(writer.finish)
+    finally:
+        writer.close()
+    touched(writer.bytes)
+    return writer.bytes
+
+
+def room_for(size_bytes: int, folder: Path) -> int:
+    """How many bytes may come. Raises ``StorageFullError`` when so many will not fit."""
+    free = shutil.disk_usage(folder).free - _KEPT_FREE_BYTES
+    if size_bytes > free:
+        raise errors.StorageFullError(
+            f"its files take {size_bytes >> 20} MiB and {max(0, free) >> 20} MiB are free: "
+            "free some space there and try again"
+        )
+    return free
 
 
 class Arriving:
@@ -131,7 +174,7 @@ class Arriving:
         self._moves[move_id] = move
         async with move.lock:  # a source that gives up meanwhile is heard after this
             try:
-                move.room_bytes = await asyncio.to_thread(self._room, manifest)
+                move.room_bytes = await asyncio.to_thread(room_for, manifest.size_bytes, self._notes.folder)
                 if not ticket.expected.host_access:
                     refuse_host_access(manifest.config)
                 config = self._local_config(manifest)
@@ -153,15 +196,6 @@ class Arriving:
             self._notes.staging(note.id).chmod(0o700)
         except OSError as cause:
             raise errors.RuntimeFault(f"make room for the files: {cause.strerror}") from cause
-
-    def _room(self, manifest: Manifest) -> int:
-        free = shutil.disk_usage(self._notes.folder).free - _KEPT_FREE_BYTES
-        if manifest.size_bytes > free:
-            raise errors.StorageFullError(
-                f"its files take {manifest.size_bytes >> 20} MiB and {max(0, free) >> 20} MiB are free: "
-                "free some space there and try again"
-            )
-        return free
 
     def _local_config(self, manifest: Manifest) -> ContainerConfig:
         """Ids of networks are a host's own; those of the cluster are the same everywhere."""
@@ -275,24 +309,12 @@ class Arriving:
             if not 0 <= tree <= len(move.manifest.volumes):
                 raise errors.UserError(f"tree {tree} is none of this move's")
             path = self._notes.staging(move_id) / str(tree)
-            if fresh:
-                await asyncio.to_thread(remove_tree, path)
-                await asyncio.to_thread(path.mkdir, mode=0o755)
-            writer = TreeWriter(path, room_bytes=move.room_bytes, ids=None if tree else move.ids)
-            try:
-                batch = bytearray()
-                async for piece in pieces:
-                    batch += piece
-                    if len(batch) >= _BATCH:
-                        move.touched_s = self._clock.monotonic()
-                        await asyncio.to_thread(writer.feed, bytes(batch))
-                        batch.clear()
-                await asyncio.to_thread(writer.feed, bytes(batch))
-                await asyncio.to_thread(writer.finish)
-            finally:
-                writer.close()
-            move.touched_s = self._clock.monotonic()
-            return writer.bytes
+
+            def touched(_bytes: int) -> None:
+                move.touched_s = self._clock.monotonic()
+
+            ids = None if tree else move.ids
+            return await write_tree(path, pieces, fresh=fresh, room_bytes=move.room_bytes, ids=ids, touched=touched)
 
     async def ready(self, move_id: str, source: NodeId) -> None:
         """Everything came: make volumes and the container, not started."""

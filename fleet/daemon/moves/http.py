@@ -11,11 +11,14 @@ from starlette.responses import StreamingResponse
 from fleet import errors
 from fleet.api.http import json_response, parse_bool, read_struct
 from fleet.daemon.moves.moves import Moves
+from fleet.daemon.moves.task_target import FRESH_HEADER, MARK_HEADER
 from fleet.daemon.moves.words import Expected, Manifest, RunRequest, check_move_id
 from fleet.identity.certificates import PeerIdentity
+from fleet.model.ids import is_id
 from fleet.model.node import NodeRole
+from fleet.model.wire import to_builtins
 
-__all__ = ["LINES", "cluster_move_routes"]
+__all__ = ["LINES", "cluster_move_routes", "cluster_task_move_routes"]
 
 LINES = "application/x-ndjson"
 
@@ -87,3 +90,38 @@ def cluster_move_routes(moves: Moves, caller: Caller) -> APIRouter:
         return json_response({})
 
     return routes
+
+
+def cluster_task_move_routes(moves: Moves, caller: Caller) -> APIRouter:
+    """What the node of a task that follows one of this host asks for; a manager must say that it may."""
+    routes = APIRouter(prefix="/cluster/v1/task-moves/{task_id}")
+    source = moves.task_source
+
+    @routes.post("/offer")
+    async def offer(request: Request, task_id: str) -> Response:
+        return json_response(to_builtins(await source.offer(_task_id(task_id), caller(request).node_id)))
+
+    @routes.get("/ended")
+    async def ended(request: Request, task_id: str) -> Response:
+        return json_response({"ended": await source.has_ended(_task_id(task_id), caller(request).node_id)})
+
+    @routes.get("/trees/{number}")
+    async def tree(request: Request, task_id: str, number: int) -> Response:
+        stream = await source.tree(
+            _task_id(task_id),
+            caller(request).node_id,
+            number,
+            after=request.query_params.get("after", ""),
+            is_rest=parse_bool(request.query_params.get("rest")),
+        )
+        headers = {FRESH_HEADER: str(int(stream.fresh)), MARK_HEADER: stream.mark}
+        return StreamingResponse(stream.pieces, media_type="application/octet-stream", headers=headers)
+
+    return routes
+
+
+def _task_id(text: str) -> str:
+    """It becomes part of a path. Raises ``UserError``."""
+    if not is_id(text):
+        raise errors.UserError("a task's id is 25 digits and small letters")
+    return text

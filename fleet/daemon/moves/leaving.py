@@ -32,7 +32,7 @@ from fleet.images import ImageStore
 from fleet.logs import get_logger
 from fleet.model import wire
 
-__all__ = ["Leaving", "Report"]
+__all__ = ["Leaving", "Report", "carried_trees", "reader_of"]
 
 log = get_logger("moves")
 
@@ -145,21 +145,7 @@ class Leaving:
 
     async def _describe(self, move_id: str, wish: RunRequest, container: Container, report: Report) -> _Move:
         engine = self._engine
-        trees = [engine.directory(container.id) / "upper"]
-        carried: list[CarriedVolume] = []
-        for point in container.mounts:
-            if point.kind != "volume" or any(other.name == point.name for other in carried):
-                continue
-            volume: Volume = engine.volumes.get(point.name)
-            if volume.device:
-                raise errors.ConflictError(
-                    f"volume {volume.name} stands for the directory {volume.device} of this host, which is not carried: "
-                    "mount the directory itself, or copy it into a volume"
-                )
-            trees.append(engine.volumes.path(volume))
-            carried.append(
-                CarriedVolume(target=point.target, name=point.name, anonymous=point.anonymous, labels=volume.labels)
-            )
+        trees, carried = carried_trees(engine, container)
         image = self._images.get(container.image_id)
         sizes = [await self._in_thread(tree_size, tree) for tree in trees]
         reference = next(iter(image.references or image.repo_digests), "fleet/moved")
@@ -226,10 +212,7 @@ class Leaving:
         raise AssertionError("the last try returns or raises")
 
     async def _send(self, move: _Move, number: int, stage: str, *, since: Pass | None) -> Pass:
-        if number == 0:  # the writable layer; in volumes owners are the container's already
-            reader = TreeReader(move.trees[0], since=since, hidden=_MOUNT_POINTS, ids=move.container.ids)
-        else:
-            reader = TreeReader(move.trees[number], since=since)
+        reader = reader_of(move.container, move.trees, number, since=since)
         total = move.manifest.size_bytes
         before, failure = move.bytes, []
 
@@ -400,6 +383,33 @@ class Leaving:
 
     async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.to_thread(call, *args)
+
+
+def carried_trees(engine: ContainerEngine, container: Container) -> tuple[list[Path], list[CarriedVolume]]:
+    """The writable layer and the volumes, as trees and without the first. Raises ``ConflictError`` for what is not carried."""
+    trees = [engine.directory(container.id) / "upper"]
+    carried: list[CarriedVolume] = []
+    for point in container.mounts:
+        if point.kind != "volume" or any(other.name == point.name for other in carried):
+            continue
+        volume: Volume = engine.volumes.get(point.name)
+        if volume.device:
+            raise errors.ConflictError(
+                f"volume {volume.name} stands for the directory {volume.device} of this host, which is not carried: "
+                "mount the directory itself, or copy it into a volume"
+            )
+        trees.append(engine.volumes.path(volume))
+        carried.append(
+            CarriedVolume(target=point.target, name=point.name, anonymous=point.anonymous, labels=volume.labels)
+        )
+    return trees, carried
+
+
+def reader_of(container: Container, trees: list[Path], number: int, *, since: Pass | None) -> TreeReader:
+    """Of one tree. The writable layer's owners are sent as the container sees them; in volumes they are that already."""
+    if number == 0:
+        return TreeReader(trees[0], since=since, hidden=_MOUNT_POINTS, ids=container.ids)
+    return TreeReader(trees[number], since=since)
 
 
 def _repository(reference: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -13,12 +14,16 @@ import httpx
 import msgspec
 
 from fleet import errors
+from fleet.agent.manager_calls import ManagerCalls
 from fleet.clock import Clock
 from fleet.containers import ContainerEngine
 from fleet.daemon.moves.arriving import Arriving
 from fleet.daemon.moves.leaving import Leaving
 from fleet.daemon.moves.notes import Notes
 from fleet.daemon.moves.peers import Peers
+from fleet.daemon.moves.task_notes import TaskNotes
+from fleet.daemon.moves.task_source import TaskSource
+from fleet.daemon.moves.task_target import TaskTarget
 from fleet.daemon.moves.words import Expected, RunRequest, check_answer
 from fleet.images import ImageStore
 from fleet.logs import get_logger
@@ -43,6 +48,10 @@ class Moves:
         self._clock = clock
         self.arriving = Arriving(self._notes, engine=engine, images=images, peers=self.peers, clock=clock)
         self.leaving = Leaving(self._notes, engine=engine, images=images, peers=self.peers, clock=clock)
+        notes = TaskNotes(folder.with_name("task-moves"))
+        self._task_notes = notes
+        self.task_source = TaskSource(notes, engine=engine, clock=clock)
+        self.task_target = TaskTarget(notes, engine=engine, peers=self.peers, clock=clock)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def recover(self) -> None:
@@ -50,6 +59,18 @@ class Moves:
         leaving, arriving = await asyncio.to_thread(self._notes.open)
         await self.arriving.recover(arriving)
         await self.leaving.recover(leaving)
+        offered, fetched = await asyncio.to_thread(self._task_notes.open)
+        self.task_source.recover(offered)
+        self.task_target.recover(fetched)
+
+    def join(self, tls: Callable[[], ssl.SSLContext], managers: Callable[[], Sequence[str]]) -> None:
+        """This host is a member from now on."""
+        self.peers.tls = tls
+        self.task_source.calls = self.task_target.calls = ManagerCalls(tls=tls, managers=managers)
+
+    def leave_cluster(self) -> None:
+        """It is none any more. Idempotent."""
+        self.peers.tls = self.task_source.calls = self.task_target.calls = None
 
     async def run(self) -> None:
         """Until cancelled: what needs another host, or time."""
@@ -58,6 +79,8 @@ class Moves:
             await self.arriving.look_after()
             if self.peers.tls is not None:
                 await self.leaving.look_after()
+                await self.task_source.look_after()
+                await self.task_target.look_after()
 
     async def close(self) -> None:
         """Moves under way are cut short: a container that was stopped for one is started again."""

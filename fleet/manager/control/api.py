@@ -16,6 +16,7 @@ from fleet.manager.control.placement import PlacementControl
 from fleet.manager.control.quotas import QuotaControl
 from fleet.manager.control.rebalance import RebalanceControl
 from fleet.manager.control.services import ServiceControl
+from fleet.manager.control.task_moves import TaskMoveControl
 from fleet.manager.control.tasks import TaskControl
 from fleet.manager.signing import Signing
 from fleet.scheduler.filters import Holders, nobody
@@ -50,6 +51,7 @@ class ControlApi:
         self.store = store
         self.services = ServiceControl(context)
         self.tasks = TaskControl(context)
+        self.task_moves = TaskMoveControl(context)
         self.placement = PlacementControl(context, holders=holders)
         self.autoscale = AutoscaleControl(context, scaling=scaling)
         self.quotas = QuotaControl(context)

@@ -1,4 +1,4 @@
-"""Tasks: list and inspect. Nobody changes a task through the API."""
+"""Tasks: list and inspect. Nobody changes a task through the API, but for the wish that it moves (``task_moves``)."""
 
 from __future__ import annotations
 

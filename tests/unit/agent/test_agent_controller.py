@@ -10,10 +10,11 @@ import pytest
 from support.objects import make_task
 
 from fleet import errors
-from fleet.agent.controller import Controller, Exit
+from fleet.agent.controller import Controller, Exit, Progress
 from fleet.agent.task_machine import Step, next_step
 from fleet.clock import SystemClock
-from fleet.model.task import ContainerStatus, Task, TaskState
+from fleet.model.ids import NodeId, TaskId
+from fleet.model.task import ContainerStatus, MovedFrom, Task, TaskState
 
 
 class FakeHost:
@@ -24,6 +25,7 @@ class FakeHost:
         self.faults: dict[str, list[Exception]] = {}
         self.pulling = asyncio.Event()
         self.pulling.set()
+        self.rest_came = asyncio.Event()
         self.healthy: bool | None = True
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -31,6 +33,11 @@ class FakeHost:
         self.calls.append(name)
         if self.faults.get(name):
             raise self.faults[name].pop(0)
+
+    async def fetch_data(self, task: Task, progress: Progress) -> None:
+        await self._call("fetch_data")
+        progress("copied data", True)
+        await self.rest_came.wait()
 
     async def prepare(self, task: Task) -> str:
         await self._call("prepare")
@@ -62,10 +69,16 @@ class FakeHost:
 class Bench:
     """A controller running on a fake host, and its reports."""
 
-    def __init__(self, state: TaskState = TaskState.ASSIGNED, desired: TaskState = TaskState.RUNNING) -> None:
+    def __init__(
+        self,
+        state: TaskState = TaskState.ASSIGNED,
+        desired: TaskState = TaskState.RUNNING,
+        moved_from: MovedFrom | None = None,
+    ) -> None:
         self.host = FakeHost()
         self.reported: list[TaskState] = []
-        task = msgspec.structs.replace(make_task(state=state, node_id="n1"), desired_state=desired)
+        task = make_task(state=state, node_id="n1")
+        task = msgspec.structs.replace(task, desired_state=desired, moved_from=moved_from)
         self.controller = Controller(
             task,
             task.status,
@@ -252,3 +265,52 @@ def test_every_pair_of_states_has_a_step(observed: TaskState, desired: TaskState
         assert step in (Step.NOTHING, Step.START, Step.WATCH)
     else:
         assert step is not Step.STOP
+
+
+MOVED = MovedFrom(task=TaskId("old"), node=NodeId("n0"))
+
+
+def test_data_is_fetched_before_the_container_is_made_and_the_report_says_when_the_old_task_may_stop() -> None:
+    async def body() -> None:
+        bench = Bench(desired=TaskState.READY, moved_from=MOVED)
+        await bench.reaches(TaskState.PREPARING)
+        async with asyncio.timeout(5):
+            while not bench.controller.status.copied:
+                await asyncio.sleep(0.001)
+        assert bench.host.calls == ["fetch_data"]
+        assert bench.controller.status.message == "copied data"
+        bench.host.rest_came.set()
+        await bench.reaches(TaskState.READY)
+        assert bench.host.calls == ["fetch_data", "prepare"]
+
+    on_bench(body)
+
+
+def test_a_fetch_that_is_not_wanted_any_more_is_cut_short_and_nothing_is_made() -> None:
+    async def body() -> None:
+        bench = Bench(desired=TaskState.READY, moved_from=MOVED)
+        await bench.reaches(TaskState.PREPARING)
+        bench.want(TaskState.SHUTDOWN)
+        await bench.reaches(TaskState.SHUTDOWN)
+        assert "prepare" not in bench.host.calls
+
+    on_bench(body)
+
+
+def test_fetching_takes_no_place_of_those_that_start_containers() -> None:
+    async def body() -> None:
+        bench = Bench(desired=TaskState.READY, moved_from=MOVED)
+        await bench.reaches(TaskState.PREPARING)
+        assert not bench.controller._limiter.locked()
+
+    on_bench(body)
+
+
+def test_data_that_cannot_be_had_rejects_the_task_with_the_reason() -> None:
+    async def body() -> None:
+        bench = Bench(desired=TaskState.READY, moved_from=MOVED)
+        bench.host.faults["fetch_data"] = [errors.RejectedFault("a volume data is on this host already")]
+        await bench.reaches(TaskState.REJECTED)
+        assert "a volume data" in bench.controller.status.err
+
+    on_bench(body)

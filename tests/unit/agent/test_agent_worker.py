@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from support.objects import make_task
 
-from fleet.agent.controller import Exit
+from fleet.agent.controller import Exit, Progress
 from fleet.agent.dialer import Connection
 from fleet.agent.local_state import LocalState
 from fleet.agent.network_sync import NetworkSync
@@ -33,6 +33,9 @@ class Host:
     def __init__(self) -> None:
         self.running: set[str] = set()
         self.removed: list[str] = []
+
+    async def fetch_data(self, task: Task, progress: Progress) -> None:
+        progress("copied data", True)
 
     async def prepare(self, task: Task) -> str:
         return f"c-{task.id}"
