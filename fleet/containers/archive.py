@@ -32,6 +32,7 @@ from fleet.errors import (
 from fleet.images.tarstream import EntryKind, TarEntry, TarReader
 from fleet.node_runtime import syscalls as sys_
 from fleet.node_runtime.overlay import mount_mapped_overlay
+from fleet.privilege import in_initial_user_namespace
 
 __all__ = ["export_root", "open_root", "path_stat", "read_archive", "write_archive"]
 
@@ -96,6 +97,8 @@ def _overlay(directory: Path, layer_dirs: Sequence[Path], ids: IdRange | None, u
                     sys_.fsconfig_fd(fd, key, layer)
                 finally:
                     os.close(layer)
+        if not in_initial_user_namespace():
+            sys_.fsconfig_flag(fd, "userxattr")
         sys_.fsconfig_create(fd)
         return sys_.fsmount(fd, 0)
     finally:

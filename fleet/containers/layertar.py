@@ -16,6 +16,7 @@ from fleet.containers.layerview import _resolve
 from fleet.containers.owners import attribute_inside, owner_inside
 from fleet.containers.subids import IdRange
 from fleet.errors import RejectedFault
+from fleet.privilege import overlay_attribute
 
 __all__ = ["has_directory", "member_of", "pax_attributes", "write_layer"]
 
@@ -82,11 +83,11 @@ class _Writer:
     def directory(self, fd: int, path: str, depth: int) -> None:
         if depth > _DEPTH_MAX:
             raise RejectedFault(f"/{path}: nested deeper than {_DEPTH_MAX} directories")
-        if _attribute(fd, "trusted.overlay.redirect"):
+        if _attribute(fd, overlay_attribute("redirect")):
             raise RejectedFault(
                 f"/{path}: was renamed by overlayfs in place, which a layer cannot say; copy it instead"
             )
-        if path and _attribute(fd, "trusted.overlay.opaque") == b"y":
+        if path and _attribute(fd, overlay_attribute("opaque")) == b"y":
             self._mark(f"{path}/.wh..wh..opq")
         for name in sorted(os.listdir(fd)):
             if name.startswith(".wh."):

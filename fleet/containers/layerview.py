@@ -19,6 +19,7 @@ from typing import Final
 
 from fleet.containers.config import normal_target
 from fleet.errors import RuntimeFault
+from fleet.privilege import overlay_attribute
 
 __all__ = ["copy_image_directory"]
 
@@ -206,6 +207,6 @@ def _is_whiteout(status: os.stat_result) -> bool:
 
 def _is_opaque(descriptor: int) -> bool:
     try:
-        return os.getxattr(descriptor, "trusted.overlay.opaque") == b"y"
+        return os.getxattr(descriptor, overlay_attribute("opaque")) == b"y"
     except OSError:
         return False

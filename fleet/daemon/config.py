@@ -1,15 +1,17 @@
 """The daemon's configuration: a TOML file, then flags over it; parsed once into a frozen object.
 
 Names follow dockerd's (``--data-root``, ``--exec-root``, ``--host`` ...), so that what one knows fits. ``/etc/fleet/fleetd.toml``
-is read when it exists; ``--config FILE`` names another, which must.
+is read when it exists; ``--config FILE`` names another, which must. Without root the folders are the user's own, where the XDG
+base directory specification puts them, and the file is ``~/.config/fleet/fleetd.toml``.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -53,6 +55,10 @@ class DaemonConfig(BaseModel):
     dashboard: DashboardMode = DashboardMode.AUTO
     dashboard_hosts: tuple[str, ...] = ()
     userns_remap: Literal["auto", "off"] = "auto"
+    rootless: bool = False
+    """As an ordinary user, in a user namespace."""
+    rootless_entered: bool = False
+    """This process is in it already."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
@@ -171,6 +177,15 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
             "help": "auto: a user namespace for every container that can have one, where the kernel can (default); off: for none",
         },
     ),
+    (
+        ("--rootless",),
+        {
+            "action": "store_true",
+            "default": None,
+            "help": "run as an ordinary user, root only in namespaces of its own (default when not started by root)",
+        },
+    ),
+    (("--rootless-entered",), {"action": "store_true", "default": None, "help": argparse.SUPPRESS}),
     (("--hostname",), {"help": "this node's name (default: the host's)"}),
     (("--label",), {"dest": "labels", "action": "append", "metavar": "KEY=VALUE", "help": "engine label (repeatable)"}),
     (
@@ -215,7 +230,7 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
 )
 
 
-def load_config(arguments: Sequence[str]) -> DaemonConfig:
+def load_config(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> DaemonConfig:
     """Flags over file over defaults. Raises ``UserError`` naming the flag or the file and key; argparse exits for usage."""
     parser = argparse.ArgumentParser(
         prog="fleetd", description="fleet's daemon: one on every host.", allow_abbrev=False
@@ -225,14 +240,48 @@ def load_config(arguments: Sequence[str]) -> DaemonConfig:
         parser.add_argument(*names, **options)
     flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     file = flags.pop("config", None)
-    settings = _read_file(Path(file) if file else DEFAULT_CONFIG, required=file is not None)
-    source = f"{file or DEFAULT_CONFIG} and flags" if settings else "flags"
+    environment = os.environ if environment is None else environment
+    rootless = bool(flags.get("rootless") or flags.get("rootless_entered")) or os.geteuid() != 0
+    flags["rootless"] = rootless
+    default_file = (
+        _user_folder(environment, "XDG_CONFIG_HOME", ".config") / "fleetd.toml" if rootless else DEFAULT_CONFIG
+    )
+    settings = _read_file(Path(file) if file else default_file, required=file is not None)
+    source = f"{file or default_file} and flags" if settings else "flags"
+    settings |= flags
+    if rootless:
+        settings = _rootless_defaults(settings, environment) | settings
     try:
-        return DaemonConfig.model_validate(settings | flags)
+        return DaemonConfig.model_validate(settings)
     except ValidationError as cause:
         first = cause.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise errors.UserError(f"configuration ({source}): {place}: {first['msg']}") from cause
+
+
+def _rootless_defaults(settings: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Folders and socket of a user. Raises ``UserError`` when the environment does not tell where."""
+    defaults: dict[str, Any] = {}
+    if "data_root" not in settings:
+        defaults["data_root"] = _user_folder(environment, "XDG_DATA_HOME", ".local/share")
+    if "exec_root" not in settings:
+        if not environment.get("XDG_RUNTIME_DIR", "").startswith("/"):
+            raise errors.UserError(
+                "XDG_RUNTIME_DIR is not set: log in through a session (ssh, or machinectl shell USER@, not su), or give "
+                "--exec-root a folder of yours that does not survive a reboot"
+            )
+        defaults["exec_root"] = Path(environment["XDG_RUNTIME_DIR"]) / "fleet"
+    if "hosts" not in settings:
+        defaults["hosts"] = (f"unix://{settings.get('exec_root', defaults.get('exec_root'))}/fleet.sock",)
+    return defaults
+
+
+def _user_folder(environment: Mapping[str, str], variable: str, below_home: str) -> Path:
+    if environment.get(variable, "").startswith("/"):
+        return Path(environment[variable]) / "fleet"
+    if not environment.get("HOME", "").startswith("/"):
+        raise errors.UserError(f"neither {variable} nor HOME is set, so there is no place for a user's fleet; set one")
+    return Path(environment["HOME"]) / below_home / "fleet"
 
 
 def _read_file(path: Path, *, required: bool) -> dict[str, Any]:

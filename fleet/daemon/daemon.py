@@ -43,10 +43,12 @@ from fleet.daemon.memory import give_back_unused
 from fleet.daemon.metrics import Exposition, RequestFigures, metrics_app
 from fleet.daemon.moves import Moves
 from fleet.daemon.notify import notify
+from fleet.daemon.rootless.inside import Inside
 from fleet.images import ImageStore
 from fleet.logs import get_logger
 from fleet.network.host import HostNetwork
 from fleet.network.topology import NetworkSpec
+from fleet.node_runtime.cgroups import NO_CGROUPS
 from fleet.node_runtime.client import RuntimeClient
 
 __all__ = ["BRIDGE", "Daemon"]
@@ -79,6 +81,7 @@ class Daemon:
         """Raises what made the daemon unable to go on."""
         config = self._config
         clock = SystemClock()
+        inside = Inside(config.exec_root) if config.rootless else None
         async with AsyncExitStack() as stack:
             for folder in (config.data_root, config.exec_root):
                 await asyncio.to_thread(_prepare_root, folder)
@@ -87,7 +90,7 @@ class Daemon:
             runtime = await RuntimeClient.open(
                 state_dir=config.data_root / "runtime",
                 run_dir=config.exec_root / "runtime",
-                cgroup_parent=config.cgroup_parent,
+                cgroup_parent=NO_CGROUPS if inside else config.cgroup_parent,
             )
             stack.push_async_callback(runtime.close)
             images = await ImageStore.open(config.data_root / "images")
@@ -99,6 +102,7 @@ class Daemon:
                 state_dir=config.data_root / "network",
                 owner=owner,
                 underlay_address=underlay,
+                outside=inside,
             )
             for sentence in await network.open():
                 log.info("network taken up", what=sentence)

@@ -6,7 +6,6 @@ Exit codes: 0 stopped as asked, 1 could not go on, 2 configuration wrong, 70 a b
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import signal
 import sys
@@ -16,8 +15,9 @@ import uvloop
 
 from fleet import __version__, errors, logs, traces
 from fleet.daemon.config import load_config
-from fleet.daemon.daemon import Daemon
 from fleet.daemon.memory import prepare_allocator
+from fleet.daemon.rootless.entering import enter
+from fleet.daemon.rootless.leaving import leave
 from fleet.logs import get_logger
 
 __all__ = ["main"]
@@ -25,19 +25,21 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run until SIGTERM or SIGINT; exits the process."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        config = load_config(sys.argv[1:] if arguments is None else arguments)
+        config = load_config(given)
+        if config.rootless and not config.rootless_entered:
+            enter(config.exec_root, given)
     except errors.FleetError as cause:
         sys.stderr.write(f"fleetd: {cause}\n")
         sys.exit(cause.exit_code)
-    if os.geteuid() != 0:
-        sys.stderr.write("fleetd: must run as root: it makes namespaces, mounts and network links\n")
-        sys.exit(2)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two or three descriptors a container
     prepare_allocator()
     logs.configure(level=config.log_level, form=config.log_format)
     log = get_logger("fleetd")
+
+    from fleet.daemon.daemon import Daemon  # half a second of work, of no use to a process that starts itself anew
 
     exporter = traces.Exporter(
         config.otlp_endpoint, resource={"host.name": config.hostname, "service.version": __version__}
@@ -64,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         if config.otlp_endpoint:
             exporter.stop()
+        if config.rootless:
+            running = leave(data_root=config.data_root, exec_root=config.exec_root)
+            log.info("containers go on" if running else "namespaces ended", containers=running)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import os
 import stat
 import struct
 
+from fleet.privilege import overlay_attribute
+
 __all__ = [
     "open_beneath",
     "open_directory",
@@ -28,7 +30,6 @@ _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 _RESOLVE = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
-_OPAQUE = "trusted.overlay.opaque"
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -71,7 +72,7 @@ def is_whiteout(status: os.stat_result) -> bool:
 def is_opaque(directory_fd: int) -> bool:
     """Whether overlayfs shows nothing of lower layers in this directory."""
     try:
-        return os.getxattr(directory_fd, _OPAQUE) == b"y"
+        return os.getxattr(directory_fd, overlay_attribute("opaque")) == b"y"
     except OSError as error:
         if error.errno in {errno.ENODATA, errno.ENOTSUP}:
             return False
@@ -79,8 +80,8 @@ def is_opaque(directory_fd: int) -> bool:
 
 
 def make_opaque(directory_fd: int) -> None:
-    """Hide everything of lower layers in this directory. Needs CAP_SYS_ADMIN in the initial user namespace."""
-    os.setxattr(directory_fd, _OPAQUE, b"y")
+    """Hide everything of lower layers in this directory. Needs CAP_SYS_ADMIN where root is the machine's."""
+    os.setxattr(directory_fd, overlay_attribute("opaque"), b"y")
 
 
 def remove_tree(directory_fd: int, name: bytes) -> None:

@@ -33,6 +33,7 @@ from fleet.images.beneath import is_whiteout, make_opaque, open_beneath, open_di
 from fleet.images.compression import PlainReader
 from fleet.images.merged import Components, Directory, MergedTree, keeps_xattr
 from fleet.images.tarstream import EntryKind, TarEntry, TarReader
+from fleet.privilege import has_single_id, may_own
 
 __all__ = ["UnpackLimits", "Unpacked", "Cancelled", "unpack_layer"]
 
@@ -391,7 +392,7 @@ class _Extractor:
 
     def _dress(self, fd: int, entry: TarEntry) -> None:
         """Owner, then mode, then attributes: chown(2) clears set-uid bits and file capabilities."""
-        os.fchown(fd, entry.uid, entry.gid)
+        os.fchown(fd, *_owner(entry))
         os.fchmod(fd, entry.mode)
         for raw_name, value in entry.xattrs.items():
             name = os.fsdecode(raw_name)
@@ -399,7 +400,7 @@ class _Extractor:
                 os.setxattr(fd, name, value)
 
     def _dress_by_name(self, parent: Directory, name: bytes, entry: TarEntry) -> None:
-        os.chown(name, entry.uid, entry.gid, dir_fd=parent.fd, follow_symlinks=False)
+        os.chown(name, *_owner(entry), dir_fd=parent.fd, follow_symlinks=False)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent.fd, follow_symlinks=False)
 
     def _remember_time(self, path: Components, entry: TarEntry) -> None:
@@ -412,6 +413,21 @@ class _Extractor:
         self.size_bytes += size
         if self.size_bytes > self._limits.bytes_max:
             raise RejectedFault(f"files of more than {self._limits.bytes_max} bytes in all (limit bytes_max)")
+
+
+def _owner(entry: TarEntry) -> tuple[int, int]:
+    """Of the file to be made. Raises ``RejectedFault`` for an id that the user namespace this process is in does not have;
+    with one id there, everything is root's.
+    """
+    for number in (entry.uid, entry.gid):
+        if may_own(number):
+            continue
+        if has_single_id():
+            return 0, 0
+        raise RejectedFault(
+            f"owner {number} is not among the ids that fleetd may use: give the user more in /etc/subuid and /etc/subgid"
+        )
+    return entry.uid, entry.gid
 
 
 def _write_at(fd: int, data: bytes, offset: int) -> None:

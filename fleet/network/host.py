@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from fleet.errors import InvariantError, RuntimeFault
 from fleet.network.doctor.view import PlaneView
@@ -18,6 +19,7 @@ from fleet.network.plane import Plane
 from fleet.network.store import Store
 from fleet.network.topology import (
     AttachmentSpec,
+    HostPort,
     Interface,
     NetworkSpec,
     NetworkState,
@@ -26,12 +28,28 @@ from fleet.network.topology import (
     SandboxSpec,
 )
 
-__all__ = ["HostNetwork"]
+__all__ = ["HostNetwork", "OutsidePorts"]
 
 T = TypeVar("T")
 
 _RESTART_FIRST_S, _RESTART_MAX_S = 0.02, 5.0
 _QUIET_S = 0.02
+
+
+class OutsidePorts(Protocol):
+    """Ports of the machine, where this host's namespace is not the machine's and its rules do not reach there."""
+
+    async def open_ports(self, sandbox_id: str, ports: Sequence[HostPort]) -> None:
+        """Lead them to the same ports of 127.0.0.1 here; all or none. Raises ``FleetError``."""
+        ...
+
+    async def close_ports(self, sandbox_id: str) -> None:
+        """Idempotent."""
+        ...
+
+    async def keep_ports(self, sandboxes: Collection[str]) -> None:
+        """Close those of others."""
+        ...
 
 
 class HostNetwork:
@@ -53,13 +71,14 @@ class HostNetwork:
         host_netns: Path | None = None,
         resolv_conf: Path = Path("/etc/resolv.conf"),
         pool_size: int = 4,
+        outside: OutsidePorts | None = None,
     ) -> None:
         """``run_dir`` (a tmpfs) is for what ends with the boot, ``state_dir`` for what does not; ``owner`` marks
         kernel objects.
 
         ``underlay_address`` is this host's IPv4 address for VXLAN. ``host_netns`` is the host's network namespace if it is not
         the calling thread's (tests, labs). ``pool_size`` namespaces are prepared ahead
-        (0.3 MiB of kernel memory each).
+        (0.3 MiB of kernel memory each). ``outside``: where published ports have to be opened as well.
         """
         self._store = Store(run_dir=run_dir, state_dir=state_dir)
         self._owner = Owner(owner)
@@ -67,6 +86,7 @@ class HostNetwork:
         self._node_id = local_node_id
         self._resolv_conf = resolv_conf
         self._pool_size = pool_size
+        self._outside = outside
         self._taken = asyncio.Event()
         self._thread = KernelThread(host_netns=host_netns)
         self._plane: Plane | None = None
@@ -75,6 +95,8 @@ class HostNetwork:
     async def open(self) -> list[str]:
         """Adopt what an earlier daemon left, start the DNS process if needed; returns what had to be mended, in sentences."""
         done = await self._thread.run(self._open)
+        if self._outside is not None:
+            await self._outside.keep_ports(await self.sandboxes())
         self._helpers = [
             asyncio.create_task(self._guard_dns(), name="fleet-dns-guard"),
             asyncio.create_task(self._refill(), name="fleet-netns-refill"),
@@ -112,10 +134,26 @@ class HostNetwork:
 
     async def create_sandbox(self, spec: SandboxSpec) -> Sandbox:
         """Make a container's network namespace, complete with cards, routes, rules, names and host ports."""
+        spec = await self._open_outside(spec)
         try:
             return await self._run(lambda plane: plane.create_sandbox(spec))
+        except BaseException:
+            await self._close_outside(spec.id)
+            raise
         finally:
             self._taken.set()
+
+    async def _open_outside(self, spec: SandboxSpec) -> SandboxSpec:
+        """Open its ports out there; here they are then every address's, for out there it was decided which."""
+        if self._outside is None or not spec.host_ports:
+            return spec
+        await self._outside.open_ports(spec.id, spec.host_ports)
+        ports = tuple(dataclasses.replace(port, host_address="0.0.0.0") for port in spec.host_ports)
+        return dataclasses.replace(spec, host_ports=ports)
+
+    async def _close_outside(self, sandbox_id: str) -> None:
+        if self._outside is not None:
+            await self._outside.close_ports(sandbox_id)
 
     async def connect(self, sandbox_id: str, attachment: AttachmentSpec) -> Interface:
         """Attach a running sandbox to one more network."""
@@ -127,6 +165,7 @@ class HostNetwork:
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """Close a sandbox. End the container's processes first: its namespace lives as long as they do."""
+        await self._close_outside(sandbox_id)
         await self._run(lambda plane: plane.remove_sandbox(sandbox_id))
 
     async def sandboxes(self) -> list[str]:
@@ -146,6 +185,8 @@ class HostNetwork:
         done = await self._run(partial(Plane.reconcile, keep_sandboxes=keep_sandboxes, keep_networks=keep_networks))
         for sandbox_id in await self.sandboxes():
             done += await self._run(partial(Plane.mend_sandbox, sandbox_id=sandbox_id))
+        if self._outside is not None:
+            await self._outside.keep_ports(await self.sandboxes())
         return done
 
     async def look(self, function: Callable[[PlaneView], T]) -> T:

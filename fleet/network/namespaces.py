@@ -23,6 +23,7 @@ from fleet.network.kernel.rtnetlink import Netlink
 from fleet.network.kernel.thread import KernelThread
 from fleet.network.resolv import EMBEDDED_SERVER
 from fleet.network.rules import SandboxRules
+from fleet.privilege import highest_group
 
 __all__ = [
     "NamespacePool",
@@ -189,6 +190,6 @@ def _set_defaults() -> None:
     write_sysctl("net/ipv6/conf/default/disable_ipv6", "1")
     # inside, every user may bind low ports and ping: there is nobody to protect them from
     write_sysctl("net/ipv4/ip_unprivileged_port_start", "0")
-    write_sysctl("net/ipv4/ping_group_range", "0 2147483647")
+    write_sysctl("net/ipv4/ping_group_range", f"0 {highest_group()}")
     with Netlink() as netlink:
         netlink.send(rtnetlink.link_up(1))  # lo is always link 1

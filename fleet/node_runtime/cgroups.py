@@ -21,7 +21,7 @@ import os
 import signal
 import time
 
-__all__ = ["DEFAULT_DEVICE_RULES", "CgroupTree", "Layout", "detect_layout"]
+__all__ = ["DEFAULT_DEVICE_RULES", "NO_CGROUPS", "CgroupTree", "Layout", "detect_layout", "layout_for"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     DeviceRule = tuple[str, int, int, str]
     """('c' or 'b', major, minor, access); -1 is any."""
 
+NO_CGROUPS = "none"
+"""As a parent: make no groups, for whoever may not. Containers then have no limits and cannot be paused."""
 _UNLIMITED = 0x7FFFFFFFFFFFF000  # v1's way of writing "none": LONG_MAX rounded down to a page
 _FREEZE_TIMEOUT_S = 2.0
 _KILL_ROUNDS = 64
@@ -70,6 +72,11 @@ class Layout:
     def is_v2(self) -> bool:
         """True when the limits live on the unified hierarchy."""
         return bool(self.unified) and "memory" not in self.v1 and "memory" in self.unified_controllers
+
+
+def layout_for(parent: str) -> Layout:
+    """Where ``parent`` may be made: nowhere for `NO_CGROUPS`."""
+    return Layout({}, "", frozenset()) if parent == NO_CGROUPS else detect_layout()
 
 
 def detect_layout(mountinfo: str | None = None) -> Layout:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet.errors import ConflictError, NotFoundError, RejectedFault, RuntimeFault, UnavailableError, UserError
-from fleet.node_runtime.cgroups import CgroupTree, detect_layout
+from fleet.node_runtime.cgroups import CgroupTree, layout_for
 from fleet.node_runtime.events import (
     ContainerProcess,
     ContainerState,
@@ -84,7 +84,7 @@ class RuntimeClient:
         self._state_dir = state_dir
         self._run_dir = run_dir
         self._cgroup_parent = cgroup_parent
-        self._cgroups = CgroupTree(detect_layout(), cgroup_parent)
+        self._cgroups = CgroupTree(layout_for(cgroup_parent), cgroup_parent)
         self._channel: Channel | None = None
         self._sequence = 0
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}

@@ -32,6 +32,7 @@ from fleet.node_runtime.spec import (
     ResourceLimits,
     RootFs,
 )
+from fleet.privilege import has_single_id, in_initial_user_namespace, keeps_groups
 
 __all__ = [
     "HostFacts",
@@ -88,6 +89,12 @@ class HostFacts:
     machine: str
     thermal_throttle: tuple[str, ...] = ()
     """Per-cpu directories that Docker masks as well."""
+    is_rootless: bool = False
+    """Root is that of a user namespace: no device node can be made, and overlayfs keeps its marks in ``user.`` attributes."""
+    keeps_groups: bool = False
+    """setgroups(2) is forbidden."""
+    has_single_id: bool = False
+    """Root is the only user."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -95,7 +102,13 @@ def read_host() -> HostFacts:
     """Facts of this host; they do not change while it is up."""
     base = Path("/sys/devices/system/cpu")
     found = sorted(str(path) for path in base.glob("cpu[0-9]*/thermal_throttle"))
-    return HostFacts(machine=os.uname().machine, thermal_throttle=tuple(found))
+    return HostFacts(
+        machine=os.uname().machine,
+        thermal_throttle=tuple(found),
+        is_rootless=not in_initial_user_namespace(),
+        keeps_groups=keeps_groups(),
+        has_single_id=has_single_id(),
+    )
 
 
 def check_container_id(container_id: str) -> str:
@@ -138,6 +151,8 @@ def plan_container(spec: ContainerSpec, *, host: HostFacts) -> dict[str, Any]:
         "limits": plan_limits(spec.resources),
         "device_rules": None if spec.privileged else rules,
         "user_namespace": _plan_users(spec),
+        "rootless": host.is_rootless,
+        "terminal_group": not host.has_single_id,
         "device_sources": [device.path for device in devices],
         "device_nodes": [
             [_absolute(target, "device target"), d.kind, d.major, d.minor, d.mode, d.uid, d.gid]
@@ -283,6 +298,7 @@ def plan_process(
         "cwd": _absolute(process.cwd or "/", "working directory"),
         "user": process.user,
         "groups": list(process.additional_groups),
+        "keeps_groups": host.keeps_groups,
         "tty": process.tty,
         "capabilities": capability_mask(names),
         "no_new_privileges": process.no_new_privileges and not privileged,

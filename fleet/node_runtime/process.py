@@ -449,7 +449,13 @@ def _finish(
         sys_.seccomp_set_filter(
             program
         )  # needs CAP_SYS_ADMIN, so before capabilities go; the profile allows what follows
-    _set_identity_and_capabilities(identity.uid, identity.gid, identity.groups, process["capabilities"])
+    if process["keeps_groups"] and identity.groups:
+        raise rootfs.RefusedError(
+            "a user with supplementary groups needs ids of its own on the host: install newgidmap (package uidmap) and have a "
+            "range in /etc/subgid"
+        )
+    groups = None if process["keeps_groups"] else identity.groups
+    _set_identity_and_capabilities(identity.uid, identity.gid, groups, process["capabilities"])
     os.umask(0o022)
     # Late: the supervisor's descriptors are still open here, and may be more than the container is to have.
     for number, soft, hard in process["rlimits"]:
@@ -492,7 +498,8 @@ def move_streams(streams: Streams) -> None:
         os.close(fd)
 
 
-def _set_identity_and_capabilities(uid: int, gid: int, groups: list[int], mask: int) -> None:
+def _set_identity_and_capabilities(uid: int, gid: int, groups: list[int] | None, mask: int) -> None:
+    """``groups`` None: the kernel lets nobody change them here."""
     for number in range(_CAP_LAST + 1):
         if not mask >> number & 1:
             try:
@@ -501,7 +508,8 @@ def _set_identity_and_capabilities(uid: int, gid: int, groups: list[int], mask: 
                 if error.errno == errno.EINVAL:  # past the last capability this kernel has
                     break
                 raise
-    os.setgroups(groups)
+    if groups is not None:
+        os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     if uid:
         os.setresuid(uid, uid, uid)  # the kernel clears effective and permitted, as execve would

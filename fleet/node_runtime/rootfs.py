@@ -159,7 +159,10 @@ class FileSystem:
         self._null = -1
         self._dev = -1
         self._prepared: list[int] = []
-        """In a user namespace: root, sysfs and device nodes, mounted outside by `prepare_for`."""
+        """In a user namespace of its own: the root, mounted outside by `prepare_for`."""
+        self._devices: list[int] = []
+        """Device nodes of the host, to bind where none can be made: `DEVICE_NODES`, then the spec's."""
+        self._sys = -1
         self._shm = -1
 
     def take_sources(self) -> None:
@@ -175,6 +178,13 @@ class FileSystem:
             except FileNotFoundError as error:
                 raise RefusedError(f"bind source path does not exist: {mount['source']}") from error
 
+        if self._plan["rootless"]:
+            self._devices = self._clone_devices()
+            # The kernel gives a user namespace these only while it sees the host's whole ones (mount_too_revealing).
+            self.at = "mount /proc"
+            self.proc = new_mount("proc", _NSDE)
+            self.at = "mount /sys"
+            self._sys = self._new_sys()
         if self._plan["ipc"] == "host":
             self.at = "bind the host's /dev/shm"
             self._shm = sys_.open_tree(sys_.AT_FDCWD, "/dev/shm", sys_.OPEN_TREE_CLONE)  # noqa: S108 - the host's own
@@ -195,10 +205,8 @@ class FileSystem:
             )
             mounts = [overlay]
         self.at = "mount /sys"
-        mounts.append(new_mount("sysfs", _NSDE | (sys_.MOUNT_ATTR_RDONLY if self._plan["sys_read_only"] else 0)))
-        for source in (*(f"/dev/{name}" for name, _, _ in DEVICE_NODES), *self._plan["device_sources"]):
-            self.at = f"bind device {source}"
-            mounts.append(sys_.open_tree(sys_.AT_FDCWD, source, sys_.OPEN_TREE_CLONE))
+        mounts.append(self._new_sys())
+        mounts += self._clone_devices()
         self.take_sources()
         for mount, source in zip(self._plan["mounts"], self._sources, strict=True):
             if source < 0:
@@ -214,11 +222,21 @@ class FileSystem:
             mounts.append(source)
         return mounts
 
+    def _new_sys(self) -> int:
+        return new_mount("sysfs", _NSDE | (sys_.MOUNT_ATTR_RDONLY if self._plan["sys_read_only"] else 0))
+
+    def _clone_devices(self) -> list[int]:
+        nodes = []
+        for source in (*(f"/dev/{name}" for name, _, _ in DEVICE_NODES), *self._plan["device_sources"]):
+            self.at = f"bind device {source}"
+            nodes.append(sys_.open_tree(sys_.AT_FDCWD, source, sys_.OPEN_TREE_CLONE))
+        return nodes
+
     def adopt(self, mounts: list[int]) -> None:
         """Take the procfs and what `prepare_for` made."""
         self.proc = mounts[0]
         count = 3 + len(DEVICE_NODES) + len(self._plan["device_sources"])
-        self._prepared = mounts[1:count]
+        self._prepared, self._sys, self._devices = mounts[1:2], mounts[2], mounts[3:count]
         binds = iter(mounts[count:])
         self._sources = [next(binds) if mount["kind"] == "bind" else -1 for mount in self._plan["mounts"]]
 
@@ -267,6 +285,8 @@ class FileSystem:
     def _mount_overlay(self, lower: list[str], upper: str, work: str) -> None:
         options = "lowerdir=" + ":".join(lower)
         tail = f",upperdir={upper},workdir={work}" if upper else ""
+        if self._plan["rootless"]:
+            tail += ",userxattr"
         if len(options) + len(tail) < _OPTIONS_MAX:
             sys_.mount("overlay", self._staging, "overlay", 0, options + tail)
             return
@@ -280,6 +300,8 @@ class FileSystem:
                     sys_.fsconfig_string(fd, key, path)
                 else:
                     sys_.fsconfig_fd(fd, key, os.open(path, _PATH | os.O_DIRECTORY))
+            if self._plan["rootless"]:
+                sys_.fsconfig_flag(fd, "userxattr")
             sys_.fsconfig_create(fd)
             mount = sys_.fsmount(fd, 0)
             sys_.move_mount(mount, os.open(self._staging, _PATH))
@@ -330,14 +352,15 @@ class FileSystem:
         )
         sys_.move_mount(dev, self._own_directory("dev"))
         for index, (name, major, minor) in enumerate(DEVICE_NODES):
-            if self._prepared:
-                self._bind_device(self._prepared[2 + index], dev, name)
+            if self._devices:
+                self._bind_device(self._devices[index], dev, name)
                 continue
             os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=dev)
         for name, destination in DEVICE_LINKS:
             os.symlink(destination, name, dir_fd=dev)
+        terminal_group = (("gid", "5"),) if self._plan["terminal_group"] else ()
         for name, kind, options in (
-            ("pts", "devpts", (("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"))),
+            ("pts", "devpts", (("ptmxmode", "0666"), ("mode", "0620"), *terminal_group)),
             ("shm", "tmpfs", (("mode", "1777"), ("size", str(self._plan["shm_size"])))),
             ("mqueue", "mqueue", ()),
         ):
@@ -355,8 +378,8 @@ class FileSystem:
             self.at = f"make device {path}"
             parent, _, name = path.rpartition("/")
             directory = ensure_target(self.root, parent or "/", directory=True)
-            if self._prepared:
-                self._bind_device(self._prepared[2 + len(DEVICE_NODES) + index], directory, name)
+            if self._devices:
+                self._bind_device(self._devices[len(DEVICE_NODES) + index], directory, name)
                 os.close(directory)
                 continue
             try:
@@ -410,11 +433,11 @@ class FileSystem:
         read-only.
         """
         self.at = "mount /sys"
-        read_only = sys_.MOUNT_ATTR_RDONLY if self._plan["sys_read_only"] else 0
-        mount = self._prepared[1] if self._prepared else new_mount("sysfs", _NSDE | read_only)
+        mount = self._sys if self._sys >= 0 else self._new_sys()
         sys_.move_mount(mount, self._own_directory("sys"))
         if self._plan["cgroup2"]:
             target = open_inside(mount, "fs/cgroup")
+            read_only = sys_.MOUNT_ATTR_RDONLY if self._plan["sys_read_only"] else 0
             sys_.move_mount(new_mount("cgroup2", _NSDE | read_only), target)
 
     def mount_all(self) -> None:

@@ -48,7 +48,7 @@ from _socket import socketpair as _socketpair
 
 from fleet.node_runtime import device_filter, keeper, process, syscalls  # noqa: F401 - device_filter is loaded before it is needed
 from fleet.node_runtime import users as _users  # noqa: F401 - likewise
-from fleet.node_runtime.cgroups import CgroupTree, detect_layout
+from fleet.node_runtime.cgroups import CgroupTree, layout_for
 from fleet.node_runtime.state import StateDir, boot_id, start_ticks
 from fleet.node_runtime.supervised import Container, Exec, Loop, Pump, Sink
 from fleet.node_runtime.wire import Channel, ClosedError
@@ -101,7 +101,7 @@ class Supervisor:
         self._staging = f"{run_dir}/root"
         os.makedirs(self._staging, mode=0o700, exist_ok=True)
         self._state = StateDir(state_dir)
-        self._cgroups = CgroupTree(detect_layout(), cgroup_parent)
+        self._cgroups = CgroupTree(layout_for(cgroup_parent), cgroup_parent)
         self._loop = Loop()
         self._sync = syscalls.AsyncSync()
         self._syncing: dict[int, tuple[int, Callable[[], None]]] = {}
