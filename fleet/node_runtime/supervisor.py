@@ -49,6 +49,7 @@ from _socket import socketpair as _socketpair
 from fleet.node_runtime import device_filter, keeper, process, syscalls  # noqa: F401 - device_filter is loaded before it is needed
 from fleet.node_runtime import users as _users  # noqa: F401 - likewise
 from fleet.node_runtime.cgroups import CgroupTree, layout_for
+from fleet.node_runtime.cloning import Cloning
 from fleet.node_runtime.state import StateDir, boot_id, start_ticks
 from fleet.node_runtime.supervised import Container, Exec, Loop, Pump, Sink
 from fleet.node_runtime.wire import Channel, ClosedError
@@ -107,7 +108,7 @@ class Supervisor:
         self._syncing: dict[int, tuple[int, Callable[[], None]]] = {}
         self._sync_tag = 0
         self._boot = boot_id()
-        self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._cloning = Cloning()
         self._own_network_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._containers: dict[str, Container] = {}
         self._execs: dict[str, Exec] = {}
@@ -321,9 +322,7 @@ class Supervisor:
                     link is not None and "netns" in given
                 ):  # entering it takes rights over it, which its ids will not have
                     syscalls.setns(given["netns"], syscalls.CLONE_NEWNET)
-                if "pid" in joins:  # children are born there as long as this is set
-                    syscalls.setns(joins["pid"], syscalls.CLONE_NEWPID)
-                pid, pidfd = syscalls.clone3(_new_namespaces(plan))
+                pid, pidfd = self._cloning.clone(_new_namespaces(plan), namespace=joins.get("pid", -1))
                 if not pid:
                     try:
                         if link is not None:
@@ -341,8 +340,6 @@ class Supervisor:
                     finally:  # whatever happens, the child must not return into the supervisor's loop
                         os._exit(70)
             finally:
-                if "pid" in joins:
-                    syscalls.setns(self._own_pid_namespace, syscalls.CLONE_NEWPID)
                 if link is not None and "netns" in given:
                     syscalls.setns(self._own_network_namespace, syscalls.CLONE_NEWNET)
             if link is not None:
@@ -742,24 +739,19 @@ class Supervisor:
         ours, theirs = _socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
         streams = process.Streams(given.get("stdin", -1), given.get("stdout", -1), given.get("stderr", -1))
         try:
-            # Children of this process are born into the container's pid namespace as long as this is set; we stay where we are.
-            syscalls.setns(container.pidfd, syscalls.CLONE_NEWPID)
-            try:
-                pid, pidfd = syscalls.clone3(0)
-                if not pid:
-                    try:
-                        process.become_exec(
-                            wanted,
-                            report=theirs,
-                            entrances=entrances,
-                            target=container.pidfd,
-                            streams=streams,
-                            first_id=container.spec.get("first_id", 0),
-                        )
-                    finally:
-                        os._exit(70)
-            finally:
-                syscalls.setns(self._own_pid_namespace, syscalls.CLONE_NEWPID)
+            pid, pidfd = self._cloning.clone(0, namespace=container.pidfd)
+            if not pid:
+                try:
+                    process.become_exec(
+                        wanted,
+                        report=theirs,
+                        entrances=entrances,
+                        target=container.pidfd,
+                        streams=streams,
+                        first_id=container.spec.get("first_id", 0),
+                    )
+                finally:
+                    os._exit(70)
         except BaseException:
             ours.close()
             raise

@@ -54,6 +54,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
 CLONE_INTO_CGROUP = 0x200000000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
@@ -169,11 +170,11 @@ def clone3(flags: int, *, cgroup_fd: int = 0) -> tuple[int, int]:
     """(pid, pidfd) in the parent, (0, -1) in the child. The child has its own copy of everything, like fork, but no
     hook has run in it.
 
-    ``cgroup_fd`` needs CLONE_INTO_CGROUP (Linux 5.7, cgroup v2).
+    ``cgroup_fd`` needs CLONE_INTO_CGROUP (Linux 5.7, cgroup v2). With CLONE_PARENT the signal at its end is the caller's own.
     """
     struct.pack_into(
         "=11Q", _clone_args, 0,
-        flags | CLONE_PIDFD, ctypes.addressof(_clone_pidfd), 0, 0, 17, 0, 0, 0, 0, 0, cgroup_fd,
+        flags | CLONE_PIDFD, ctypes.addressof(_clone_pidfd), 0, 0, 0 if flags & CLONE_PARENT else 17, 0, 0, 0, 0, 0, cgroup_fd,
     )  # fmt: skip
     pid = _call("clone3", _clone_args_address, 88)
     return (pid, _clone_pidfd.value) if pid else (0, -1)

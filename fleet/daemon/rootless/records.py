@@ -10,10 +10,12 @@ import struct
 from pathlib import Path
 from typing import Any, Final
 
+from fleet.node_runtime import syscalls
 from fleet.node_runtime.state import start_ticks
 
 __all__ = [
     "ANCHOR",
+    "NAMESPACES",
     "OUTSIDE",
     "OUTSIDE_SOCKET",
     "PORTS_SOCKET",
@@ -29,6 +31,17 @@ OUTSIDE: Final = "outside.json"
 OUTSIDE_SOCKET: Final = "outside.sock"
 PORTS_SOCKET: Final = "ports.sock"
 RESOLV_CONF: Final = "resolv.conf"
+NAMESPACES: Final = (
+    syscalls.CLONE_NEWUSER
+    | syscalls.CLONE_NEWNS
+    | syscalls.CLONE_NEWNET
+    | syscalls.CLONE_NEWUTS
+    | syscalls.CLONE_NEWIPC
+    | syscalls.CLONE_NEWCGROUP
+)
+"""The anchor's own. All that a container may be told to share with "the host" are among them: what belongs to the machine's user
+namespace, root in another may not enter again, as an exec into such a container must. The pid namespace is the machine's.
+"""
 _ANSWER_BYTES_MAX: Final = 1 << 16
 _TIMEOUT_S: Final = 20.0
 
