@@ -21,12 +21,29 @@ from fleet.cli import clock
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["DEFAULT_HOST", "App", "TlsOptions", "filters_of", "part", "pass_app", "read_input", "retry_conflicts"]
+__all__ = [
+    "DEFAULT_HOST",
+    "App",
+    "TlsOptions",
+    "default_host",
+    "filters_of",
+    "part",
+    "pass_app",
+    "read_input",
+    "retry_conflicts",
+]
 
 R = TypeVar("R")
 
 DEFAULT_HOST: Final = "unix:///run/fleet/fleet.sock"
 _TOKEN_FILE_MAX: Final = 4096
+
+
+def default_host(environment: Mapping[str, str], *, uid: int) -> str:
+    """Where a daemon is looked for: a user's own, if its socket is there, else the host's."""
+    runtime = environment.get("XDG_RUNTIME_DIR", "")
+    own = Path(runtime) / "fleet" / "fleet.sock"
+    return f"unix://{own}" if uid != 0 and runtime.startswith("/") and own.exists() else DEFAULT_HOST
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +123,7 @@ class App:
         from fleet.cli.context_store import DEFAULT, Contexts, check_host
 
         if name == DEFAULT:
-            return _url(self.host_given or DEFAULT_HOST), self._tls
+            return _url(self.host_given or default_host(self.environment, uid=os.geteuid())), self._tls
         if self._tls != TlsOptions():
             raise errors.UserError(
                 f"context {name} has TLS settings of its own; leave --tls... away, or name a daemon with -H"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from fleet import errors
-from fleet.cli.app import DEFAULT_HOST, App, TlsOptions, pass_app, read_input
+from fleet.cli.app import App, TlsOptions, default_host, pass_app, read_input
 from fleet.cli.context_archive import ARCHIVE_MAX, PEM_MAX, pack, unpack
 from fleet.cli.context_store import DEFAULT, TLS_NAMES, Context, Contexts, check_host, check_name, meta_of
 from fleet.cli.files import write_archive
@@ -78,7 +79,9 @@ def _of(app: App, contexts: Contexts, name: str) -> tuple[Context, dict[str, byt
 
 def _default(app: App) -> Context:
     return Context(
-        name=DEFAULT, host=check_host(app.host_given or DEFAULT_HOST), metadata={"Description": _DEFAULT_TEXT}
+        name=DEFAULT,
+        host=check_host(app.host_given or default_host(app.environment, uid=os.geteuid())),
+        metadata={"Description": _DEFAULT_TEXT},
     )
 
 

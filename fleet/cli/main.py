@@ -172,7 +172,8 @@ def cli(
     """Run containers on many hosts as if they were one.
 
     The daemon is that of --context or -H, else of $FLEET_HOST or $DOCKER_HOST, else of the context in $FLEET_CONTEXT or
-    $DOCKER_CONTEXT, else of the one that fleet context use chose, else unix:///run/fleet/fleet.sock.
+    $DOCKER_CONTEXT, else of the one that fleet context use chose, else a daemon of your own ($XDG_RUNTIME_DIR/fleet/fleet.sock),
+    else unix:///run/fleet/fleet.sock.
     The token is taken from --token-file, else $FLEET_TOKEN_FILE, else $FLEET_TOKEN; it is shown over verified TLS alone.
     """
     if host and context:

@@ -224,5 +224,5 @@ def info_text(found: Json) -> str:
     managers = ", ".join(manager.get("Addr", "") for manager in swarm.get("RemoteManagers") or ())
     text.add("Manager Addresses", managers, level=1)
     for warning in found.get("Warnings") or ():
-        text.lines.append(f"WARNING: {warning}")
+        text.lines.append(warning if warning.startswith("WARNING:") else f"WARNING: {warning}")
     return str(text)

@@ -45,6 +45,7 @@ class Core:
         clock: Clock,
         default_network: str,
         host_files: Path,
+        rootless: bool,
     ) -> None:
         self.runtime = runtime
         self.images = images
@@ -59,6 +60,8 @@ class Core:
         self.hub = EventHub()
         self.cdi_directories = cdi.DIRECTORIES
         self.user_namespaces = UserNamespaces(runtime)
+        self.rootless = rootless
+        """Root here is that of a user namespace; see ``without_root``."""
         self.entries: dict[str, Entry] = {}
         self.names: dict[str, str] = {}
         """name -> id; also holds names of containers being made."""

@@ -95,9 +95,10 @@ class ContainerEngine:
         default_network: str = "bridge",
         host_files: Path = Path("/etc"),
         user_namespaces: bool = False,
+        rootless: bool = False,
     ) -> Self:
         """Read what is on disk and begin to listen to the supervisor. ``user_namespaces``: for every container that can have one,
-        where that is possible. ``data_root`` must be on a disk that overlayfs
+        where that is possible; ``rootless``: this process is root of one only. ``data_root`` must be on a disk that overlayfs
         can write to,
         ``exec_root`` is for this boot (``/run``). Call ``recover`` next, once the networks are there. Raises ``RuntimeFault``."""
         core = Core(
@@ -109,6 +110,7 @@ class ContainerEngine:
             clock=clock or SystemClock(),
             default_network=default_network,
             host_files=host_files,
+            rootless=rootless,
         )
         engine = cls(core, volumes_root=data_root / "volumes", networks_root=data_root / "networks")
         try:
@@ -299,8 +301,10 @@ class ContainerEngine:
     async def update(
         self, name_or_id: str, *, resources: ResourceLimits | None = None, restart: RestartRule | None = None
     ) -> Container:
-        """Change limits (at once, also of a running container) and the restart rule."""
+        """Change limits (at once, also of a running container; without root they are discarded) and the restart rule."""
         entry = self._core.find(name_or_id)
+        if self._core.rootless:
+            resources = None
         async with entry.lock:
             if resources is not None and entry.record.is_up:
                 await self._core.runtime.update(entry.id, resources)
@@ -419,6 +423,11 @@ class ContainerEngine:
     async def ids_of(self, config: ContainerConfig) -> IdRange | None:
         """The ids a container made of this now would have; None: the host's."""
         return await self._making.ids_of(config)
+
+    @property
+    def rootless(self) -> bool:
+        """Whether this process is root of a user namespace only."""
+        return self._core.rootless
 
     @property
     def user_namespaces(self) -> UserNamespaces:

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from fleet.containers import assemble, cdi, mounts
+from fleet.containers import assemble, cdi, mounts, without_root
 from fleet.containers.config import ContainerConfig, NetworkMode, check_config, normal_target
 from fleet.containers.core import Core
 from fleet.containers.entry import Entry
@@ -52,7 +52,7 @@ class Making:
         """
         check_config(config)
         core = self._core
-        config = self._resolved(config)
+        config = self._resolved(without_root.adapt(config) if core.rootless else config)
         try:
             image = core.images.get(config.image)
         except NotFoundError as cause:

@@ -16,6 +16,7 @@ daemon takes them up. State on disk below ``data_root`` (survives a reboot) and 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import fcntl
 import os
 import secrets
@@ -95,7 +96,10 @@ class Daemon:
             stack.push_async_callback(runtime.close)
             images = await ImageStore.open(config.data_root / "images")
             stack.push_async_callback(images.close)
-            locator = ImageLocator(config.registry_options)
+            registries = config.registry_options
+            if inside is not None:
+                registries = dataclasses.replace(registries, unreachable=inside.why_no_network())
+            locator = ImageLocator(registries)
             underlay = _Underlay()
             network = HostNetwork(
                 run_dir=config.exec_root / "network",
@@ -117,9 +121,10 @@ class Daemon:
                 network=network,
                 clock=clock,
                 default_network=BRIDGE.id,
-                user_namespaces=config.userns_remap == "auto",
+                user_namespaces=config.userns_remap == "auto" and inside is None,
+                rootless=inside is not None,
             )
-            if config.userns_remap == "auto" and not engine.user_namespaces.by_default:
+            if config.userns_remap == "auto" and inside is None and not engine.user_namespaces.by_default:
                 log.info("containers have the host's user ids", why=engine.user_namespaces.why_not)
             stack.push_async_callback(engine.close)
             await engine.recover()

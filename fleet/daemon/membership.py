@@ -269,6 +269,7 @@ class Membership:
 
     async def init(self, request: InitRequest) -> str:
         """Found a cluster; returns the node's id. Raises ``UnavailableError`` when already in one (Docker: 503)."""
+        self._refuse_rootless("swarm init")
         if request.force_new_cluster:
             return await self._begin_anew()
         async with self._verb:
@@ -368,9 +369,17 @@ class Membership:
             log.info("cluster restored", cluster=header.cluster_id, node=node_id, revision=header.revision)
             return node_id
 
+    def _refuse_rootless(self, verb: str) -> None:
+        if self._config.rootless:
+            raise errors.UnsupportedError(
+                f"{verb}: this fleetd runs without root, so other hosts' containers cannot be reached from its network namespace "
+                "(VXLAN, published ports of every node); run fleetd as root on hosts of a cluster"
+            )
+
     async def join(self, request: JoinSwarmRequest) -> None:
         """Join the cluster of ``remote_addrs``. Raises ``UserError``/``UnauthorizedError`` for a bad token or a foreign
         root, ``UnavailableError`` when no manager can be reached."""
+        self._refuse_rootless("swarm join")
         async with self._verb:
             self._refuse_member()
             if not request.remote_addrs:

@@ -64,6 +64,8 @@ class RegistryOptions:
     mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Per registry: addresses (``https://host[:port]``) that hold copies, asked first, in order."""
     connections_max: int = 8
+    unreachable: str = ""
+    """Why no registry can be reached from here; "" when they can."""
 
 
 def parse_mirrors(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -227,6 +229,8 @@ class RegistrySource:
     async def _find_base(self) -> str:
         """The scheme to speak: HTTPS, but for insecure registries whichever answers, HTTPS first."""
         async with self._finding:
+            if self._options.unreachable:
+                raise RejectedFault(f"{self.name}: no network beyond this host: {self._options.unreachable}")
             if self._base is None:
                 base = f"https://{self._host}"
                 if self._insecure:

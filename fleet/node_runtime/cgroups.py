@@ -563,6 +563,8 @@ class CgroupTree:
     def _need_v1(self, controller: str, path: str) -> str:
         directory = self._v1(controller, path)
         if directory is None:
+            if self.parent.strip("/") == NO_CGROUPS:
+                raise OSError(95, "fleetd runs without root and without cgroups, so nothing can be paused", controller)
             raise OSError(95, f"the {controller} controller is not mounted on this host", controller)
         return directory
 

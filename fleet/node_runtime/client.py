@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet.errors import ConflictError, NotFoundError, RejectedFault, RuntimeFault, UnavailableError, UserError
-from fleet.node_runtime.cgroups import CgroupTree, layout_for
+from fleet.node_runtime.cgroups import NO_CGROUPS, CgroupTree, layout_for
 from fleet.node_runtime.events import (
     ContainerProcess,
     ContainerState,
@@ -44,7 +44,7 @@ from fleet.node_runtime.events import (
 )
 from fleet.node_runtime.faults import CommandFault
 from fleet.node_runtime.plan import check_container_id, plan_container, plan_limits, plan_process, read_host
-from fleet.node_runtime.processes import read_processes
+from fleet.node_runtime.processes import namespace_pids, read_processes
 from fleet.node_runtime.spec import ContainerSpec, ProcessSpec, ResourceLimits
 from fleet.node_runtime.state import start_ticks
 from fleet.node_runtime.wire import FDS_MAX, Channel, ClosedError
@@ -529,7 +529,9 @@ class RuntimeClient:
             _close_all(known)
 
     async def stats(self, container_id: str) -> ContainerStats:
-        """Use of resources now. Raises `NotFoundError` when it is not running."""
+        """Use of resources now; without cgroups of the processes that live now. Raises `NotFoundError` when it is not running."""
+        if self._cgroup_parent == NO_CGROUPS:
+            return _figures_of(await self.processes(container_id))
         path = await self._cgroup_of(container_id)
         try:
             figures = await asyncio.to_thread(self._cgroups.figures, path)
@@ -539,11 +541,20 @@ class RuntimeClient:
 
     async def processes(self, container_id: str) -> _Processes:
         """Processes of the container with the host's ids. Raises `NotFoundError` when it is not running."""
-        path = await self._cgroup_of(container_id)
-        pids = await asyncio.to_thread(self._cgroups.pids, path)
+        if self._cgroup_parent == NO_CGROUPS:
+            pids = await asyncio.to_thread(namespace_pids, await self._pid_of(container_id))
+        else:
+            pids = await asyncio.to_thread(self._cgroups.pids, await self._cgroup_of(container_id))
         if not pids:
             raise NotFoundError(f"container {container_id} is not running")
         return await asyncio.to_thread(read_processes, pids)
+
+    async def _pid_of(self, container_id: str) -> int:
+        answer, _ = await self._request({"op": "list"})
+        for entry in answer["containers"]:
+            if entry["id"] == container_id and entry["status"] in ("running", "paused"):
+                return int(entry["pid"])
+        raise NotFoundError(f"container {container_id} is not running")
 
     async def _cgroup_of(self, container_id: str) -> str:
         known = self._known.get(container_id)
@@ -734,6 +745,18 @@ def _close_all(known: _Known) -> None:
         if fd >= 0:
             os.close(fd)
             setattr(known, name, -1)
+
+
+def _figures_of(processes: _Processes) -> ContainerStats:
+    cpu_ns = int(sum(process.cpu_time_s for process in processes) * 1e9)
+    resident = sum(process.resident_bytes for process in processes)
+    return ContainerStats(
+        read_at=datetime.now(UTC),
+        cpu_usage_ns=cpu_ns,
+        memory_usage_bytes=resident,
+        memory_anonymous_bytes=resident,
+        pids=len(processes),
+    )
 
 
 def _instant(time_ns: int) -> datetime:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fleet.node_runtime.events import ContainerProcess
 
-__all__ = ["read_processes"]
+__all__ = ["namespace_pids", "read_processes"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -25,6 +25,21 @@ def read_processes(pids: Iterable[int]) -> list[ContainerProcess]:
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found.append(_read_process(pid, booted))
+    return found
+
+
+def namespace_pids(first: int) -> list[int]:
+    """The processes in the pid namespace of ``first``; those of namespaces below are not among them. [] when it has ended."""
+    try:
+        wanted = os.readlink(f"/proc/{first}/ns/pid")
+    except OSError:
+        return []
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):  # gone, or somebody else's
+                if os.readlink(f"/proc/{name}/ns/pid") == wanted:
+                    found.append(int(name))
     return found
 
 

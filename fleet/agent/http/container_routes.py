@@ -20,7 +20,7 @@ from fleet.agent.http.networks import NetworkNames
 from fleet.agent.http.stats_json import host_cpu_ns, stats_json
 from fleet.agent.http.streams import MULTIPLEXED, RAW, log_body, log_moment, log_tail
 from fleet.api.http import json_response, parse_bool, parse_filters, read_struct
-from fleet.containers import Container, ContainerEngine, Status, WaitCondition
+from fleet.containers import Container, ContainerEngine, Status, WaitCondition, without_root
 from fleet.containers.changes import changes_of
 from fleet.containers.logs import log_attributes
 from fleet.containers.volumes import directory_size
@@ -134,7 +134,8 @@ def _add_making(router: APIRouter, engine: ContainerEngine, images: ImageStore, 
             body, name=request.query_params.get("name", ""), networks=networks, free_port=free_port
         )
         container = await engine.create(config)
-        return json_response({"Id": container.id, "Warnings": []}, status=201)
+        warnings = without_root.warnings_of(config) if engine.rootless else []
+        return json_response({"Id": container.id, "Warnings": warnings}, status=201)
 
     @router.post("/containers/prune")
     async def prune(request: Request) -> Response:
@@ -172,12 +173,13 @@ def _add_making(router: APIRouter, engine: ContainerEngine, images: ImageStore, 
     async def update(name: str, request: Request) -> Response:
         body = await read_struct(request, UpdateBody, what="update")
         container = engine.get(name)
+        limits = limits_of(body, base=container.config.resources)
         await engine.update(
             name,
-            resources=limits_of(body, base=container.config.resources),
+            resources=limits,
             restart=restart_of(body.restart_policy) if body.restart_policy and body.restart_policy.name else None,
         )
-        return json_response({"Warnings": None})
+        return json_response({"Warnings": (without_root.discard_limits(limits) if engine.rootless else None) or None})
 
 
 def _add_running(router: APIRouter, engine: ContainerEngine) -> None:

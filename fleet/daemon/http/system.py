@@ -27,11 +27,13 @@ from fleet.daemon.config import DaemonConfig
 from fleet.daemon.events import EventLog, matches
 from fleet.daemon.log_stream import parse_instant
 from fleet.daemon.membership import Membership
+from fleet.daemon.rootless.inside import Inside
 from fleet.daemon.versions import API_VERSION_MAX, API_VERSION_MIN
 from fleet.images import Credentials, ImageStore
 from fleet.images.inspect import image_summary
 from fleet.images.registry import check_login
 from fleet.model.node import NodeRole
+from fleet.node_runtime.cgroups import NO_CGROUPS, layout_for
 
 __all__ = ["system_routes"]
 
@@ -201,7 +203,7 @@ def _info(
     running = _count(engine, Status.RUNNING, Status.RESTARTING)
     total = len(engine.list())
     now: datetime = clock.now()
-    facts = read_engine_facts()
+    facts = read_engine_facts(layout=layout_for(NO_CGROUPS) if config.rootless else None)
     return {
         "ID": membership.state.node_id if membership.state else config.hostname,
         "Name": config.hostname,
@@ -234,7 +236,7 @@ def _info(
         "NGoroutines": 0,
         "SystemTime": now.isoformat().replace("+00:00", "Z"),
         "LoggingDriver": "json-file",
-        "CgroupDriver": "cgroupfs",
+        "CgroupDriver": "none" if config.rootless else "cgroupfs",
         "CgroupVersion": facts.cgroup_version,
         "KernelVersion": uname.release,
         "OperatingSystem": _os_name(),
@@ -260,19 +262,23 @@ def _info(
         "LiveRestoreEnabled": True,
         "Isolation": "",
         "InitBinary": "fleet-runtime",
-        "SecurityOptions": _security(facts, user_namespaces=engine.user_namespaces.by_default),
+        "SecurityOptions": _security(
+            facts, user_namespaces=engine.user_namespaces.by_default, rootless=config.rootless
+        ),
         "Warnings": [*facts.warnings(), *_userns_warning(config, engine)] or None,
     }
 
 
-def _security(facts: EngineFacts, *, user_namespaces: bool) -> list[str]:
+def _security(facts: EngineFacts, *, user_namespaces: bool, rootless: bool) -> list[str]:
     kernel = (("name=apparmor", facts.apparmor), ("name=seccomp,profile=builtin", facts.seccomp))
-    users = ["name=userns"] if user_namespaces else []
+    users = [*(["name=userns"] if user_namespaces else []), *(["name=rootless"] if rootless else [])]
     return [*(name for name, there in kernel if there), *users, "name=cgroupns", "name=no-new-privileges"]
 
 
 def _userns_warning(config: DaemonConfig, engine: ContainerEngine) -> list[str]:
     users = engine.user_namespaces
+    if config.rootless:
+        return Inside(config.exec_root).warnings()
     if config.userns_remap == "off" or users.by_default:
         return []
     return [f"WARNING: root in a container is root of this host: no user namespaces, for {users.why_not}"]
