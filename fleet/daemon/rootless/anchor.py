@@ -72,7 +72,7 @@ async def _serve(folder: Path, say: int) -> None:
     os.close(say)
     async with server:
         await ended.wait()
-        carriers.close_all()
+        await carriers.close_all()
 
 
 class _Carriers:
@@ -97,7 +97,7 @@ class _Carriers:
             case "list":
                 return {"ids": sorted(self._open)}
             case "close":
-                self._close(str(request["id"]))
+                await self._close(str(request["id"]))
                 return {}
             case "open":
                 return await self._open_all(str(request["id"]), request["ports"])
@@ -105,7 +105,7 @@ class _Carriers:
                 raise ValueError(f"unknown request {other!r}")
 
     async def _open_all(self, sandbox: str, ports: list[list[Any]]) -> dict[str, Any]:
-        self._close(sandbox)
+        await self._close(sandbox)
         made: list[Carrier] = []
         for protocol, address, port in ports:
             question = {"op": "bind", "protocol": protocol, "address": address, "port": port}
@@ -115,7 +115,7 @@ class _Carriers:
                 found, descriptors = {"error": 111, "text": "fleet-outside does not answer; start fleetd again"}, []
             if not descriptors:
                 for carrier in made:
-                    carrier.close()
+                    await carrier.close()
                 return {**found, "protocol": protocol, "address": address, "port": port}
             sock = socket.socket(fileno=descriptors[0])
             sock.setblocking(False)
@@ -123,13 +123,14 @@ class _Carriers:
         self._open[sandbox] = made
         return {}
 
-    def _close(self, sandbox: str) -> None:
+    async def _close(self, sandbox: str) -> None:
         for carrier in self._open.pop(sandbox, ()):
-            carrier.close()
+            await carrier.close()
 
-    def close_all(self) -> None:
+    async def close_all(self) -> None:
+        """At the end."""
         for sandbox in list(self._open):
-            self._close(sandbox)
+            await self._close(sandbox)
 
 
 if __name__ == "__main__":

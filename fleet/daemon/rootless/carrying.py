@@ -23,8 +23,8 @@ _TARGET: Final = "127.0.0.1"
 class Carrier(Protocol):
     """One published port."""
 
-    def close(self) -> None:
-        """Open no more, and end what is under way."""
+    async def close(self) -> None:
+        """End what is under way; the port is free when this returns."""
         ...
 
 
@@ -37,12 +37,10 @@ class TcpCarrier:
         self._tasks: set[asyncio.Task[None]] = set()
         self._own = asyncio.get_running_loop().create_task(self._accept())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """See ``Carrier``."""
-        self._own.cancel()
-        for task in self._tasks:
-            task.cancel()
-        self._listener.close()
+        await _end(self._own, *self._tasks)
+        self._listener.close()  # not before: the loop still watches its number
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -77,6 +75,12 @@ class TcpCarrier:
                     group.create_task(_pump(target, client))
 
 
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def _pump(source: socket.socket, sink: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     while piece := await loop.sock_recv(source, _PIECE_BYTES):
@@ -93,11 +97,9 @@ class UdpCarrier:
         self._clients: dict[tuple[str, int], _UdpClient] = {}
         self._own = asyncio.get_running_loop().create_task(self._receive())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """See ``Carrier``."""
-        self._own.cancel()
-        for client in list(self._clients.values()):
-            client.close()
+        await _end(self._own, *(client.task for client in self._clients.values()))
         self._outer.close()
 
     async def _receive(self) -> None:
@@ -113,6 +115,10 @@ class UdpCarrier:
                     self._clients[min(self._clients, key=lambda key: self._clients[key].heard)].close()
                 client = self._clients[address] = _UdpClient(self, address)
             client.send(data)
+
+    def client(self, address: tuple[str, int]) -> _UdpClient | None:
+        """For ``_UdpClient``."""
+        return self._clients.get(address)
 
     def forget(self, address: tuple[str, int]) -> None:
         """For ``_UdpClient``."""
@@ -138,7 +144,7 @@ class _UdpClient:
         self._socket.setblocking(False)
         self._socket.connect((_TARGET, carrier.port))
         self.heard = loop.time()
-        self._task = loop.create_task(self._answers())
+        self.task = loop.create_task(self._answers())
 
     def send(self, data: bytes) -> None:
         self.heard = asyncio.get_running_loop().time()
@@ -160,8 +166,9 @@ class _UdpClient:
                 await self._carrier.answer(data, self._address)
         finally:
             self._socket.close()
-            self._carrier.forget(self._address)
+            if self._carrier.client(self._address) is self:
+                self._carrier.forget(self._address)
 
     def close(self) -> None:
         self._carrier.forget(self._address)
-        self._task.cancel()
+        self.task.cancel()

@@ -34,6 +34,7 @@ from typing import Any
 
 from fleet.network.dns import wire
 from fleet.network.dns.lookup import Directory, Table, View
+from fleet.privilege import keeps_groups, may_own
 
 __all__ = ["PROTOCOL", "DnsServer", "main"]
 
@@ -576,7 +577,7 @@ def main(descriptor: int) -> None:
     server.listen(socket.socket(fileno=descriptor))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two or three sockets a sandbox
-    if os.getuid() == 0:
+    if os.getuid() == 0 and may_own(_NOBODY) and not keeps_groups():
         # it reads what containers send; everything that needs privilege was done by the daemon
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
