@@ -56,7 +56,7 @@ async def query_prometheus(address: str, query: str) -> float:
         # The address is a user's: whatever the client makes of it must not end the manager.
         text = str(cause) or type(cause).__name__
         raise errors.UnavailableError(
-            f"Prometheus at {address} cannot be asked: {text[:_SAID_MAX]}", retry_after_s=_PAUSE_S
+            f"Prometheus at {address} cannot be asked: {_said(text)}", retry_after_s=_PAUSE_S
         ) from cause
     try:
         return value_in(bytes(answer), status=response.status_code)
@@ -79,9 +79,7 @@ def value_in(answer: bytes, *, status: int) -> float:
     if not isinstance(said, dict):
         raise errors.UnavailableError(f"it answered {status} and no JSON object: is it the address of a Prometheus?")
     if said.get("status") != "success":
-        raise errors.UnavailableError(
-            f"it refused the query: {str(said.get('error') or f'status {status}')[:_SAID_MAX]}"
-        )
+        raise errors.UnavailableError(f"it refused the query: {_said(said.get('error') or f'status {status}')}")
     data = said.get("data")
     kind, result = (data.get("resultType"), data.get("result")) if isinstance(data, dict) else (None, None)
     if kind == "vector" and isinstance(result, list):
@@ -90,12 +88,17 @@ def value_in(answer: bytes, *, status: int) -> float:
             raise errors.UnavailableError(f"the query gave {found}, not one number; wrap it in sum(...)")
         result = result[0].get("value") if isinstance(result[0], dict) else None
     elif kind != "scalar":
-        raise errors.UnavailableError(f"the query gave a {str(kind)[:_SAID_MAX]}, not one number")
+        raise errors.UnavailableError(f"the query gave a {_said(kind)}, not one number")
     text = result[1] if isinstance(result, list) and len(result) == 2 else None
     try:
         value = float(text) if isinstance(text, str) else math.nan
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise errors.UnavailableError(f"the query gave {str(text)[:_SAID_MAX]}, which is no number")
+        raise errors.UnavailableError(f"the query gave {_said(text)}, which is no number")
     return value
+
+
+def _said(what: object) -> str:
+    """As a person may see it on a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in str(what)[:_SAID_MAX])

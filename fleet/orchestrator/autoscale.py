@@ -30,6 +30,8 @@ TOLERANCE: Final = 0.1
 """A load within a tenth of the target is on it."""
 _ROUNDING: Final = 1e-9
 """Sums of shares that are whole but for their last binary digit ask for no further task."""
+_RATIO_MAX: Final = 1e6
+"""More than any policy's greatest number; a query may give what is infinite once it is divided."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,7 @@ def _propose(gauge: Gauge, replicas: int) -> int | None:
             ratio = max(total / replicas, 1.0)
         elif absent:
             ratio = min((total + absent) / replicas, 1.0)
+    ratio = min(ratio, _RATIO_MAX)
     if abs(ratio - 1) <= TOLERANCE + _ROUNDING:
         return replicas
     return math.ceil(replicas * ratio - _ROUNDING)
