@@ -18,6 +18,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from fleet import traces
+from fleet.clock import Clock, SystemClock
+from fleet.daemon.access.limits import FailureLimit, source_of
 from fleet.daemon.access.principal import PRINCIPAL, Principal
 from fleet.daemon.listeners import TLS_EXTENSION, TRANSPORT_EXTENSION
 from fleet.logs import get_logger, request_id
@@ -35,11 +37,14 @@ _PATH_MAX: Final = 200
 
 
 class Audit:
-    """ASGI middleware. ``write`` takes a phrase and fields, as a logger does."""
+    """ASGI middleware. ``write`` takes a phrase and fields, as a logger does. Refusals of strangers are told so often for each
+    address and no more, so that nobody fills the log who cannot even get in; ``unsaid`` is how many were left out."""
 
-    def __init__(self, app: Any, *, write: Callable[..., None] = log.info) -> None:
+    def __init__(self, app: Any, *, write: Callable[..., None] = log.info, clock: Clock | None = None) -> None:
         self._app = app
         self._write = write
+        self._strangers = FailureLimit(clock or SystemClock())
+        self._unsaid = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -69,8 +74,12 @@ class Audit:
         is_refused = code in _REFUSALS
         if scope["method"] in _READS and not is_refused:
             return
-        who, origin = _caller(scope)
         principal: Principal | None = scope.get(PRINCIPAL)
+        if is_refused and principal is None and self._strangers.note(source_of(scope)):
+            self._unsaid += 1
+            return
+        unsaid, self._unsaid = self._unsaid, 0
+        who, origin = _caller(scope)
         if principal is not None and principal.user:
             who = f"user {principal.user}"
         ended = datetime.now(UTC)
@@ -94,6 +103,7 @@ class Audit:
             origin=origin,
             **_grant(principal),
             **({"object": scope["path"][:_PATH_MAX]} if scope["path"] != asked else {}),
+            **({"unsaid": unsaid} if unsaid else {}),
         )
 
 

@@ -1,7 +1,7 @@
 """Failed authentications per source address.
 
 Right credentials are never held up, whatever came from the same address before: behind it there may be many. What is limited is
-the answer to wrong ones, and with it the log, and how fast somebody can try.
+how fast somebody can try wrong ones, and what the log says of strangers (``fleet.daemon.audit``).
 """
 
 from __future__ import annotations

@@ -210,6 +210,17 @@ def test_the_log_names_user_token_role_and_refusals_but_no_secret() -> None:
     run(body)
 
 
+def test_strangers_do_not_fill_the_log() -> None:
+    async def body(world: Gated) -> None:
+        for _ in range(BURST + 20):
+            assert (await world.call("GET", "/services")).status_code == 401
+        assert len(world.told) == BURST
+        await world.call("POST", "/volumes/prune", tls=Tls("root"))
+        assert world.told[-1]["unsaid"] == 20, "how many were left out is told with the next line"
+
+    run(body)
+
+
 def test_use_of_a_token_is_noted() -> None:
     async def body(world: Gated) -> None:
         token = await world.user("anna", "viewer")
