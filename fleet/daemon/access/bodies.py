@@ -25,6 +25,7 @@ from fleet.model.network import NetworkSpec
 from fleet.model.secret import ConfigSpec, SecretSpec
 from fleet.model.service import Service, ServiceSpec
 from fleet.model.wire import parse_json
+from fleet.scheduler.wishes import priority_of
 
 __all__ = ["Bodies", "needs_body"]
 
@@ -84,6 +85,10 @@ class Bodies:
         if not principal.scope:
             return
         _check_labels(principal.scope, spec.labels, what="service")
+        if priority_of(spec.labels) > max(0, priority_of(present.spec.labels) if present is not None else 0):
+            raise errors.ForbiddenError(
+                "a priority takes room from services of others: your grant does not reach so far"
+            )
         known = _references(present.spec) if present is not None else frozenset()
         for about, name in _references(spec) - known:
             self._objects.within(principal, about, name)

@@ -188,6 +188,16 @@ def test_a_service_refers_to_nothing_outside() -> None:
     run(body)
 
 
+def test_a_limited_grant_takes_no_room_from_others() -> None:
+    async def body(world: Gated, token: str) -> None:
+        for priority, code in (("5", 403), ("0", 201), ("-5", 201)):
+            spec = service(f"x{priority.replace('-', 'm')}", {**SHOP, "fleet.placement.priority": priority})
+            answer = await world.call("POST", "/services/create", token=token, json=spec)
+            assert answer.status_code == code, answer.text
+
+    run(body)
+
+
 def test_what_an_administrator_attached_stays_attached() -> None:
     async def body(world: Gated, token: str) -> None:
         found = world.api.services.find("shop-web")
