@@ -149,10 +149,12 @@ def _is_same(spec: ServiceSpec, present: Service | None) -> bool:
     """Whether an administrator's containers stay as they are, so that more of them, or other labels, may be asked for."""
     if present is None:
         return False
-    wanted = normal_spec(spec)
-    return wanted.task_template.container_spec == present.spec.task_template.container_spec and [
-        target.target for target in wanted.all_networks
-    ] == [target.target for target in present.spec.all_networks]
+    before, after = present.spec, normal_spec(spec)
+    return (
+        after.task_template.container_spec == before.task_template.container_spec
+        and after.task_template.log_driver == before.task_template.log_driver
+        and [target.target for target in after.all_networks] == [target.target for target in before.all_networks]
+    )
 
 
 def _references(spec: ServiceSpec) -> frozenset[tuple[Object, str]]:

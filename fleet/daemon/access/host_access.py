@@ -5,7 +5,9 @@ The words are for people: what was asked for, as the flags call it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
 from fleet.agent.http.container_body import CreateBody, HostSettings
 from fleet.model.service import ContainerSpec, Mount, ServiceSpec, TaskSpec
@@ -13,18 +15,19 @@ from fleet.model.service import ContainerSpec, Mount, ServiceSpec, TaskSpec
 __all__ = ["named_volumes", "wishes_of_container", "wishes_of_service", "wishes_of_task"]
 
 _BINDS: Final = "directories of the host (bind mounts)"
+_LOGS: Final = "sockets or files of the host for its log"
 _OPTIONS: Final = "a volume with options of its driver"
 
 
 def wishes_of_service(spec: ServiceSpec) -> list[str]:
     """What its tasks would get of their hosts."""
     networks = {target.target for target in spec.all_networks}
-    return [*_of_spec(spec.task_template.container_spec), *_network(networks)]
+    return [*_of_spec(spec.task_template.container_spec), *_network(networks), *_logs_of(spec.task_template)]
 
 
 def wishes_of_task(spec: TaskSpec) -> list[str]:
     """What a task of it has of its host."""
-    return [*_of_spec(spec.container_spec), *_network({target.target for target in spec.networks})]
+    return [*_of_spec(spec.container_spec), *_network({target.target for target in spec.networks}), *_logs_of(spec)]
 
 
 def wishes_of_container(body: CreateBody) -> list[str]:
@@ -42,6 +45,7 @@ def wishes_of_container(body: CreateBody) -> list[str]:
         "another cgroup parent": bool(host.cgroup_parent),
         "namespaces or volumes of another container": bool(others or host.volumes_from),
         _BINDS: any(_is_path(text) for text in host.binds),
+        _LOGS: _reaches_files(host.log_config.config),
     }
     return [*(what for what, is_asked in asks.items() if is_asked), *_mounts(host.mounts), *_network(networks)]
 
@@ -73,6 +77,20 @@ def _of_spec(spec: ContainerSpec) -> list[str]:
         "security options": (seccomp or "default", apparmor or "default") != ("default", "default"),
     }
     return [*(what for what, is_asked in asks.items() if is_asked), *_mounts(spec.mounts)]
+
+
+def _logs_of(spec: TaskSpec) -> list[str]:
+    return [_LOGS] if spec.log_driver is not None and _reaches_files(spec.log_driver.options) else []
+
+
+def _reaches_files(options: Mapping[str, str]) -> bool:
+    """Whether a log driver would speak to a socket of the host, which may be fleet's own, or read files there."""
+    if any(name.startswith("syslog-tls-") and name != "syslog-tls-skip-verify" for name in options):
+        return True
+    try:
+        return urlsplit(options.get("syslog-address", "")).scheme.startswith("unix")
+    except ValueError:  # none at all, which the driver refuses
+        return True
 
 
 def _mounts(mounts: tuple[Mount, ...]) -> list[str]:

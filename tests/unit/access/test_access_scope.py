@@ -237,6 +237,7 @@ def test_what_concerns_all_is_refused() -> None:
         {"NetworkMode": "host"}, {"PidMode": "host"}, {"PidMode": "container:blog-box"}, {"VolumesFrom": ["blog-box"]},
         {"Devices": [{"PathOnHost": "/dev/sda"}]}, {"SecurityOpt": ["seccomp=unconfined"]}, {"CgroupParent": "/x"},
         {"privileged": True}, {"binds": ["/etc:/e:ro"]},
+        {"LogConfig": {"Type": "syslog", "Config": {"syslog-address": " UNIX:///run/fleet/fleet.sock"}}},
     ],
 )  # fmt: skip
 def test_containers_that_reach_their_host_need_host_access(host: dict[str, Any]) -> None:
