@@ -8,7 +8,7 @@ from typing import Final
 
 from fleet import errors
 
-__all__ = ["age", "ago", "human_size", "memory_size", "now", "parse_time", "since_query", "sleep", "span"]
+__all__ = ["age", "ago", "go_time", "human_size", "memory_size", "now", "parse_time", "since_query", "sleep", "span"]
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 _BINARY: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -38,6 +38,14 @@ def parse_time(text: str | None) -> datetime | None:
     except ValueError:
         return None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def go_time(found: datetime | None) -> str:
+    """As Go, and so Docker's client, writes a time in a column: ``2026-01-02 03:04:05.5 +0000 UTC``; empty for None."""
+    if found is None:
+        return ""
+    fraction = f".{found.microsecond:06}".rstrip("0") if found.microsecond else ""
+    return f"{found:%Y-%m-%d %H:%M:%S}{fraction} {found:%z %Z}"
 
 
 def span(seconds: float) -> str:

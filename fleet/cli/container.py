@@ -78,7 +78,7 @@ def _row(item: Json, *, full: bool) -> Json:
         "Image": item.get("Image", "") if full else str(item.get("Image", "")).partition("@")[0],
         "Command": f'"{" ".join(command.split())}"',
         "CreatedSince": clock.ago(created),
-        "CreatedAt": created,
+        "CreatedAt": clock.go_time(datetime.fromtimestamp(item.get("Created") or 0, UTC).astimezone()),
         "RunningFor": clock.ago(created),
         "Size": _size(item),
         "Mounts": ",".join(str(m.get("Name") or m.get("Source") or "") for m in item.get("Mounts") or ()),

@@ -188,10 +188,22 @@ def _rows(item: Json, *, full: bool) -> Iterator[Json]:
             "Tag": tag,
             "ID": item["Id"] if full else short_id(item["Id"]),
             "CreatedSince": clock.ago(made.isoformat()) if made else "N/A",
-            "CreatedAt": made.isoformat() if made else "",
+            "CreatedAt": clock.go_time(made.astimezone()) if made else "N/A",
             "Size": clock.human_size(item.get("Size") or 0),
+            "VirtualSize": clock.human_size(item.get("Size") or 0),
+            "Containers": str(item["Containers"]) if item.get("Containers", -1) >= 0 else "N/A",
+            **_shared(item),
             "Digest": next(iter(item.get("RepoDigests") or ()), "").partition("@")[2] or "<none>",
         }
+
+
+def _shared(item: Json) -> Json:
+    """What it has in common with other images, where the daemon looked: -1 means that it did not."""
+    shared = item.get("SharedSize", -1)
+    if shared < 0:
+        return {"SharedSize": "N/A", "UniqueSize": "N/A"}
+    unique = clock.human_size(max(0, (item.get("Size") or 0) - shared))
+    return {"SharedSize": clock.human_size(shared), "UniqueSize": unique}
 
 
 @image.command()

@@ -8,6 +8,7 @@ import click
 
 from fleet import errors
 from fleet.api.client import EngineClient
+from fleet.cli import clock
 from fleet.cli.app import App, filters_of, part, pass_app
 from fleet.cli.network_doctor import doctor
 from fleet.cli.render import FORMATS, each, echo, inspect_each, list_options, print_rows, print_warnings, short_id
@@ -127,9 +128,10 @@ def ls(app: App, *, filters: tuple[str, ...], fmt: str | None, quiet: bool, no_t
             "Name": item["Name"],
             "Driver": item.get("Driver", ""),
             "Scope": item.get("Scope", ""),
-            "Internal": item.get("Internal", False),
-            "IPv6": item.get("EnableIPv6", False),
-            "CreatedAt": item.get("Created", ""),
+            "Internal": str(bool(item.get("Internal"))).lower(),
+            "IPv4": str(bool(item.get("EnableIPv4", True))).lower(),
+            "IPv6": str(bool(item.get("EnableIPv6"))).lower(),
+            "CreatedAt": clock.go_time(clock.parse_time(item.get("Created"))),
             "Labels": ",".join(f"{k}={v}" for k, v in sorted((item.get("Labels") or {}).items())),
         }
         for item in sorted(found, key=lambda item: str(item["Name"]))

@@ -46,6 +46,9 @@ def ls(app: App, *, filters: tuple[str, ...], fmt: str | None, quiet: bool) -> N
             "Driver": item.get("Driver", ""),
             "Mountpoint": item.get("Mountpoint", ""),
             "Scope": item.get("Scope", ""),
+            **dict.fromkeys(
+                ("Availability", "Group", "Links", "Size", "Status"), "N/A"
+            ),  # as docker: not asked for here
             "Labels": ",".join(f"{k}={v}" for k, v in sorted((item.get("Labels") or {}).items())),
         }
         for item in sorted(found, key=lambda item: str(item["Name"]))

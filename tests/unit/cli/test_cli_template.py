@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -287,6 +288,71 @@ def test_objects_as_dockers_client_formats_them(fleet: Any, docker: Callable[...
     ours = fleet("service", "inspect", "--format", form, "web")
     assert ours.err == ""
     assert ours.out == theirs
+
+
+NODE = {
+    "ID": "i79sv6oi0dxq4evd725wgg6e7",
+    "Spec": {"Role": "manager", "Availability": "active", "Labels": {}},
+    "Description": {"Hostname": "m1", "Engine": {"EngineVersion": "1"}},
+    "Status": {"State": "ready", "Addr": "1.2.3.4"},
+    "ManagerStatus": {"Leader": True, "Reachability": "reachable", "Addr": "1.2.3.4:2377"},
+}
+TASK = {
+    "ID": "t" * 25,
+    "ServiceID": SERVICES[0]["ID"],
+    "Slot": 1,
+    "NodeID": NODE["ID"],
+    "CreatedAt": "2026-01-02T03:04:05Z",
+    "Spec": {"ContainerSpec": {"Image": "n:1"}},
+    "Status": {"State": "running", "Timestamp": "2026-01-02T03:04:05Z"},
+    "DesiredState": "running",
+}
+SECRET = {
+    "ID": "s" * 25,
+    "CreatedAt": "2026-01-02T03:04:05Z",
+    "UpdatedAt": "2026-01-02T03:04:05Z",
+    "Spec": {"Name": "s1", "Labels": {"a": "b"}},
+}
+NETWORK = {
+    "Name": "n",
+    "Id": "x" * 25,
+    "Driver": "overlay",
+    "Scope": "swarm",
+    "Created": "2026-01-02T03:04:05.6789Z",
+    "Labels": {"a": "b"},
+    "Internal": False,
+    "EnableIPv4": True,
+    "EnableIPv6": False,
+}
+IMAGE = {"Id": f"sha256:{'ab' * 32}", "RepoTags": ["a:1"], "RepoDigests": [], "Created": 1767323045, "Size": 1000,
+         "Containers": -1, "SharedSize": -1}  # fmt: skip
+OURS_ALONE = {"CreatedSince", "Driver", "TLSStatus"}
+"""Fields that fleet has beside Docker's, or that it tells the truth of where Docker's client does not know."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["service ls", "service ps web", "node ls", "network ls", "volume ls", "images", "secret ls", "config ls", "ps"],
+)
+def test_rows_have_dockers_fields_and_values(
+    fleet: Any, engine: FakeEngine, docker: Callable[..., str], command: str
+) -> None:
+    engine.on("GET", "/info", {"Swarm": {"NodeID": NODE["ID"], "LocalNodeState": "active", "ControlAvailable": True}})
+    engine.on("GET", "/nodes", [NODE])
+    engine.on("GET", "/nodes/.*", NODE)
+    engine.on("GET", f"/services/{SERVICES[0]['ID']}", SERVICES[0])
+    engine.on("GET", "/tasks", [TASK])
+    engine.on("GET", "/networks", [NETWORK])
+    engine.on("GET", "/secrets", [SECRET])
+    engine.on("GET", "/configs", [SECRET])
+    engine.on("GET", "/images/json", [IMAGE])
+    engine.on("GET", "/volumes", {"Volumes": [{"Name": "v", "Driver": "local", "Mountpoint": "/m", "Scope": "local"}]})
+    theirs = json.loads(docker(*command.split(), "--format", "json").splitlines()[0])
+    ours = json.loads(fleet(*command.split(), "--format", "json").out.splitlines()[0])
+    theirs.pop("Platform", None)  # newer clients; null where the daemon does not tell
+    assert {k: v for k, v in ours.items() if k not in OURS_ALONE} == {
+        k: v for k, v in theirs.items() if k not in OURS_ALONE
+    }
 
 
 EVENTS = (
