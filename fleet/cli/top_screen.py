@@ -42,6 +42,8 @@ class _Column:
     rank: int = 0
     right: bool = False
     flexible: bool = False
+    floor: int = _FLOOR
+    """Columns that a flexible one keeps as long as others can go."""
 
 
 _Cell = tuple[str, str]
@@ -85,7 +87,7 @@ class _Table:
             return chosen, [natural[column] for column in chosen]
 
         def floors() -> list[int]:
-            return [min(natural[c], max(_FLOOR, len(c.heading))) if c.flexible else natural[c] for c in chosen]
+            return [min(natural[c], max(c.floor, len(c.heading))) if c.flexible else natural[c] for c in chosen]
 
         while sum(floors()) + _GAP * (len(chosen) - 1) > width and any(c.rank for c in chosen):
             chosen.remove(max(reversed(chosen), key=lambda column: column.rank))
@@ -211,10 +213,12 @@ def _task_table(screen: Screen, tasks: Sequence[TaskRow], *, title: str, empty: 
                 (clean(task.reason) + times, ""),
             ]
         )
-    columns = (
+    columns: tuple[_Column, ...] = (
         _Column("TASK", flexible=True), _Column("NODE", 3, flexible=True), _Column("STATE"), _Column("AGE", 2, right=True),
-        _Column("CPU", 5, right=True), _Column("MEM", 6, right=True), _Column("REASON", 1, flexible=True),
+        _Column("CPU", 5, right=True), _Column("MEM", 6, right=True), _Column("REASON", 1, flexible=True, floor=20),
     )  # fmt: skip
+    if not any(task.use for task in tasks):
+        columns, rows = (*columns[:4], columns[6]), [[*row[:4], row[6]] for row in rows]
     return _Table(title, columns, rows, empty)
 
 

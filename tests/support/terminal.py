@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 from typing import Any, Self
 
 DEADLINE_S = 60.0
@@ -65,6 +66,13 @@ class Terminal:
                 seen += self.read().decode(errors="replace")
                 assert text in seen, f"the command ended without {text!r}: {seen!r}"
         return seen
+
+    def wait_stopped(self) -> None:
+        """Until a signal has stopped it: state T of proc_pid_stat(5)."""
+        deadline = time.monotonic() + DEADLINE_S
+        while Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < deadline, "it does not stop"
+            time.sleep(0.01)
 
     def end(self, number: signal.Signals | None = None) -> int:
         """Waits for the end, after the signal if there is one; returns the exit code."""
