@@ -38,7 +38,9 @@ class Costs:
     send_us: float
     """One task to one node: its set computed, compared, framed, encrypted. Tasks that go to one node together share it."""
     receive_us: float
-    """One frame of a node, decrypted and decoded; a report or a beat."""
+    """One frame of reports, decrypted and decoded, among many that come together."""
+    beat_us: float
+    """One beat of a quiet cluster, and half of an answer to it."""
     report_us: float
     """One status looked at and answered, without its write."""
     write_us: float
@@ -49,6 +51,8 @@ class Costs:
     """One transaction, from sending it to durable; takes no processor of the leader."""
     engine_us: float
     """More of it for each object in it."""
+    engine_lanes: int = 1
+    """Transactions that it makes at a time: SQLite has one writer."""
     in_flight: int = 8
     """Transactions of one loop that are on their way at once (``store._PACKS_IN_FLIGHT``)."""
     batch: int = 126
@@ -63,27 +67,32 @@ class Costs:
 
 
 COSTS: Final = Costs(
-    create_us=60,
-    allocate_us=25,
-    schedule_us=80,
-    send_us=60,
-    receive_us=110,
-    report_us=25,
-    write_us=60,
-    plan_us=2.5,
-    engine_ms=4.0,
+    create_us=25,
+    allocate_us=41,
+    schedule_us=63,
+    send_us=221,
+    receive_us=40,
+    beat_us=168,
+    report_us=26,
+    write_us=43,
+    plan_us=11.5,
+    engine_ms=1.0,
     engine_us=30,
     endpoint_us=0.3,
-    node_kib=100,
-    task_kib=8,
+    node_kib=63,
+    task_kib=4.7,
 )
-"""Single manager on SQLite; see bench/SCALE.md for the runs."""
+"""One manager on SQLite. From ``scripts/scale --agents 1000 --tasks 20000 --heartbeat 5 --profile``: processor time of filling,
+by part, for one task (create, allocate, schedule, send, report, write: six writes a task), and memory; the beat from
+``--agents 300`` when idle. ``plan_us``, ``engine_ms`` and ``engine_us`` from ``scripts/bench scheduler`` and ``store``.
+``receive_us`` is what is left of the filling's frames without the beats."""
 
 _STEPS: Final = ("create", "allocate", "schedule", "send", "preparing", "starting", "running")
 _NODE_DELAY_S: Final = {"preparing": 0.01, "starting": 0.11, "running": 0.16}
 _SERVICE_REPLICAS: Final = 100
 _API_SHARE: Final = 0.02
 """Of the leader's processor: a dashboard and a scraper."""
+_ROUND_SHARE: Final = 0.5
 _MIXED: Final = 10
 """Services that the tasks of one transaction of reports are of: nodes report what they have, and that is of many services."""
 
@@ -104,7 +113,7 @@ class Answer:
     merged: int = 0
     """Reports that a newer one made needless to write."""
     round_s: float = 0.0
-    """How long the orchestrator takes to look at all services once, with the share of the processor that it had."""
+    """How long the orchestrator takes to look at all services once, with ``_ROUND_SHARE`` of what beats and API leave over."""
 
     @property
     def rate(self) -> float:
@@ -137,13 +146,13 @@ class _Leader:
         self._turn = 0
         self._is_busy = False
         self._spent: Counter[str] = Counter()
-        self._engine_free: list[float] = [0.0] * costs.in_flight
+        self._engine_free: list[float] = [0.0] * costs.engine_lanes
         self._engine_busy = 0.0
         self._dirty = 0.0
         """Services that the orchestrator has to look at."""
         period = max(1.0, nodes / 1_000)
         beats = nodes / max(period / 2, period - 0.5)
-        self._beats = beats * (costs.receive_us + costs.send_us / 2) / 1e6
+        self._beats = beats * costs.beat_us / 1e6
         self.answer.down_after_s = 3 * period
         if self._beats + _API_SHARE >= 1.0:
             raise ValueError(f"{nodes} nodes: their beats alone take the whole processor")
@@ -172,9 +181,8 @@ class _Leader:
         answer.busy = {part: spent / total for part, spent in self._spent.most_common()}
         answer.busy["beats"] = self._beats
         answer.busy["API"] = _API_SHARE
-        if share := answer.busy.get("orchestrator"):
-            answer.round_s = answer.tasks * costs.plan_us / 1e6 / share
-        answer.engine = self._engine_busy / total / costs.in_flight
+        answer.round_s = answer.tasks * costs.plan_us / 1e6 / (_ROUND_SHARE * (1.0 - self._beats - _API_SHARE))
+        answer.engine = self._engine_busy / total / costs.engine_lanes
         answer.memory_gib = (answer.nodes * costs.node_kib + answer.tasks * costs.task_kib) / (1 << 20) + 0.1
         answer.out_mbit = answer.tasks * costs.frame_bytes * 8 / total / 1e6
         return answer
@@ -244,7 +252,7 @@ class _Leader:
             return
         self._flying[name] += 1
         costs = self._costs
-        slot = min(range(costs.in_flight), key=self._engine_free.__getitem__)
+        slot = min(range(costs.engine_lanes), key=self._engine_free.__getitem__)
         begins = max(self._now, self._engine_free[slot])
         takes = costs.engine_ms / 1e3 + batch.size * costs.engine_us / 1e6
         self._engine_free[slot] = begins + takes
@@ -298,12 +306,25 @@ def fan_out_s(tasks: int, nodes: int, costs: Costs = COSTS) -> float:
 _CHANGES: Final[dict[str, dict[str, float]]] = {
     "as it is": {},
     "tasks' objects half as dear to write": {"write_us": 0.5},
-    "frames half as dear": {"receive_us": 0.5, "send_us": 0.5},
+    "frames half as dear": {"receive_us": 0.5, "send_us": 0.5, "beat_us": 0.5},
+    "one report a task instead of three": {"receive_us": 1 / 3, "report_us": 1 / 3},
     "plans that look at changed slots alone": {"plan_us": 0.05},
     "scheduling for nothing": {"schedule_us": 0.0},
     "a state engine twice as fast": {"engine_ms": 0.5, "engine_us": 0.5},
+    "a state engine ten times as slow": {"engine_ms": 10.0, "engine_us": 10.0},
     "a machine twice as fast": dict.fromkeys(
-        ("create_us", "allocate_us", "schedule_us", "send_us", "receive_us", "report_us", "write_us", "plan_us"), 0.5
+        (
+            "create_us",
+            "allocate_us",
+            "schedule_us",
+            "send_us",
+            "receive_us",
+            "beat_us",
+            "report_us",
+            "write_us",
+            "plan_us",
+        ),
+        0.5,
     ),
 }
 
@@ -320,9 +341,7 @@ def show(answer: Answer) -> None:
     )
     print(f"  {answer.merged:,} statuses were replaced by newer ones before they were written")
     print(f"  a silent node is down after {answer.down_after_s:.0f} s")
-    print(
-        f"  the orchestrator looks at all services in {answer.round_s:.1f} s of its share: so long a change may wait for it"
-    )
+    print(f"  the orchestrator looks at all services in {answer.round_s:.1f} s: so long a change may wait for it")
 
 
 def main(arguments: Sequence[str]) -> int:

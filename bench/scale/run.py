@@ -21,13 +21,14 @@ from bench.scale import flame
 from bench.scale.nodes import Nodes
 from bench.scale.sample import Prober, busy_s, cpu_s, pids_of, rss_mib
 from fleet import errors
-from fleet.api.client import EngineClient
+from fleet.api.client import EngineClient, EngineError
 from fleet.lab import Lab
 from fleet.lab.swarm import SWARM_PORT
 
 __all__ = ["Options", "Row", "StoryError", "tell"]
 
 _POLL_S: Final = 0.1
+_TRIES: Final = 20
 _IMAGE: Final = "registry.example.com/shop/web:1.2.3@sha256:" + "0" * 64
 _PROFILED: Final = Path(__file__).with_name("profiled.py")
 
@@ -295,9 +296,17 @@ class _Story:
     def _drain_managers(self) -> None:
         """Their nodes are real, and what runs here is not."""
         client = self._client()
-        for node in client.get("/nodes"):
-            spec = {**node["Spec"], "Availability": "drain"}
-            client.post(f"/nodes/{node['ID']}/update", spec, version=node["Version"]["Index"])
+        for node_id in [node["ID"] for node in client.get("/nodes")]:
+            for tried in range(_TRIES):
+                node = client.get(f"/nodes/{node_id}")
+                spec = {**node["Spec"], "Availability": "drain"}
+                try:
+                    client.post(f"/nodes/{node_id}/update", spec, version=node["Version"]["Index"])
+                    break
+                except EngineError:  # it has just registered, and changed since it was read
+                    if tried == _TRIES - 1:
+                        raise
+                    time.sleep(_POLL_S)
         self._leader = self._find_leader(self._leader) or self._leader
 
     def _set_heartbeat(self) -> None:

@@ -34,7 +34,7 @@ def test_a_slow_state_engine_is_what_saturates_when_it_is_the_slowest() -> None:
 
 def test_beats_that_take_all_are_said_to() -> None:
     with pytest.raises(ValueError, match="beats alone"):
-        simulate(10_000, 1_000, dataclasses.replace(COSTS, receive_us=2_000))
+        simulate(10_000, 1_000, dataclasses.replace(COSTS, beat_us=2_000))
 
 
 def test_an_overlay_costs_its_tasks_times_its_nodes() -> None:
