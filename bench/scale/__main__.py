@@ -16,6 +16,9 @@ from types import FrameType
 from bench.scale import plan
 from bench.scale.run import Options, Row, tell
 
+KILLED = "leader_killed_to_new_leader_s"
+"""Rows that have it say nothing of the leader's processor time: what the dead one spent is not known any more."""
+
 
 def show(rows: Sequence[Row], tasks: int) -> None:
     """Steps, then the API's answers, then memory. ``ms CPU``: of the busiest manager, for one of what is counted: that does not
@@ -26,7 +29,7 @@ def show(rows: Sequence[Row], tasks: int) -> None:
         leading = max((c for what, c in row.cores.items() if what.startswith("fleetd")), default=0.0)
         print(
             f"{row.step:44}{row.seconds:9.1f}{row.count or '':>9}{f'{row.rate:.0f}' if row.count else '':>9}"
-            f"{f'{leading * row.seconds / row.count * 1000:.2f}' if row.count else '':>9}"
+            f"{f'{leading * row.seconds / row.count * 1000:.2f}' if row.count and not row.figures.get(KILLED) else '':>9}"
             f"{kinds['fleetd']:12.2f} ({leading:.2f}){kinds['etcd']:7.2f}{row.cores.get('nodes', 0.0):8.2f}{row.others:8.2f}"
         )
         for what, figure in row.figures.items():

@@ -151,7 +151,7 @@ class _Story:
 
     def _kill_leader(self, row: Row) -> None:
         """SIGKILL for the leader's daemon in the middle; it is started again after the step."""
-        victim = self._leader
+        victim = self._leader = self._find_leader(self._leader) or self._leader
         before = self._nodes.total()["running"]
         began = time.perf_counter()
         self._lab.signal_daemon(victim, signal.SIGKILL)
