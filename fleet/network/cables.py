@@ -19,22 +19,20 @@ def plug(
     spec: SandboxSpec,
     interfaces: Sequence[Interface],
     *,
+    veths: Sequence[str],
     host: Netlink,
     owner: Owner,
     links: Mapping[str, NetworkLinks],
     netns: int,
-) -> tuple[str, ...]:
-    """Make a cable for each interface and set up its inner end; returns the names of the outer ends.
+) -> None:
+    """Make a cable for each interface and set up its inner end; ``veths`` are the names of the outer ends.
 
     Called inside the sandbox ``netns``; ``host`` is a socket of the host's namespace, which works from here too. Raises
     ``RuntimeFault``; what was made until then goes with the namespace.
     """
-    veths: list[str] = []
     outer: list[Message] = []
-    for interface in interfaces:
+    for interface, veth in zip(interfaces, veths, strict=True):
         network = links[interface.network_id]
-        veth = owner.new_veth()
-        veths.append(veth)
         outer.append(
             rtnetlink.add_veth(
                 veth,
@@ -67,7 +65,6 @@ def plug(
             gateways = filter(None, (interface.gateway, interface.gateway6))
             inner += [rtnetlink.add_default_route(link.index, gateway) for gateway in gateways]
         netlink.send_all(inner)
-    return tuple(veths)
 
 
 def unplug(card: str) -> None:

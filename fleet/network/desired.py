@@ -22,6 +22,7 @@ from fleet.network.topology import (
 
 __all__ = [
     "cards",
+    "cards_of",
     "free_name",
     "host_ports",
     "host_rules",
@@ -90,10 +91,14 @@ def host_rules(
 
 def cards(records: Iterable[SandboxRecord]) -> frozenset[Card]:
     """Cables into containers that have IPv6, and the address each may send from."""
+    return frozenset(card for record in records for card in cards_of(record.interfaces, record.veths))
+
+
+def cards_of(interfaces: Sequence[Interface], veths: Sequence[str]) -> frozenset[Card]:
+    """The same for one container; ``veths`` are the host's ends of its cables in the order of ``interfaces``."""
     return frozenset(
         Card(veth, interface.mac, interface.address6)
-        for record in records
-        for interface, veth in zip(record.interfaces, record.veths, strict=True)
+        for interface, veth in zip(interfaces, veths, strict=True)
         if interface.address6
     )
 

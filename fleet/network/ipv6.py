@@ -85,9 +85,13 @@ class Ipv6:
             family="ip6",
         )
 
+    def watch(self, cards: frozenset[Card]) -> None:
+        """Bring only the bridges' table to what is wanted. Raises ``RuntimeFault``."""
+        self._cards.apply(cards)
+
     def apply(self, wanted: HostRules | None, cards: frozenset[Card], *, dead: Collection[str] = ()) -> None:
         """Bring the host's and the bridges' tables to what is wanted. Raises ``RuntimeFault``."""
-        self._cards.apply(cards)  # first: a card is watched before its packets are let anywhere
+        self._cards.apply(cards)
         self._host.apply(wanted, dead=dead)
 
     def mend(self, wanted: HostRules | None, cards: frozenset[Card]) -> list[str]:

@@ -566,7 +566,22 @@ class Plane:
         return desired.with_gateway(interfaces, {key: state.network for key, state in self._states.items()})
 
     def _plug(self, spec: SandboxSpec, interfaces: Sequence[Interface], netns: int) -> tuple[str, ...]:
-        return plug(spec, interfaces, host=self._netlink, owner=self._owner, links=self._links, netns=netns)
+        """Make the cables; returns the names of the host's ends."""
+        veths = tuple(self._owner.new_veth() for _ in interfaces)
+        if coming := desired.cards_of(
+            interfaces, veths
+        ):  # watched before there is anything to watch: the container may be running
+            self._ipv6.watch(desired.cards(self._records.values()) | coming)
+        plug(
+            spec,
+            interfaces,
+            veths=veths,
+            host=self._netlink,
+            owner=self._owner,
+            links=self._links,
+            netns=netns,
+        )
+        return veths
 
     def _rewire(self, record: SandboxRecord, sockets: list[socket.socket]) -> None:
         """A sandbox's networks changed: names, rules and host ports follow."""
