@@ -167,8 +167,8 @@ class Checkers:
         for task in self.objects[Kind.TASK].values():
             if not task.status.state.is_terminal:
                 for attachment in task.network_attachments:
-                    if attachment.address:
-                        self._use(used, (attachment.network_id, attachment.address), f"task {task.id}")
+                    for address in filter(None, (attachment.address, attachment.address6)):
+                        self._use(used, (attachment.network_id, address), f"task {task.id}")
         ports: dict[tuple[str, str], str] = {}
         for service in self.objects[Kind.SERVICE].values():
             for port in service.endpoint.ports:

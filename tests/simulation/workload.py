@@ -278,7 +278,8 @@ class Workload:
     async def _create_network(self) -> None:
         if len(self._world.network_names()) < 2:
             name = self._name("n")
-            await self.ask(lambda api: api.networks.create(NetworkSpec(name=name, driver="overlay", scope="swarm")))
+            spec = NetworkSpec(name=name, driver="overlay", scope="swarm", enable_ipv6=True)
+            await self.ask(lambda api: api.networks.create(spec))
 
     async def _rotate_sealing_key(self) -> None:
         async def rotate(api: ControlApi) -> Any:

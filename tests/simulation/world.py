@@ -152,7 +152,7 @@ class World:
         store = await Store.open(engine, sealer=AesSealer(FIRST_KEY, entropy=self.nonces.randbytes))
         now = self.hosts[0].clock.now()
         tx = Transaction().create(Cluster(id=ClusterId("c" * 25), created_at=now, updated_at=now))
-        spec = NetworkSpec(name=INGRESS_NETWORK_NAME, driver="overlay", scope="swarm", ingress=True)
+        spec = NetworkSpec(name=INGRESS_NETWORK_NAME, driver="overlay", scope="swarm", ingress=True, enable_ipv6=True)
         tx.create(ClusterNetwork(id=NetworkId("i" * 25), spec=spec, created_at=now, updated_at=now))
         for host in self.hosts:
             role = NodeRole.MANAGER if host.is_manager else NodeRole.WORKER
