@@ -59,7 +59,7 @@ _UNKNOWN_S: Final = 60.0
 
 @dataclass(slots=True)
 class _Fetch:
-    """One that is under way. ``done`` bytes and the most there ever were: only what is more than before is progress."""
+    """One that is under way. ``done``: bytes that came."""
 
     task: Task
     standing: Standing
@@ -69,9 +69,7 @@ class _Fetch:
     progress: Progress
     marks: dict[int, str]
     done: int = 0
-    told: int = 0
     told_s: float = 0.0
-    most: int = -1
 
 
 class TaskTarget:
@@ -87,6 +85,9 @@ class TaskTarget:
         self._offers: dict[TaskId, Offer] = {}
         self._active: set[TaskId] = set()
         self._since_s: dict[TaskId, float] = {}
+        self._most: dict[tuple[TaskId, bool], int] = {}
+        """The most bytes that ever came, before and after the end of the old container. Managers give up on what makes no
+        progress, so a try that comes no further than one before it must not look like any."""
 
     def recover(self, left: list[FetchNote]) -> None:
         """At start."""
@@ -101,6 +102,8 @@ class TaskTarget:
     async def fetch(self, task: Task, *, image_id: str, ids: IdRange | None, progress: Progress) -> None:
         if len(self._active) >= _FETCHES_MAX:
             raise errors.UnavailableError(f"{_FETCHES_MAX} tasks are moving here already", retry_after_s=2)
+        while len(self._most) > 8 * _FETCHES_MAX:
+            del self._most[next(iter(self._most))]
         self._active.add(task.id)
         try:
             fetch = await self._begin(task, image_id, ids, progress)
@@ -109,10 +112,12 @@ class TaskTarget:
             if fetch.offer.is_up:
                 for number in trees:
                     await self._tree(fetch, number, f"copying data {where} while it runs", is_rest=False)
-            progress(f"copied data {where}; the old task is to stop", True)
+            if (task.id, True) not in self._most:
+                self._most[task.id, True] = 0
+                progress(f"copied data {where}; the old task is to stop", True)
             if fetch.offer.machine:
                 await self._ended(fetch)
-            fetch.most = -1
+            fetch.done = 0
             for number in trees:
                 await self._tree(fetch, number, f"copying what changed {where}", is_rest=True)
             self._offers[task.id] = fetch.offer
@@ -238,7 +243,7 @@ class TaskTarget:
 
         def touched(size_bytes: int) -> None:
             fetch.done = before + size_bytes
-            self._report(fetch, text)
+            self._report(fetch, text, is_rest=is_rest)
 
         try:
             async with (
@@ -267,10 +272,10 @@ class TaskTarget:
                 raise errors.UnavailableError(f"{standing.from_name}: {cause}") from cause
             raise
 
-    def _report(self, fetch: _Fetch, text: str) -> None:
-        now_s = self._clock.monotonic()
-        if fetch.done > fetch.most and now_s - fetch.told_s >= _REPORT_S:
-            fetch.most, fetch.told_s = fetch.done, now_s
+    def _report(self, fetch: _Fetch, text: str, *, is_rest: bool) -> None:
+        now_s, key = self._clock.monotonic(), (fetch.task.id, is_rest)
+        if fetch.done > self._most.get(key, -1) and now_s - fetch.told_s >= _REPORT_S:
+            self._most[key], fetch.told_s = fetch.done, now_s
             fetch.progress(f"{text}: {fetch.done >> 20} of about {fetch.offer.size_bytes >> 20} MiB", False)
 
     async def place(self, task: Task, container: Container) -> None:
@@ -312,6 +317,7 @@ class TaskTarget:
                 await self._engine.volumes.remove(name, force=True)
         await asyncio.to_thread(self._notes.forget, note)
         self._known.pop(task_id, None)
+        self._since_s.pop(task_id, None)
 
     async def look_after(self) -> None:
         """Forget what has come to its end, either way. Called every few seconds; raises nothing that passes."""
@@ -335,6 +341,8 @@ class TaskTarget:
             await asyncio.to_thread(self._notes.forget, note)
             self._known.pop(note.task, None)
             self._since_s.pop(note.task, None)
+            for is_rest in (False, True):
+                self._most.pop((note.task, is_rest), None)
 
     async def _end(self, note: FetchNote) -> bool:
         """Whether everything of a task that never ran is gone."""
