@@ -366,6 +366,7 @@ class World:
         floor = service.spec.replicas - (parallelism if order == "stop-first" else 0)
         await self._calm_rebalancing(service, floor=max(floor, 1))
         await self._calm_update(service, config, floor=floor)
+        await self._calm_move(service)
 
     async def _calm_rebalancing(self, service: Service, *, floor: int) -> None:
         """Nodes come back and take their share, and meanwhile never fewer tasks serve than promised."""
@@ -417,14 +418,37 @@ class World:
         """A rolling update: each slot once, and never fewer than promised."""
         replicas, before = service.spec.replicas, self.checkers.created[service.id]
         order, parallelism = config.order, config.parallelism
-        self._watch(service, floor, f"during an update {order} by {parallelism}")
+        look = self._watch(service, floor, f"during an update {order} by {parallelism}")
         self.note(f"calm update of {service.spec.name}, {order}, {parallelism} at a time")
         await self._insist(lambda: self._set_image(service.id, "good:11", config))
         await self._kill_leader()
         await self._until(self.not_converged, "updated")
+        self.truth.applied.remove(look)
         made = self.checkers.created[service.id] - before
         if made != replicas:
             self.fail(f"an update of {replicas} replicas made {made} tasks")
+
+    async def _calm_move(self, service: Service) -> None:
+        """A task goes to another node with its data, or what cannot be had there is used where it is."""
+        task = self.chance.choice(sorted((t for t in self.tasks(service) if is_runnable(t)), key=lambda t: t.id))
+        target = self.chance.choice([host for host in self.hosts if host.node_id != task.node_id])
+        self.note(f"calm move of {task.id} to {target.name}")
+        await self._insist(lambda: self._told(lambda api: _asked_to_move(api, task.id, target.node_id)))
+        await self._kill_leader()
+        await self._until(self.not_converged, "moved")
+        (after,) = (t for t in self.tasks(service) if t.slot == task.slot and is_runnable(t))
+        expected = target.node_id if after.moved_from and after.moved_from.node != after.node_id else task.node_id
+        if after.node_id != expected or (after.id != task.id and after.moved_from is None):
+            self.fail(
+                f"task {task.id} was to move to {target.name}; {after.id} runs on {after.node_id} without its data"
+            )
+
+
+async def _asked_to_move(api: ControlApi, task_id: str, node_id: str) -> None:
+    """Insisting, it may have been noted before."""
+    task = api.tasks.find(task_id)
+    if task.move is None or not task.move.data:
+        await api.task_moves.move(task_id, node_id)
 
 
 async def _moves_by_hand(api: ControlApi) -> Cluster:
