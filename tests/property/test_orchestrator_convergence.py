@@ -98,12 +98,12 @@ class Orchestration(RuleBasedStateMachine):
         tasks = (t for t in self.cluster.tasks.values() if is_runnable(t) and not view.is_stale(t))
         return Counter(slot_key(task) for task in tasks if place_of(task, view) is Place.GOOD)
 
-    @rule(data=st.data(), to=node_names)
-    def rebalancer_marks_a_task(self, data: st.DataObject, to: str) -> None:
+    @rule(data=st.data(), to=node_names, with_data=st.booleans())
+    def a_task_is_to_move(self, data: st.DataObject, to: str, with_data: bool) -> None:
         alone = [t for t in self.cluster.running() if t.slot and not t.is_moving]
         if alone:
             task = data.draw(st.sampled_from(alone))
-            mark = Move(to=NodeId(to), since=self.cluster.now)
+            mark = Move(to=NodeId(to), since=self.cluster.now, data=with_data)
             self.cluster.tasks[task.id] = msgspec.structs.replace(task, move=mark)
 
     @rule()
