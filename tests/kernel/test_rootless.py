@@ -181,6 +181,15 @@ def test_limits_are_discarded_with_a_warning(mine: UsersFleet) -> None:
     assert "Limitation discarded: CPU" in done.stderr
 
 
+def test_a_second_daemon_is_refused_and_does_no_harm(mine: UsersFleet) -> None:
+    second = UsersFleet(mine.home)
+    second.log = mine.home / "second.log"
+    with pytest.raises(AssertionError, match="another fleetd uses"):
+        second.start()
+    assert page() == "here\n"
+    assert mine.fleet("exec", "web", "true").returncode == 0
+
+
 def test_containers_and_ports_outlive_a_killed_daemon(mine: UsersFleet) -> None:
     mine.kill()
     assert page() == "here\n"

@@ -10,7 +10,7 @@ fleetd starts them when they are not there (``enter``), joins the anchor's names
 on it is root as far as the rest of fleet can tell. When it is stopped while no container runs, all of them end (``end``).
 ``exec_root/rootless`` (0700) holds their records and sockets:
 
-    lock            held while namespaces are made or joined
+    lock            held by fleetd, from before it joins the namespaces until it ends
     anchor.json     pid and start time of the anchor
     outside.json    the same of outside, what it uses for a network, and what is limited, in sentences
     outside.sock    the anchor asks outside for a bound socket here

@@ -24,14 +24,19 @@ _END_TIMEOUT_S: Final = 10.0
 
 
 def enter(exec_root: Path, arguments: Sequence[str]) -> NoReturn:
-    """Become ``fleetd ARGUMENTS`` inside; blocks until the namespaces are ready. Raises ``UserError`` where there can be none."""
+    """Become ``fleetd ARGUMENTS`` inside; blocks until the namespaces are ready. Raises ``UserError`` where there can be
+    none, ``ConflictError`` when another fleetd is there.
+    """
     folder = exec_root / "rootless"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as cause:
         raise errors.UserError(f"folder {folder}: {cause.strerror}") from cause
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    _take(lock, exec_root)
+    os.set_inheritable(
+        lock, True
+    )  # by the daemon to come, and by nobody it starts: the namespaces are its own until it ends
     anchor = _anchor(exec_root, folder)
     outside = living(folder, OUTSIDE)
     if not anchor and outside:
@@ -48,6 +53,22 @@ def enter(exec_root: Path, arguments: Sequence[str]) -> NoReturn:
     os.chdir(here)
     # -P: whatever lies in the current directory is not imported.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "fleet.daemon.main", *arguments, ENTERED])  # noqa: S606 - becomes the daemon
+
+
+def _take(lock: int, exec_root: Path) -> None:
+    """Wait for a fleetd that is just ending; one that goes on is a ``ConflictError``."""
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            if time.monotonic() > deadline:
+                raise errors.ConflictError(
+                    f"another fleetd uses {exec_root}; stop it, or give this one other --data-root, --exec-root and --host"
+                ) from cause
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _anchor(exec_root: Path, folder: Path) -> int:

@@ -205,3 +205,13 @@ def test_users_are_resolved_as_docker_does(user: str, extra: list[str], expected
 def test_a_malformed_user_never_becomes_root(user: str) -> None:
     with pytest.raises(UnknownUserError):
         resolve_identity(user, [], passwd=PASSWD, group=GROUP)
+
+
+def test_root_of_a_user_namespace_is_told_what_it_cannot_do() -> None:
+    plan = plan_container(SPEC, host=replace(HOST, is_rootless=True, keeps_groups=True, has_single_id=True))
+    assert plan["rootless"]
+    assert plan["process"]["keeps_groups"]
+    assert not plan["terminal_group"], "devpts cannot belong to a group that does not exist"
+    ordinary = plan_container(SPEC, host=HOST)
+    assert not (ordinary["rootless"] or ordinary["process"]["keeps_groups"])
+    assert ordinary["terminal_group"]
