@@ -19,7 +19,7 @@ import os
 import stat
 
 from fleet.node_runtime import syscalls as sys_
-from fleet.node_runtime.overlay import mount_mapped_overlay
+from fleet.node_runtime.overlay import TooManyLayersError, mount_mapped_overlay, mount_overlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ _PATH = os.O_PATH | os.O_CLOEXEC
 _INSIDE = sys_.RESOLVE_IN_ROOT | sys_.RESOLVE_NO_MAGICLINKS
 _NSE = sys_.MOUNT_ATTR_NOSUID | sys_.MOUNT_ATTR_NOEXEC
 _NSDE = _NSE | sys_.MOUNT_ATTR_NODEV
-_OPTIONS_MAX = 4000  # mount(2) copies one page of options
 _ACCOUNT_FILE_MAX = 4 << 20
 DEVICE_NODES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 DEVICE_LINKS = (
@@ -274,54 +273,22 @@ class FileSystem:
             sys_.mount("", self._staging, "", sys_.MS_REC | sys_.MS_PRIVATE)
         else:
             self.at = f"mount overlay of {len(root['lower'])} layers"
-            self._mount_overlay(root["lower"], root["upper"], root["work"])
+            try:
+                mount_overlay(
+                    self._staging,
+                    root["lower"],
+                    upper=root["upper"],
+                    work=root["work"],
+                    user_marks=self._plan["rootless"],
+                )
+            except TooManyLayersError as error:
+                raise RefusedError(str(error)) from error
         self.at = "pivot into the root"
         os.chdir(self._staging)
         sys_.pivot_root(".", ".")
         sys_.umount2(".", sys_.MNT_DETACH)
         os.chdir("/")
         self.root = os.open("/", _PATH | os.O_DIRECTORY)
-
-    def _mount_overlay(self, lower: list[str], upper: str, work: str) -> None:
-        options = "lowerdir=" + ":".join(lower)
-        tail = f",upperdir={upper},workdir={work}" if upper else ""
-        if self._plan["rootless"]:
-            tail += ",userxattr"
-        if len(options) + len(tail) < _OPTIONS_MAX:
-            sys_.mount("overlay", self._staging, "overlay", 0, options + tail)
-            return
-        # One page of options is not enough. Newer kernels take layers one by one (6.7 by path, 6.13 by descriptor).
-        fd = sys_.fsopen("overlay")
-        try:
-            for key, path in [("lowerdir+", path) for path in lower] + (
-                [("upperdir", upper), ("workdir", work)] if upper else []
-            ):
-                if len(path) < 255:
-                    sys_.fsconfig_string(fd, key, path)
-                else:
-                    sys_.fsconfig_fd(fd, key, os.open(path, _PATH | os.O_DIRECTORY))
-            if self._plan["rootless"]:
-                sys_.fsconfig_flag(fd, "userxattr")
-            sys_.fsconfig_create(fd)
-            mount = sys_.fsmount(fd, 0)
-            sys_.move_mount(mount, os.open(self._staging, _PATH))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            self._mount_overlay_relative(lower, tail)
-        finally:
-            os.close(fd)
-
-    def _mount_overlay_relative(self, lower: list[str], tail: str) -> None:
-        """Before Linux 6.7: make the paths short by standing in the directory they share."""
-        shared = os.path.commonpath(lower)
-        options = "lowerdir=" + ":".join(os.path.relpath(path, shared) for path in lower) + tail
-        if len(options) >= _OPTIONS_MAX:
-            raise RefusedError(
-                f"{len(lower)} layers: their paths do not fit into one page of mount options on this kernel"
-            )
-        os.chdir(shared)
-        sys_.mount("overlay", self._staging, "overlay", 0, options)
 
     def _own_directory(self, name: str) -> int:
         """``/name`` as a real directory, made if missing; a link is refused."""
