@@ -40,7 +40,8 @@ def _state(world: Gated) -> dict[str, Any]:
 
 def _request(world: Gated, chance: random.Random) -> dict[str, Any]:
     objects = list(_state(world).values())
-    words = ["shop", "blog", "none", "", *(obj.id for obj in objects)]
+    names = ["shop", "blog", "none", ""]  # no ids: what is called like a stranger's id would look like the stranger
+    words = [*names, *(obj.id for obj in objects)]
     row = chance.choice(TABLE)
     path = re.sub(r"{[^}]*}", lambda _: chance.choice(words), row.path)
     method = chance.choice([*METHODS, *row.methods])
@@ -55,7 +56,7 @@ def _request(world: Gated, chance: random.Random) -> dict[str, Any]:
         }
         networks = chance.choice([[], [{"Target": "blog"}], [{"Target": "shop"}]])
         bodies.append({
-            "Name": chance.choice(words), "Labels": labels, "Data": DATA, "User": "anna", "Role": "admin", "Container": "blog",
+            "Name": chance.choice(names), "Labels": labels, "Data": DATA, "User": "anna", "Role": "admin", "Container": "blog",
             "Availability": "drain", "TaskTemplate": {**image, "Networks": networks}, "Image": "i",
         })  # fmt: skip
     version = chance.choice([obj.version.index for obj in objects])

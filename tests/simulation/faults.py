@@ -56,8 +56,8 @@ def _hasty_addresses() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._tables, name)
 
-        def all(self) -> list[Any]:
-            return [task for task in self._tables.tasks.all() if is_runnable(task)]
+        def by_network(self, network_id: str) -> list[Any]:
+            return [task for task in self._tables.tasks.by_network(network_id) if is_runnable(task)]
 
     def used(tables: Any, network: Any) -> set[str]:
         return inner(Wanted(tables), network)  # type: ignore[arg-type]
