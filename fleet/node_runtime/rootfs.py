@@ -119,6 +119,17 @@ def read_inside(root: int, path: str) -> bytes:
     return data
 
 
+def _idmapped(mount: int, users: int, *, recursive: bool) -> bool:
+    """Whether the detached mount (and, all or none, those below) is mapped now; a file system that cannot be is left as it is."""
+    try:
+        sys_.idmap_mount(mount, users, recursive=recursive)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EPERM):
+            raise
+        return False
+    return True
+
+
 def new_proc() -> int:
     """A procfs of this process's pid namespace, as a detached mount."""
     return new_mount("proc", _NSDE)
@@ -211,11 +222,10 @@ class FileSystem:
             if source < 0:
                 continue
             self.at = f"bind {mount['source']}"
-            try:
-                sys_.idmap_mount(source, users, recursive=mount["recursive"])
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EPERM):  # this file system cannot: owners are the host's
-                    raise
+            if not _idmapped(source, users, recursive=mount["recursive"]) and mount["recursive"]:
+                _idmapped(
+                    source, users, recursive=False
+                )  # something mounted below cannot: that alone has the host's owners
             if mount["set"]:
                 sys_.mount_setattr(source, set_=mount["set"], recursive=mount["recursive"])
             mounts.append(source)

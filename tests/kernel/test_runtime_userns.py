@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,25 @@ async def test_binds_keep_the_owners_the_host_knows(node: Node) -> None:
     shared.chmod(0o777)
     await node.run(mapped(node, "touch", "/shared/users", mounts=mounts, user="1000:1001"))
     assert (shared / "users").stat().st_uid == 1000
+
+
+@on_node
+async def test_a_bind_is_mapped_though_something_mounted_below_it_cannot_be(node: Node) -> None:
+    """/run/fleet is like that: network namespaces are mounted in it, and a container that watches the cluster binds it."""
+    shared = node.directory / "shared"
+    shared.mkdir()
+    (shared / "roots").write_text("old")
+    (shared / "roots").chmod(0o600)
+    (shared / "proc").mkdir()
+    subprocess.run(["mount", "-t", "proc", "proc", shared / "proc"], check=True)
+    try:
+        mounts = (MountSpec(kind="bind", source=str(shared), target="/shared", recursive=True),)
+        code, out = await node.run(
+            mapped(node, "sh", "-c", "cat /shared/roots; stat -c %u /shared/roots", mounts=mounts)
+        )
+        assert (code, out.split()) == (0, ["old0"]), out
+    finally:
+        subprocess.run(["umount", shared / "proc"], check=True)
 
 
 @on_node
