@@ -362,7 +362,7 @@ LABEL_FLAGS: Final[tuple[LabelFlag, ...]] = (
     LabelFlag(name="rebalance", label="fleet.rebalance", metavar="off|manual|automatic",
               help="Whether its tasks move to balance nodes (default: as the swarm says)."),
     LabelFlag(name="userns", label="fleet.userns", metavar="host|remap", path=f"{_CONTAINER}.Labels",
-              help="User ids of its containers: the host's, or their own for certain (default: their own where that can be)."),
+              help="User ids of its containers: the host's, or their own for certain (default: as the node is set up)."),
 )  # fmt: skip
 
 
