@@ -174,7 +174,7 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
         ("--userns-remap",),
         {
             "choices": ("auto", "off"),
-            "help": "auto: a user namespace for every container that can have one, where the kernel can; off: when asked (default)",
+            "help": "auto: a user namespace for every container that can have one; off: for those that ask (default)",
         },
     ),
     (
