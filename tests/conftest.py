@@ -7,7 +7,7 @@ the run even if the run is killed. (Set ``FLEET_TEST_NAMESPACES=0`` to stay in t
 After each kernel and e2e module the checker compares links, mounts, named network namespaces, processes, cgroups and runtime
 folders with what was there before, waits a moment for what is on its way out, and fails the module with a list of what stayed.
 Cgroups, folders and named namespaces are machine-wide, so a stranger's would look like ours: only those that carry this run's
-token count, unless ``FLEET_TEST_ALONE=1`` says that nobody else is at work (continuous integration does).
+token count, unless ``FLEET_TEST_ALONE=1`` says that nobody else is at work, and no other process of this run is (``-n``).
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Traces:
 
 def traces() -> Traces:
     token = os.environ[TOKEN_VARIABLE]
-    alone = os.environ.get("FLEET_TEST_ALONE") == "1"
+    alone = os.environ.get("FLEET_TEST_ALONE") == "1" and "PYTEST_XDIST_WORKER" not in os.environ
     named = [path for pattern in ("/run/fleet*/*", "/var/lib/fleet*/*") for path in Path("/").glob(pattern[1:])]
     groups = [str(path) for top in cgroups.hierarchies() for path in [*top.glob("fleet*/"), *top.glob("fleet*/*/")]]
     netns = [path.name for path in Path("/run/netns").glob("*")]
