@@ -143,6 +143,8 @@ def _only_gets_on(old: object, new: object) -> bool:
         return False
     if old.status.state not in _STARTING or new.status.state not in _STARTING:
         return False
+    if new.moved_from is not None:  # how far its data has come is what the task before it waits for
+        return False
     was = (old.desired_state, old.node_id, old.hold, old.move, old.preempted)
     return was == (new.desired_state, new.node_id, new.hold, new.move, new.preempted)
 
