@@ -47,7 +47,12 @@ def cleared(lab: TestLab) -> Iterator[None]:
                 lab.fleet("rm", "-f", container["Id"], host=host)
     for network in lab.get("/networks"):
         if network["Name"].startswith("six-"):
-            lab.fleet("network", "rm", network["Id"])
+            gone = ("network", "rm", network["Id"])
+            lab.wait_until(
+                lambda gone=gone: lab.fleet(*gone, check=False).returncode == 0,
+                30,
+                what="the network is free to be removed",
+            )
 
 
 def place_of(lab: TestLab, task: dict[str, Any]) -> tuple[str, str]:

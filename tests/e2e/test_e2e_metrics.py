@@ -168,7 +168,7 @@ def test_a_change_is_told_with_who_asked_and_the_id_of_the_request(lab: TestLab)
         assert client.get("/secrets").headers["x-request-id"]
         assert client.post("/containers/none/exec", json={}, headers={"X-Request-ID": "refused-1"}).status_code == 404
     log = lab.log_path("m1").read_text()
-    lines = {line["request"]: line for line in map(json.loads, log.splitlines()) if "request" in line}
+    lines = {line["request"]: line for line in map(json.loads, log.splitlines()) if "method" in line}
     told = lines["order-17"]
     assert (told["method"], told["path"], told["code"], told["who"]) == ("POST", "/secrets/create", "201", "uid 0")
     assert told["origin"].startswith("unix, process ")
