@@ -90,7 +90,9 @@ def test_it_grows_under_load_and_says_why(lab: TestLab, service: str, asked: Pat
     explained = lab.fleet("service", "explain", service, host=leader(lab)).stdout
     assert "Scaled automatically: 1 to 3 tasks, CPU at 50% of the limit of 0.05 CPUs" in explained
     assert reasons[-1] in explained
-    assert re.search(r"now: stays at 3: CPU \d+%, 50% wanted", explained), explained
+    stays = r"now: stays at 3: CPU \d+%, 50% wanted"
+    explain = ("service", "explain", service)
+    lab.wait_until(lambda: re.search(stays, lab.fleet(*explain, host=leader(lab)).stdout), DEADLINE_S, what=stays)
     pretty = lab.fleet("service", "inspect", "--pretty", service).stdout
     assert "1 to 3 tasks, CPU at 50%" in pretty and "Last scaled" in pretty
 

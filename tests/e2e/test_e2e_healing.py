@@ -206,6 +206,8 @@ def test_power_loss_of_the_manager_loses_no_state_and_its_tasks_run_again(lab: T
 def test_a_cut_off_worker_keeps_its_tasks_and_gives_up_the_replaced_ones_when_it_returns(
     lab: TestLab, service: Any
 ) -> None:
+    nodes_ready = lambda: all(n["Status"]["State"] == "ready" for n in lab.get("/nodes"))  # noqa: E731
+    lab.wait_until(nodes_ready, 60, what="all nodes are back")
     name = service("heal-partition", replicas=3)
     before = pids(lab, "w1")
     assert before

@@ -166,6 +166,7 @@ def test_refusals_say_why_and_it_runs_on(lab: TestLab) -> None:
     lab.fleet("node", "update", "--availability", "drain", "w2")
     assert "availability is drain" in refused("task", "move", "web.1", "w2")
     lab.fleet("node", "update", "--availability", "active", "w2")
+    lab.wait_until(lambda: volumes(lab, "w2") == [], 60, what="what was there before is gone")
     lab.fleet("volume", "create", "data", host="w2")
     before = [t["ID"] for t in lab.tasks("web")]
     text = refused("task", "move", "web.1", "w2")

@@ -38,7 +38,11 @@ def test_small_story_is_told_to_its_end(tmp_path: Path) -> None:
 
 def test_interrupt_ends_it_cleanly() -> None:
     before = list_labs()
-    with subprocess.Popen([REPOSITORY / "scripts/scale", *SMALL], stderr=subprocess.PIPE, text=True) as process:
+    heeds = (
+        "env",
+        "--default-signal=INT",
+    )  # where the tests run in the background, it is ignored and that is inherited
+    with subprocess.Popen([*heeds, REPOSITORY / "scripts/scale", *SMALL], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "sessions opened" in line:
