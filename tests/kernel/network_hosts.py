@@ -253,6 +253,20 @@ def ask_udp(path: Path | str, address: str, port: int = 80) -> str:
         return sock.recv(200).decode()
 
 
+def _echoed(sock: socket.socket, identity: int, *, header: int, kind: int, timeout_s: float) -> bool:
+    """Whether an echo reply of this type and identity comes, after so many bytes of IP header."""
+    deadline = time.monotonic() + timeout_s
+    while (left := deadline - time.monotonic()) > 0:
+        sock.settimeout(left)
+        try:
+            data, _ = sock.recvfrom(2048)
+        except OSError:
+            return False
+        if data[header] == kind and struct.unpack_from("!H", data, header + 4)[0] == identity:
+            return True
+    return False
+
+
 def ping(path: Path | str, address: str, *, timeout_s: float = 2.0) -> bool:
     """Send one ICMP echo request from inside ``path``; whether it was answered."""
     with socket_in(path, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
@@ -265,16 +279,7 @@ def ping(path: Path | str, address: str, *, timeout_s: float = 2.0) -> bool:
             sock.sendto(body, (address, 0))
         except OSError:
             return False
-        deadline = time.monotonic() + timeout_s
-        while (left := deadline - time.monotonic()) > 0:
-            sock.settimeout(left)
-            try:
-                data, _ = sock.recvfrom(2048)
-            except OSError:
-                return False
-            if data[20] == 0 and struct.unpack_from("!H", data, 24)[0] == identity:
-                return True
-        return False
+        return _echoed(sock, identity, header=20, kind=0, timeout_s=timeout_s)
 
 
 def ping6(path: Path | str, address: str, *, timeout_s: float = 2.0) -> bool:
@@ -285,16 +290,7 @@ def ping6(path: Path | str, address: str, *, timeout_s: float = 2.0) -> bool:
             sock.sendto(struct.pack("!BBHHH", 128, 0, 0, identity, 1), (address, 0))
         except OSError:
             return False
-        deadline = time.monotonic() + timeout_s
-        while (left := deadline - time.monotonic()) > 0:
-            sock.settimeout(left)
-            try:
-                data, _ = sock.recvfrom(2048)
-            except OSError:
-                return False
-            if data[0] == 129 and struct.unpack_from("!H", data, 4)[0] == identity:
-                return True
-        return False
+        return _echoed(sock, identity, header=0, kind=129, timeout_s=timeout_s)
 
 
 class DnsReply:

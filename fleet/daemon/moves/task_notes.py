@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TypeVar
 
-from fleet.containers.record import remove_tree, write_durably
-from fleet.errors import InvariantError, RuntimeFault
-from fleet.logs import get_logger
-from fleet.model import wire
+from fleet.containers.record import remove_tree
+from fleet.daemon.moves.note_folder import NoteFolder
+from fleet.errors import RuntimeFault
 from fleet.model.ids import TaskId
 from fleet.model.wire import Value
 
 __all__ = ["FetchNote", "OfferNote", "TaskNotes"]
-
-log = get_logger("task-moves")
 
 
 class OfferNote(Value, frozen=True, kw_only=True):
@@ -39,43 +35,27 @@ class FetchNote(Value, frozen=True, kw_only=True):
     placed: bool = False
 
 
-N = TypeVar("N", OfferNote, FetchNote)
-
-
 class TaskNotes:
     """See the module. ``RuntimeFault`` when the disk refuses."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._notes = NoteFolder(folder, what="a task's move", logger="task-moves")
 
     def open(self) -> tuple[list[OfferNote], list[FetchNote]]:
         """What a former daemon left. Files that had come are removed: they come again."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for half in self.folder.glob("*.tmp"):
-            half.unlink(missing_ok=True)
+        self._notes.prepare()
         for entry in self.folder.iterdir():
             if entry.is_dir():
                 remove_tree(entry)
-        return self._read("out-*.json", OfferNote), self._read("in-*.json", FetchNote)
-
-    def _read(self, pattern: str, kind: type[N]) -> list[N]:
-        found = []
-        for path in sorted(self.folder.glob(pattern)):
-            try:
-                found.append(wire.decode(path.read_bytes(), kind))
-            except (OSError, InvariantError) as cause:
-                log.error("note of a task's move not readable; left alone", path=str(path), cause=str(cause))
-        return found
+        return self._notes.read("out-*.json", OfferNote), self._notes.read("in-*.json", FetchNote)
 
     def _path(self, note: OfferNote | FetchNote) -> Path:
         return self.folder / f"{'out' if isinstance(note, OfferNote) else 'in'}-{note.task}.json"
 
     def write(self, note: OfferNote | FetchNote) -> None:
         """Durable when it returns."""
-        try:
-            write_durably(self._path(note), wire.encode(note))
-        except OSError as cause:
-            raise RuntimeFault(f"note the move of task {note.task}: {cause.strerror}") from cause
+        self._notes.write(self._path(note).name, note, about=f"task {note.task}")
 
     def forget(self, note: OfferNote | FetchNote) -> None:
         """Idempotent."""
