@@ -40,7 +40,10 @@ log = get_logger("scheduler")
 
 
 _ARRIVAL_S: Final = 0.4
-"""After a change of leaders agents come back within some tenths of a second; until then nobody knows which nodes still live."""
+_ARRIVALS_S_MAX: Final = 5.0
+"""After a change of leaders agents come back within some tenths of a second, thousands of them within seconds; until then nobody
+knows which nodes still live. So they are waited for as long as one came within the last ``_ARRIVAL_S``: who is first
+gets not all."""
 _LOOK_S: Final = 0.1
 _PREEMPT_S: Final = 2.0
 """A service may yield again once it is whole, which is not waited for; and looking means every task that might yield."""
@@ -73,13 +76,15 @@ class SchedulerLoop:
         self._preempt_not_before = 0.0
         self._absent: dict[NodeId, Node] = {}
         """Nodes that say they are ready and have no session, as stored; the pool is told that they are disconnected."""
+        self._term_began = 0.0
+        self._last_arrival = 0.0
 
     async def run(self) -> None:
         """Until cancelled. Raises ``UnavailableError`` when the store is closed or this manager leads no more."""
         with self._store.subscribe(Kind.TASK, Kind.NODE, Kind.SERVICE, Kind.CLUSTER) as subscription:
             self._look_at_everything()
-            began = self._clock.monotonic()
-            await self._schedule(began)
+            self._term_began = self._last_arrival = self._clock.monotonic()
+            await self._schedule()
             while True:
                 changes = await changes_until(subscription, self._clock, self._again_at)
                 if changes.resync:
@@ -88,16 +93,16 @@ class SchedulerLoop:
                     self._note(change)
                 due = self._again_at is not None and self._again_at <= self._clock.now()
                 if due or changes.resync or any(_gives_work_or_room(change) for change in changes):
-                    await self._schedule(began)
+                    await self._schedule()
 
-    async def _schedule(self, began: float) -> None:
+    async def _schedule(self) -> None:
         self._again_at = None
         if not self._waiting:
             return
         now, started = self._clock.now(), self._clock.monotonic()
         if self._tell_apart():
             self._again_at = now + timedelta(seconds=_LOOK_S)
-            if self._clock.monotonic() - began < _ARRIVAL_S:
+            if self._expects_arrivals():
                 return
         self._pool.set_quotas(cluster_quotas(self._store))
         self._pool.set_failures(self._failures.recent(now))
@@ -248,6 +253,10 @@ class SchedulerLoop:
             self._waiting.pop(task_id, None)
         self._pool.set_task(task)
 
+    def _expects_arrivals(self) -> bool:
+        now = self._clock.monotonic()
+        return now - self._last_arrival < _ARRIVAL_S and now - self._term_began < _ARRIVALS_S_MAX
+
     def _tell_apart(self) -> int:
         """Tell the pool of nodes without a session that they are *disconnected*, and of those back that they are as stored;
         returns how many say of themselves that they are ready and have none."""
@@ -255,6 +264,7 @@ class SchedulerLoop:
             if self._is_connected(node_id):
                 del self._absent[node_id]
                 self._pool.set_node(stored)
+                self._last_arrival = self._clock.monotonic()
         for node_id, view in list(self._pool.items()):
             node = view.node
             if node.status.state is NodeState.READY and not self._is_connected(node_id):

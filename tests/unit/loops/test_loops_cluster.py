@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
@@ -17,7 +18,7 @@ from fleet.manager.loops import OrchestratorLoop, ReaperLoop, SchedulerLoop
 from fleet.manager.preemption import yielding
 from fleet.model.cluster import Cluster, SwarmSpec
 from fleet.model.common import MILLISECOND_NS
-from fleet.model.ids import ClusterId
+from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import Availability, Node, NodeState
 from fleet.model.service import (
     ContainerSpec,
@@ -472,6 +473,31 @@ def test_a_ready_node_without_a_session_is_waited_for_and_then_passed_over() -> 
         await lab.until(
             lambda: any(task.node_id == "n2" for task in store.tasks.all()), "the other is used when it is back"
         )
+        scheduler.cancel()
+        await asyncio.gather(scheduler, return_exceptions=True)
+        await store.close()
+        await engine.close()
+
+    asyncio.run(main())
+
+
+def test_nodes_that_come_back_one_after_the_other_all_get_their_share() -> None:
+    async def main() -> None:
+        engine = MemoryEngine()
+        await engine.start()
+        store = await Store.open(engine)
+        lab = Lab(store, engine)
+        names = [NodeId(f"n{number}") for number in range(4)]
+        connected: set[str] = set()
+        await lab.add(*(a_node(name) for name in names))
+        await lab.add(a_service("web"))
+        await lab.add(*(a_task(slot=number + 1) for number in range(8)))
+        scheduler = asyncio.create_task(SchedulerLoop(store, SystemClock(), is_connected=connected.__contains__).run())
+        for name in names:
+            connected.add(name)
+            await asyncio.sleep(0.25)
+        await lab.until(lambda: all(task.node_id for task in store.tasks.all()), "all have a node")
+        assert Counter(task.node_id for task in store.tasks.all()) == dict.fromkeys(names, 2)
         scheduler.cancel()
         await asyncio.gather(scheduler, return_exceptions=True)
         await store.close()
