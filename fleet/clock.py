@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock"]
+__all__ = ["Clock", "SystemClock", "Timer"]
+
+
+class Timer(Protocol):
+    """A call that is to come."""
+
+    def cancel(self, /) -> object:
+        """It comes no more; idempotent."""
+        ...
 
 
 class Clock(Protocol):
-    """Wall time, monotonic time and sleeping."""
+    """Wall time, monotonic time, sleeping and timers."""
 
     def now(self) -> datetime:
         """Wall time, timezone-aware UTC; goes into replicated state and onto terminals."""
@@ -23,6 +32,10 @@ class Clock(Protocol):
 
     async def sleep(self, duration_s: float) -> None:
         """Sleep; cancels safely."""
+        ...
+
+    def call_later(self, duration_s: float, call: Callable[[], object]) -> Timer:
+        """Call it then, from the running loop. Cheaper than a task that sleeps."""
         ...
 
 
@@ -37,3 +50,6 @@ class SystemClock:
 
     async def sleep(self, duration_s: float) -> None:
         await asyncio.sleep(duration_s)
+
+    def call_later(self, duration_s: float, call: Callable[[], object]) -> Timer:
+        return asyncio.get_running_loop().call_later(duration_s, call)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fleet import errors
+from fleet.clock import Clock
 from fleet.store.kinds import Kind, Stored
 
 __all__ = ["PENDING_MAX", "Action", "Change", "Changes", "Subscription"]
@@ -90,6 +91,14 @@ class Subscription:
         if self._closed:
             raise self._failure or errors.UnavailableError("the store is closed")
         return self.take()
+
+    async def wait_at_most(self, duration_s: float, clock: Clock) -> Changes:
+        """The same; nothing when that time has passed without any. Cancels safely."""
+        timer = clock.call_later(duration_s, self._wake.set)
+        try:
+            return await self.wait()
+        finally:
+            timer.cancel()
 
     def take(self) -> Changes:
         """What is pending now, perhaps nothing; does not wait."""

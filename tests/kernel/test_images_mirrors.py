@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.clocks import SleepingTimers
 
 from fleet.errors import FleetError, RejectedFault, UnavailableError
 from fleet.images import Credentials, Image, ImageStore, RegistryOptions, RegistryTarget
@@ -38,7 +39,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Patient:
+class Patient(SleepingTimers):
     """A clock whose sleeps take no time and are counted."""
 
     def __init__(self) -> None:

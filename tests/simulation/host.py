@@ -61,6 +61,9 @@ class SimClock:
     async def sleep(self, duration_s: float) -> None:
         await asyncio.sleep(duration_s)
 
+    def call_later(self, duration_s: float, call: Callable[[], object]) -> asyncio.TimerHandle:
+        return self._loop.call_later(duration_s, call)
+
 
 @functools.cache
 def _names(keys: bytes) -> tuple[str, ...]:

@@ -61,6 +61,10 @@ class SimLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._now = 1000.0
         self._number = 0
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        """When, in which order they were made, and what."""
+        self._timers_made = 0
+        self._timers_cancelled = 0
         self.steps = 0
         self.graveyard: list[object] = []
         """What belongs to dead processes, kept so that no destructor runs while the simulation does."""
@@ -119,20 +123,42 @@ class SimLoop(asyncio.BaseEventLoop):
         parked, process.parked = process.parked, []
         self._ready.extend(parked)  # type: ignore[attr-defined]
 
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._timers_made += 1
+        heapq.heappush(self._timers, (when, self._timers_made, handle))
+        handle._scheduled = True
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Most timers are timeouts that never come; they are swept out when they are the most."""
+        if not handle._scheduled:
+            return  # it is not among them any more
+        self._timers_cancelled += 1
+        if self._timers_cancelled > 50 and 2 * self._timers_cancelled > len(self._timers):
+            self._timers = [timer for timer in self._timers if not timer[2].cancelled()]
+            heapq.heapify(self._timers)
+            self._timers_cancelled = 0
+
     def _run_once(self) -> None:
         ready: Any = self._ready  # type: ignore[attr-defined]
-        timers: Any = self._scheduled  # type: ignore[attr-defined]
-        while timers and timers[0]._cancelled:
-            heapq.heappop(timers)._scheduled = False
+        timers = self._timers
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+            self._timers_cancelled -= 1
         if not ready:
             if not timers:
                 raise Stuck
-            self._now = max(self._now, timers[0]._when)
-        while timers and timers[0]._when <= self._now:
-            handle = heapq.heappop(timers)
-            handle._scheduled = False
-            if not handle._cancelled:
-                ready.append(handle)
+            self._now = max(self._now, timers[0][0])
+        while timers and timers[0][0] <= self._now:
+            timer = heapq.heappop(timers)[2]
+            timer._scheduled = False
+            if timer.cancelled():
+                self._timers_cancelled -= 1
+            else:
+                ready.append(timer)
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime
 from typing import Final
 
@@ -23,14 +22,5 @@ async def changes_until(subscription: Subscription, clock: Clock, until: datetim
     pending = subscription.take()
     if pending or wait_s <= 0:
         return pending
-    waiter = asyncio.ensure_future(subscription.wait())
-    sleeper = asyncio.ensure_future(clock.sleep(wait_s))
-    try:
-        await asyncio.wait({waiter, sleeper}, return_when=asyncio.FIRST_COMPLETED)
-        if waiter.done():
-            return waiter.result()
-        return Changes((), resync=wait_s >= PERIOD_S)
-    finally:
-        for task in (waiter, sleeper):
-            task.cancel()
-        await asyncio.gather(waiter, sleeper, return_exceptions=True)
+    changes = await subscription.wait_at_most(wait_s, clock)
+    return changes or Changes((), resync=wait_s >= PERIOD_S)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.clocks import SleepingTimers
 
 from fleet.containers.engine import ContainerEngine
 from fleet.errors import ConflictError, NotFoundError, RejectedFault, RuntimeFault
@@ -230,7 +231,7 @@ class FakeNetworks:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
 
-class StepClock:
+class StepClock(SleepingTimers):
     """Time that moves when somebody sleeps; sleeping yields to the loop."""
 
     def __init__(self) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 
 import httpx
 import pytest
+from support.clocks import SleepingTimers
 
 from fleet.errors import (
     FleetError,
@@ -162,7 +163,7 @@ def test_login_header() -> None:
     assert "secret" not in repr(Credentials(username="u", password="secret"))
 
 
-class Ticking:
+class Ticking(SleepingTimers):
     """A clock that is moved by hand."""
 
     def __init__(self) -> None:

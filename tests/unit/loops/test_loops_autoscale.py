@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from support.clocks import START, SetClock
 from support.decision_builders import a_service, a_task
 from support.memory_engine import MemoryEngine
 
@@ -22,33 +22,8 @@ from fleet.model.service import Limits, Resources, Service, UpdateStatus
 from fleet.model.task import TaskState
 from fleet.store import Store, Transaction
 
-START = datetime(2026, 5, 1, 12, tzinfo=UTC)
 NODE = NodeId("n1")
 replace = msgspec.structs.replace
-
-
-class SetClock:
-    """Its time is the test's; whoever sleeps is woken when it has come."""
-
-    def __init__(self) -> None:
-        self.time = START
-        self._moved = asyncio.Event()
-
-    def now(self) -> datetime:
-        return self.time
-
-    def monotonic(self) -> float:
-        return (self.time - START).total_seconds() + 1000
-
-    async def sleep(self, seconds: float) -> None:
-        until = self.time + timedelta(seconds=seconds)
-        while self.time < until:
-            await self._moved.wait()
-
-    def go(self, seconds: float) -> None:
-        self.time += timedelta(seconds=seconds)
-        self._moved.set()
-        self._moved = asyncio.Event()
 
 
 def web(replicas: int = 2, *, stack: str = "", **labels: str) -> Service:

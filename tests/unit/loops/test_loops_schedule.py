@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import msgspec
+from support.clocks import START, SetClock
 from support.decision_builders import a_service, a_task
 from support.memory_engine import MemoryEngine
 
@@ -14,32 +15,6 @@ from fleet.manager.loops.schedule import ScheduleLoop
 from fleet.model.service import JobMode, JobStatus, Service, ServiceMode
 from fleet.model.task import TaskState
 from fleet.store import Store, Transaction
-
-START = datetime(2026, 5, 1, 12, tzinfo=UTC)
-
-
-class SetClock:
-    """Its time is the test's; whoever sleeps is woken when it has come."""
-
-    def __init__(self) -> None:
-        self.time = START
-        self._moved = asyncio.Event()
-
-    def now(self) -> datetime:
-        return self.time
-
-    def monotonic(self) -> float:
-        return (self.time - START).total_seconds()
-
-    async def sleep(self, seconds: float) -> None:
-        until = self.time + timedelta(seconds=seconds)
-        while self.time < until:
-            await self._moved.wait()
-
-    def go(self, minutes: float) -> None:
-        self.time += timedelta(minutes=minutes)
-        self._moved.set()
-        self._moved = asyncio.Event()
 
 
 def a_job() -> Service:
@@ -102,7 +77,7 @@ def run(scenario: Callable[[Here], Awaitable[None]]) -> None:
 def test_a_run_ends_in_the_history_when_its_task_does() -> None:
     async def scenario(here: Here) -> None:
         here.lead()
-        here.clock.go(1)
+        here.clock.go(60)
         await here.until(lambda: here.status().runs)
         assert here.status().runs[0].outcome == "running"
         await here.end_run()
@@ -115,7 +90,7 @@ def test_leaders_that_fall_between_runs_neither_double_nor_lose_one() -> None:
     async def scenario(here: Here) -> None:
         for number in range(1, 6):
             leader = here.lead()
-            here.clock.go(1)
+            here.clock.go(60)
             await here.until(lambda number=number: len(here.status().runs) == number)
             leader.cancel()
             await here.end_run()
@@ -134,7 +109,7 @@ def test_two_that_believe_they_lead_begin_one_run() -> None:
         here.lead()
         here.lead()
         for number in range(1, 4):
-            here.clock.go(1)
+            here.clock.go(60)
             await here.until(lambda number=number: len(here.status().runs) >= number)
             await here.end_run()
             await here.until(lambda number=number: here.status().runs[number - 1].outcome == "succeeded")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
+from support.clocks import SleepingTimers
 from support.memory_engine import MemoryEngine
 from support.objects import NOW, make_network, make_node, make_service, make_task
 
@@ -23,7 +24,7 @@ from fleet.model.task import Attachment, Task, TaskState, TaskStatus
 from fleet.store import Store, Transaction
 
 
-class SteppedClock:
+class SteppedClock(SleepingTimers):
     """Time moves only when the test says so; sleepers wake in order."""
 
     def __init__(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+from support.clocks import SleepingTimers
 from support.decision_builders import a_service, a_task
 from support.memory_engine import MemoryEngine
 
@@ -21,7 +22,7 @@ NODE, SERVICE, TASK = NodeId("n1"), ServiceId("web"), TaskId("t1")
 SPAN = timedelta(seconds=15)
 
 
-class SetClock:
+class StillClock(SleepingTimers):
     time = 1000.0
 
     def monotonic(self) -> float:
@@ -30,7 +31,7 @@ class SetClock:
     def now(self) -> datetime:
         return datetime(2026, 5, 1, tzinfo=UTC)
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, duration_s: float) -> None:
         raise AssertionError
 
 
@@ -40,7 +41,7 @@ def service(name: str = "web", **labels: str) -> Service:
     return msgspec.structs.replace(found, spec=msgspec.structs.replace(found.spec, labels=named))
 
 
-def over(body: Callable[[TaskLoads, Store, SetClock], None], *services: Service) -> None:
+def over(body: Callable[[TaskLoads, Store, StillClock], None], *services: Service) -> None:
     async def scenario() -> None:
         engine = MemoryEngine()
         await engine.start()
@@ -51,7 +52,7 @@ def over(body: Callable[[TaskLoads, Store, SetClock], None], *services: Service)
             for each in services or (service(max="5", cpu="50"),):
                 tx.create(each)
             await store.commit(tx)
-            clock = SetClock()
+            clock = StillClock()
             body(TaskLoads(store, clock), store, clock)
         finally:
             await store.close()
@@ -61,7 +62,7 @@ def over(body: Callable[[TaskLoads, Store, SetClock], None], *services: Service)
 
 
 def say(
-    loads: TaskLoads, clock: SetClock, cpu_s: float, *, after: float = 0, node: NodeId = NODE, memory: int = 7
+    loads: TaskLoads, clock: StillClock, cpu_s: float, *, after: float = 0, node: NodeId = NODE, memory: int = 7
 ) -> None:
     clock.time += after
     loads.note(node, Usage(at_ns=int(clock.time * 1e9), tasks=(TaskUsage(TASK, int(cpu_s * 1e9), memory),)))
@@ -76,7 +77,7 @@ def test_only_services_whose_policy_needs_it_are_asked_for() -> None:
         service("bad", max="five"),
     )
 
-    def body(loads: TaskLoads, _store: Store, _clock: SetClock) -> None:
+    def body(loads: TaskLoads, _store: Store, _clock: StillClock) -> None:
         names = [ServiceId(each.spec.name) for each in services]
         assert loads.wanted(names) == Measure(services=(ServiceId("fast"), SERVICE), period_s=1.0)
         assert loads.wanted([SERVICE]).period_s == 5.0
@@ -86,7 +87,7 @@ def test_only_services_whose_policy_needs_it_are_asked_for() -> None:
 
 
 def test_cpu_is_the_difference_of_two_readings_by_the_nodes_own_clock() -> None:
-    def body(loads: TaskLoads, _store: Store, clock: SetClock) -> None:
+    def body(loads: TaskLoads, _store: Store, clock: StillClock) -> None:
         assert loads.of(TASK, SERVICE, span=SPAN) is None
         say(loads, clock, 100)
         assert loads.of(TASK, SERVICE, span=SPAN) == TaskLoad(nano_cpus=None, memory_bytes=7)
@@ -100,7 +101,7 @@ def test_cpu_is_the_difference_of_two_readings_by_the_nodes_own_clock() -> None:
 
 
 def test_what_was_said_long_ago_is_not_known() -> None:
-    def body(loads: TaskLoads, _store: Store, clock: SetClock) -> None:
+    def body(loads: TaskLoads, _store: Store, clock: StillClock) -> None:
         say(loads, clock, 1)
         say(loads, clock, 2, after=5)
         clock.time += 17
@@ -110,7 +111,7 @@ def test_what_was_said_long_ago_is_not_known() -> None:
 
 
 def test_a_node_is_believed_about_its_own_tasks_and_not_too_often() -> None:
-    def body(loads: TaskLoads, _store: Store, clock: SetClock) -> None:
+    def body(loads: TaskLoads, _store: Store, clock: StillClock) -> None:
         say(loads, clock, 1, node=NodeId("other"))
         assert loads.of(TASK, SERVICE, span=SPAN) is None
         say(loads, clock, 1, memory=-5)
@@ -123,7 +124,7 @@ def test_a_node_is_believed_about_its_own_tasks_and_not_too_often() -> None:
 
 
 def test_a_counter_that_falls_back_begins_anew() -> None:
-    def body(loads: TaskLoads, _store: Store, clock: SetClock) -> None:
+    def body(loads: TaskLoads, _store: Store, clock: StillClock) -> None:
         say(loads, clock, 50)
         say(loads, clock, 1, after=5)
         assert loads.of(TASK, SERVICE, span=SPAN) == TaskLoad(nano_cpus=None, memory_bytes=7)
@@ -132,7 +133,7 @@ def test_a_counter_that_falls_back_begins_anew() -> None:
 
 
 def test_what_is_known_of_tasks_that_are_gone_is_forgotten() -> None:
-    def body(loads: TaskLoads, store: Store, clock: SetClock) -> None:
+    def body(loads: TaskLoads, store: Store, clock: StillClock) -> None:
         say(loads, clock, 1)
         gone = store.tasks.get(TASK)
         store.tasks.drop_row(TASK)
