@@ -265,14 +265,14 @@ def _check_remapped(config: ContainerConfig) -> None:
             "when running privileged mode"
         )
     for what, shared in (
-        ("network namespace", config.network_mode in (NetworkMode.HOST, NetworkMode.CONTAINER)),
-        ("PID namespace", config.pid_mode not in ("", "private")),
-        ("IPC namespace", config.ipc_mode not in ("", "private", "shareable", "none")),
+        ("network namespace", config.network_mode is NetworkMode.HOST),
+        ("PID namespace", config.pid_mode == "host"),
+        ("IPC namespace", config.ipc_mode == "host"),
         ("UTS namespace", config.uts_mode == "host"),
         ("cgroup namespace", config.cgroupns_mode == "host"),
     ):
         if shared:
-            raise UserError(f"cannot share the {what} of the host or a container when user namespaces are enabled")
+            raise UserError(f"cannot share the host's {what} when user namespaces are enabled")
 
 
 def is_name(text: str) -> bool:

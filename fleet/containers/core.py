@@ -101,6 +101,7 @@ class Core:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.hub.close()
+        self.user_namespaces.close()
         await asyncio.to_thread(self._threads.shutdown)
 
     async def save(self, entry: Entry) -> None:

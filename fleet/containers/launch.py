@@ -113,6 +113,7 @@ class Launcher:
                 dns_search=config.dns_search,
                 dns_options=config.dns_options,
                 names=tuple(dict.fromkeys((record.name, *config.network_names, record.id[:12]))),
+                ids=(record.ids.first_id, record.ids.count) if record.ids else None,
             )
         )
         return self._core.network.open_netns(record.id), sandbox

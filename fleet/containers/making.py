@@ -135,7 +135,31 @@ class Making:
     async def ids_of(self, config: ContainerConfig) -> IdRange | None:
         """The ids a container made of this now would have. Raises ``NotFoundError`` without its image."""
         user = assemble.merge(config, self._core.images.get(config.image).config).user
-        return await self._core.user_namespaces.choose(config, user=user)
+        return await self._choose_ids(self._resolved(config), user=user)
+
+    async def _choose_ids(self, config: ContainerConfig, *, user: str) -> IdRange | None:
+        entries = self._core.entries
+        return await self._core.user_namespaces.choose(
+            config,
+            user=user,
+            find=lambda container_id: entries[container_id].record if container_id in entries else None,
+            sources=self._sources(config),
+        )
+
+    def _sources(self, config: ContainerConfig) -> set[str]:
+        """Paths outside of this engine that a container would have mounted. Raises ``NotFoundError``."""
+        sources: set[str] = set()
+        for mount in config.mounts:
+            if mount.type == "bind":
+                sources.add(mount.source)
+            if mount.type == "volume" and mount.volume_options and mount.volume_options.driver_config:
+                sources.add(mount.volume_options.driver_config.options.get("device", ""))
+            if mount.type == "volume":
+                with contextlib.suppress(NotFoundError):
+                    sources.add(self._volumes.get(mount.source).device)
+        for text in config.volumes_from:
+            sources |= {point.source for point in self._core.find(text.partition(":")[0]).record.mounts}
+        return sources - {""}
 
     async def _build(
         self, container_id: str, name: str, config: ContainerConfig, image: ImageView, made: list[str]
@@ -156,7 +180,7 @@ class Making:
         )
         return Container(
             id=container_id,
-            ids=await self._core.user_namespaces.choose(config, user=merged.user),
+            ids=await self._choose_ids(config, user=merged.user),
             name=name,
             created_at=self._core.clock.now(),
             config=config.without_data(),

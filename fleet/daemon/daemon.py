@@ -107,6 +107,7 @@ class Daemon:
                 owner=owner,
                 underlay_address=underlay,
                 outside=inside,
+                open_namespace=runtime.open_network_namespace,
             )
             for sentence in await network.open():
                 log.info("network taken up", what=sentence)

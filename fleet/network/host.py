@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from fleet.errors import InvariantError, RuntimeFault
+from fleet.errors import FleetError, InvariantError, RuntimeFault
 from fleet.network.doctor.view import PlaneView
 from fleet.network.kernel.thread import KernelThread
 from fleet.network.naming import Owner
@@ -72,13 +72,16 @@ class HostNetwork:
         resolv_conf: Path = Path("/etc/resolv.conf"),
         pool_size: int = 4,
         outside: OutsidePorts | None = None,
+        open_namespace: Callable[[int, int], Awaitable[int]] | None = None,
     ) -> None:
         """``run_dir`` (a tmpfs) is for what ends with the boot, ``state_dir`` for what does not; ``owner`` marks
         kernel objects.
 
         ``underlay_address`` is this host's IPv4 address for VXLAN. ``host_netns`` is the host's network namespace if it is not
         the calling thread's (tests, labs). ``pool_size`` namespaces are prepared ahead
-        (0.3 MiB of kernel memory each). ``outside``: where published ports have to be opened as well.
+        (0.3 MiB of kernel memory each). ``outside``: where published ports have to be opened as well. ``open_namespace`` makes an
+        empty namespace that belongs to a user namespace with these ids (first, count), which takes a process of one thread;
+        without it all belong to the host's.
         """
         self._store = Store(run_dir=run_dir, state_dir=state_dir)
         self._owner = Owner(owner)
@@ -87,6 +90,7 @@ class HostNetwork:
         self._resolv_conf = resolv_conf
         self._pool_size = pool_size
         self._outside = outside
+        self._open_namespace = open_namespace
         self._taken = asyncio.Event()
         self._thread = KernelThread(host_netns=host_netns)
         self._plane: Plane | None = None
@@ -136,12 +140,23 @@ class HostNetwork:
         """Make a container's network namespace, complete with cards, routes, rules, names and host ports."""
         spec = await self._open_outside(spec)
         try:
-            return await self._run(lambda plane: plane.create_sandbox(spec))
+            return await self._create_sandbox(spec)
         except BaseException:
             await self._close_outside(spec.id)
             raise
         finally:
             self._taken.set()
+
+    async def _create_sandbox(self, spec: SandboxSpec) -> Sandbox:
+        if self._open_namespace is None:
+            spec = dataclasses.replace(spec, ids=None)
+        made = await self._run(lambda plane: plane.create_sandbox(spec))
+        if made is None:
+            assert self._open_namespace is not None and spec.ids is not None
+            netns = await self._open_namespace(*spec.ids)
+            made = await self._run_with(netns, lambda plane: plane.create_sandbox(spec, netns=netns))
+            assert made is not None
+        return made
 
     async def _open_outside(self, spec: SandboxSpec) -> SandboxSpec:
         """Open its ports out there; here they are then every address's, for out there it was decided which."""
@@ -228,6 +243,17 @@ class HostNetwork:
         plane = self._opened()
         return await self._thread.run(lambda: function(plane))
 
+    async def _run_with(self, netns: int, function: Callable[[Plane], T]) -> T:
+        """As ``_run``; closes the descriptor afterwards, however long that takes after a cancellation."""
+
+        def run(plane: Plane) -> T:
+            try:
+                return function(plane)
+            finally:
+                os.close(netns)
+
+        return await asyncio.shield(self._run(run))
+
     async def _stop(self, function: Callable[[Plane], None]) -> None:
         helpers, self._helpers = self._helpers, []
         for helper in helpers:
@@ -252,9 +278,18 @@ class HostNetwork:
             if self._taken.is_set():
                 continue
             try:
-                more = await self._run(Plane.refill)
-            except RuntimeFault:
+                more = await self._run(Plane.refill) or await self._refill_owned()
+            except FleetError:
                 more = False  # not now; a sandbox that needs one makes its own, and says why it cannot
+
+    async def _refill_owned(self) -> bool:
+        """Prepare one for a container with ids of its own, as there were some; returns whether there may be room for more."""
+        ids = await self._run(Plane.lacking)
+        if ids is None or self._open_namespace is None:
+            return False
+        netns = await self._open_namespace(*ids)
+        await self._run_with(netns, partial(Plane.put_owned, ids=ids, netns=netns))
+        return True
 
     async def _guard_dns(self) -> None:
         """Replace the DNS process as soon as it ends, however it ended; slower each time if it keeps ending."""

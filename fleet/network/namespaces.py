@@ -1,7 +1,8 @@
 """Network namespaces of sandboxes: prepared ahead, given a name, found again, closed.
 
 A namespace lives as long as something refers to it: a process in it, an open descriptor, a socket made in it, or a bind mount of
-it. A prepared one is held by a descriptor only, so a crash leaves no trace of it. Given to a sandbox it is bound on
+it. It belongs to the host's user namespace, or to that of a container to come, in which whoever made it has made it. A prepared
+one is held by a descriptor only, so a crash leaves no trace of it. Given to a sandbox it is bound on
 ``<run_dir>/netns/<id>``, needs no process and survives the daemon. To close it, everything that refers to it goes, and the
 kernel takes it apart in the background, cables included (deleting a cable by hand costs 20 ms).
 """
@@ -67,6 +68,8 @@ class NamespacePool:
         self._closer = closer
         self._size = size
         self._stock: list[Prepared] = []
+        self._owned: list[Prepared] = []
+        self._ids: tuple[int, int] | None = None  # whose the owned ones are: all containers of a host have the same
 
     def take(self, *, bare: bool) -> Prepared:
         """A namespace from the stock, or a fresh one if it is empty. ``bare`` is for a sandbox without networks."""
@@ -74,19 +77,41 @@ class NamespacePool:
             return self._make(bare=True)
         return self._stock.pop() if self._stock else self._make(bare=False)
 
+    def take_owned(self, ids: tuple[int, int], *, bare: bool, netns: int) -> Prepared | None:
+        """One that belongs to a user namespace with these ids: ``netns`` if it is one (it stays the caller's), else of the stock.
+        None: there is none.
+        """
+        if ids != self._ids:
+            self._ids = ids
+            while self._owned:
+                self._owned.pop().close()
+        if netns >= 0:
+            return self._make(bare=bare, netns=netns)
+        return self._owned.pop() if self._owned and not bare else None
+
     def refill(self) -> bool:
         """Make one if there is room; returns whether there is room for more."""
         if len(self._stock) < self._size:
             self._stock.append(self._make(bare=False))
         return len(self._stock) < self._size
 
+    def lacking(self) -> tuple[int, int] | None:
+        """Of whose namespaces the stock has room for one more."""
+        return self._ids if len(self._owned) < self._size else None
+
+    def put_owned(self, ids: tuple[int, int], netns: int) -> None:
+        """Prepare an empty one; ``netns`` stays the caller's."""
+        if ids == self.lacking():
+            self._owned.append(self._make(bare=False, netns=netns))
+
     def close(self) -> None:
         """Give the stock up."""
-        while self._stock:
-            self._stock.pop().close()
+        for stock in (self._stock, self._owned):
+            while stock:
+                stock.pop().close()
 
-    def _make(self, *, bare: bool) -> Prepared:
-        with self._thread.inside_new():
+    def _make(self, *, bare: bool, netns: int = -1) -> Prepared:
+        with self._thread.inside_new() if netns < 0 else self._thread.inside(netns):
             prepared = Prepared(os.open(syscalls.thread_netns_path(), os.O_RDONLY | os.O_CLOEXEC))
             try:
                 _set_defaults()

@@ -173,6 +173,14 @@ class Plane:
         """Prepare one more namespace; returns whether the stock has room for more."""
         return self._pool.refill()
 
+    def lacking(self) -> tuple[int, int] | None:
+        """The ids of the user namespaces whose network namespaces the stock has room for one more of."""
+        return self._pool.lacking()
+
+    def put_owned(self, ids: tuple[int, int], *, netns: int) -> None:
+        """Prepare an empty namespace that belongs to such a one; ``netns`` stays the caller's."""
+        self._pool.put_owned(ids, netns)
+
     # --- networks -------------------------------------------------------------------------------------------------
 
     def ensure_network(self, spec: NetworkSpec) -> None:
@@ -229,20 +237,27 @@ class Plane:
 
     # --- sandboxes ------------------------------------------------------------------------------------------------
 
-    def create_sandbox(self, spec: SandboxSpec) -> Sandbox:
-        """Make a sandbox with all its attachments, or return the one that is there after attaching what it lacks."""
+    def create_sandbox(self, spec: SandboxSpec, *, netns: int = -1) -> Sandbox | None:
+        """Make a sandbox with all its attachments, or return the one that is there after attaching what it lacks.
+
+        None: it is to belong to a user namespace, and none is in stock; ask again with ``netns``, an empty one, which stays the
+        caller's.
+        """
         if spec.id in self._records:
             for attachment in spec.attachments:
                 if attachment.network_id not in _networks_of(self._records[spec.id]):
                     self.connect(spec.id, attachment)
             return self.sandbox(spec.id)
-        interfaces = self._plan_interfaces(spec)
-        self._check_host_ports(spec, ipv6=any(interface.address6 for interface in interfaces))
-        path = self._store.netns_path(spec.id)
-        close_namespace(path)  # left by a crash, if at all
+        bare = not spec.attachments
+        prepared = self._pool.take_owned(spec.ids, bare=bare, netns=netns) if spec.ids else self._pool.take(bare=bare)
+        if prepared is None:
+            return None
         with ExitStack() as undo:
-            prepared = self._pool.take(bare=not interfaces)
             undo.callback(prepared.close)
+            interfaces = self._plan_interfaces(spec)
+            self._check_host_ports(spec, ipv6=any(interface.address6 for interface in interfaces))
+            path = self._store.netns_path(spec.id)
+            close_namespace(path)  # left by a crash, if at all
             sockets = prepared.sockets
             undo.callback(close_namespace, path)
             prepared.hold_at(path)

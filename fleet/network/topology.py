@@ -339,6 +339,8 @@ class SandboxSpec:
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    ids: tuple[int, int] | None = None
+    """(first, count): it belongs to a user namespace whose ids are these of the host's. None: to the host's."""
 
     def __post_init__(self) -> None:
         check_id("sandbox", self.id)

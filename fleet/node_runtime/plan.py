@@ -189,7 +189,7 @@ def _check_namespaces(spec: ContainerSpec) -> None:
 
 
 def _plan_users(spec: ContainerSpec) -> list[int] | None:
-    """Docker's rules of userns-remap: what shares the host cannot have ids of its own."""
+    """Docker's rules of userns-remap: what shares the host cannot have ids of its own. What shares with containers has theirs."""
     wanted = spec.user_namespace
     if wanted is None:
         return None
@@ -197,9 +197,8 @@ def _plan_users(spec: ContainerSpec) -> list[int] | None:
         raise UserError(f"user namespace of {wanted.count} ids from {wanted.first_id}: not a range of ids above 0")
     if spec.privileged:
         raise UserError("privileged mode is incompatible with user namespaces: run it in the host's user namespace")
-    shared = (spec.pid, spec.ipc, spec.uts, spec.cgroup_namespace)
-    if spec.network not in ("none", "fd") or any(mode not in ("private", "none") for mode in shared):
-        raise UserError("cannot share a namespace with the host or another container when user namespaces are enabled")
+    if "host" in (spec.network, spec.pid, spec.ipc, spec.uts, spec.cgroup_namespace):
+        raise UserError("cannot share a namespace with the host when user namespaces are enabled")
     return [wanted.first_id, wanted.count]
 
 

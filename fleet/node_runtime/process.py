@@ -55,6 +55,7 @@ __all__ = [
     "report_failure",
     "send_report",
     "set_oom_score",
+    "user_namespace_of",
 ]
 
 MASTER = b"M"
@@ -62,6 +63,8 @@ MASTER = b"M"
 
 _JOINED = sys_.CLONE_NEWNS | sys_.CLONE_NEWUTS | sys_.CLONE_NEWIPC | sys_.CLONE_NEWNET | sys_.CLONE_NEWCGROUP
 _TIOCSCTTY = 0x540E
+_NS_GET_USERNS = 0xB701
+_PIDFD_GET_USER_NAMESPACE = 0xFF09
 _FDS_AT_ONCE = 200  # the kernel takes 253 in a message
 _CAP_LAST = 63
 _ALL_SIGNALS = signal.valid_signals()
@@ -162,7 +165,7 @@ def _contain(
     files.at = "set up the network namespace"
     if netns >= 0:
         sys_.setns(netns, sys_.CLONE_NEWNET)
-    elif "network" in joins:
+    elif "network" in joins and link is None:
         sys_.setns(joins["network"], sys_.CLONE_NEWNET)
     elif plan["network"] == "none":
         loopback_up()
@@ -211,18 +214,18 @@ def _contain(
 
 
 def become_preparer(
-    plan: dict[str, Any], *, report: Socket, entrances: list[int], target: int, link: Socket
+    plan: dict[str, Any], *, report: Socket, entrances: list[int], target: int, link: Socket, new_users: bool
 ) -> NoReturn:
-    """Do for the process ``target``, which waits in its new user namespace, what only the host's root may: id maps,
-    cgroups, mounts with mapped owners. Then end.
+    """Do for the process ``target``, which waits in its user namespace, what only the host's root may: id maps if that is
+    new, cgroups, mounts with mapped owners. Then end.
     """
     files = rootfs.FileSystem(plan, "")
     try:
         sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
         first_id, count = plan["user_namespace"]
-        files.at = "write the id maps"
-        for name in ("uid_map", "gid_map"):
-            _put(f"/proc/{target}/{name}", f"0 {first_id} {count}")
+        if new_users:
+            files.at = "write the id maps"
+            _map_ids(target, first_id, count)
         files.at = "enter cgroups"
         for fd in entrances:
             os.write(fd, str(target).encode())
@@ -234,9 +237,6 @@ def become_preparer(
         _send_proc(target, link)
         files.at = "enter the container's network namespace"
         sys_.setns(os.open(f"/proc/{target}/ns/net", os.O_RDONLY | os.O_CLOEXEC), sys_.CLONE_NEWNET)
-        if plan["network"] == "fd":  # not the user namespace's own, so its root has no say over ports there
-            _put("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
-            _put("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
         for name, value in plan["sysctls"]:
             if name.startswith("net."):
                 files.at = f"sysctl {name}={value}"
@@ -279,23 +279,38 @@ def _send_proc(target: int, link: Socket) -> None:
         raise OSError(ended.si_status, os.strerror(ended.si_status))
 
 
-def open_user_namespace(first_id: int, count: int) -> int:
-    """A descriptor of a new user namespace whose ids 0..count-1 are the host's from ``first_id`` on. Nobody is in it: it is for
-    mounts. Raises `OSError`.
+def open_user_namespace(first_id: int, count: int, *, network: bool = False) -> int:
+    """A descriptor of a new user namespace whose ids 0..count-1 are the host's from ``first_id`` on, or of a new network
+    namespace that belongs to such a one. Nobody is in it: it is for mounts, or for containers to come. Raises `OSError`.
     """
-    pid, pidfd = sys_.clone3(sys_.CLONE_NEWUSER)
+    pid, pidfd = sys_.clone3(sys_.CLONE_NEWUSER | (sys_.CLONE_NEWNET if network else 0))
     if not pid:
         sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
         while True:
             signal.pause()
     try:
-        for name in ("uid_map", "gid_map"):
-            _put(f"/proc/{pid}/{name}", f"0 {first_id} {count}")
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        _map_ids(pid, first_id, count)
+        return os.open(f"/proc/{pid}/ns/{'net' if network else 'user'}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         os.close(pidfd)
+
+
+def user_namespace_of(fd: int, *, is_process: bool) -> int:
+    """A descriptor of the user namespace that a namespace belongs to (ioctl_nsfs(2)) or that a pidfd's process is in (Linux
+    6.11); -1 when it is our own.
+    """
+    users = fcntl.ioctl(fd, _PIDFD_GET_USER_NAMESPACE if is_process else _NS_GET_USERNS)
+    if os.fstat(users).st_ino != os.stat("/proc/self/ns/user").st_ino:
+        return users
+    os.close(users)
+    return -1
+
+
+def _map_ids(pid: int, first_id: int, count: int) -> None:
+    for name in ("uid_map", "gid_map"):
+        _put(f"/proc/{pid}/{name}", f"0 {first_id} {count}")
 
 
 def _put(path: str, text: str) -> None:

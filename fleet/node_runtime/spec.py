@@ -216,7 +216,9 @@ class ContainerSpec:
     uts: Literal["private", "host"] = "private"
     cgroup_namespace: Literal["private", "host"] = "private"
     user_namespace: UserNamespace | None = None
-    """None: the host's ids. Needs Linux 6.13, and every other namespace private (the network may be ``fd``)."""
+    """None: the host's ids. Needs Linux 6.13, and no namespace may be the host's. It is the user namespace that the network
+    (``fd``) belongs to, or that of the containers whose namespaces are shared, else a new one.
+    """
     cgroup_path: str = ""
     """Below the client's cgroup parent; the id when empty."""
     log: LogSpec | None = None

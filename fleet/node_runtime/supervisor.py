@@ -316,13 +316,16 @@ class Supervisor:
             if container.log is not None:
                 container.log.open()
             plan["cgroup2"] = self._cgroups.is_v2
-            link = self._open_link(plan, given, streams)
+            users = self._users_for(plan, given, joins)
+            if users >= 0:
+                opened.append(users)
+            link = self._open_link(plan, streams)
+            netns = -1 if link is None else given.get("netns", joins.get("network", -1))
             try:
-                if (
-                    link is not None and "netns" in given
-                ):  # entering it takes rights over it, which its ids will not have
-                    syscalls.setns(given["netns"], syscalls.CLONE_NEWNET)
-                pid, pidfd = self._cloning.clone(_new_namespaces(plan), namespace=joins.get("pid", -1))
+                if netns >= 0:  # entering it takes rights over it, which its ids need not have
+                    syscalls.setns(netns, syscalls.CLONE_NEWNET)
+                flags = _new_namespaces(plan) & ~(syscalls.CLONE_NEWUSER if users >= 0 else 0)
+                pid, pidfd = self._cloning.clone(flags, namespace=joins.get("pid", -1), users=users)
                 if not pid:
                     try:
                         if link is not None:
@@ -340,10 +343,10 @@ class Supervisor:
                     finally:  # whatever happens, the child must not return into the supervisor's loop
                         os._exit(70)
             finally:
-                if link is not None and "netns" in given:
+                if netns >= 0:
                     syscalls.setns(self._own_network_namespace, syscalls.CLONE_NEWNET)
             if link is not None:
-                self._prepare_outside(plan, theirs, entrances, pid, link)
+                self._prepare_outside(plan, theirs, entrances, pid, link, new_users=users < 0)
             container.pid, container.pidfd = pid, pidfd
             container.started_at_ns = time.time_ns()
             self._write_running(container)
@@ -359,9 +362,32 @@ class Supervisor:
         self._loop.add(pidfd, select.EPOLLIN, lambda _events: self._process_ended(container))
         self._watch_report(ours, container, lambda master, failure: self._launched(container, master, failure, answer))
 
-    def _open_link(
-        self, plan: dict[str, Any], given: dict[str, int], streams: process.Streams
-    ) -> tuple[Socket, Socket] | None:
+    def _users_for(self, plan: dict[str, Any], given: dict[str, int], joins: dict[str, int]) -> int:
+        """A descriptor of the user namespace a container with ids of its own enters: that of the container whose namespaces it
+        shares, else the one its network belongs to; -1 for a new one.
+        """
+        if not plan["user_namespace"]:
+            return -1
+        found: list[int] = []
+        try:
+            for what, pidfd in joins.items():
+                donor = self._containers[plan[what].partition(":")[2]]
+                found.append(process.user_namespace_of(pidfd, is_process=True))
+                if found[-1] < 0 or donor.spec.get("first_id", 0) != plan["user_namespace"][0]:
+                    raise RequestError(
+                        "conflict", f"cannot join the {what} namespace of {donor.id}: it has other user ids"
+                    )
+            if len({os.fstat(users).st_ino for users in found}) > 1:
+                raise RequestError("conflict", "cannot join containers that are in different user namespaces")
+            if not found and "netns" in given:
+                return process.user_namespace_of(given["netns"], is_process=False)
+            return found.pop() if found else -1
+        finally:
+            for users in found:
+                if users >= 0:
+                    os.close(users)
+
+    def _open_link(self, plan: dict[str, Any], streams: process.Streams) -> tuple[Socket, Socket] | None:
         """For a user namespace: the way from the preparing process to the container's; its streams become its own."""
         if not plan["user_namespace"]:
             return None
@@ -372,13 +398,22 @@ class Supervisor:
         return _socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
 
     def _prepare_outside(
-        self, plan: dict[str, Any], report: Socket, entrances: list[int], target: int, link: tuple[Socket, Socket]
+        self,
+        plan: dict[str, Any],
+        report: Socket,
+        entrances: list[int],
+        target: int,
+        link: tuple[Socket, Socket],
+        *,
+        new_users: bool,
     ) -> None:
         pid, pidfd = syscalls.clone3(0)
         if not pid:
             try:
                 link[1].close()
-                process.become_preparer(plan, report=report, entrances=entrances, target=target, link=link[0])
+                process.become_preparer(
+                    plan, report=report, entrances=entrances, target=target, link=link[0], new_users=new_users
+                )
             finally:
                 os._exit(70)
         for end in link:
@@ -681,11 +716,11 @@ class Supervisor:
 
     def _op_users(self, message: dict[str, Any], _fds: list[int], answer: Answer) -> None:
         first_id, count = int(message["first_id"]), int(message["count"])
-        users = process.open_user_namespace(first_id, count)
+        namespace = process.open_user_namespace(first_id, count, network=bool(message.get("network")))
         try:
-            answer({}, (users,))
+            answer({}, (namespace,))
         finally:
-            os.close(users)
+            os.close(namespace)
 
     def _op_remove(self, message: dict[str, Any], _fds: list[int], answer: Answer) -> None:
         container = self._containers.get(message["id"])

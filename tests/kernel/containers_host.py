@@ -18,6 +18,7 @@ from fleet.images import ImageStore
 from fleet.network.host import HostNetwork
 from fleet.network.topology import NetworkSpec
 from fleet.node_runtime.client import RuntimeClient
+from fleet.node_runtime.spec import ProcessSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.images import busybox_rootfs_tar
@@ -62,6 +63,7 @@ class RealHost:
                 owner=self.name,
                 underlay_address="127.0.0.1",
                 pool_size=1,
+                open_namespace=self.runtime.open_network_namespace,
             )
             await self.network.open()
             stack.push_async_callback(self.network.close)
@@ -90,6 +92,10 @@ class RealHost:
         async with asyncio.timeout(30):
             status = await self.engine.wait(made.id)
         return self.engine.get(made.id), status, await self.output(made.id)
+
+    async def inside(self, name: str, script: str) -> tuple[int, bytes]:
+        """Exit code and output of a shell script in a running container."""
+        return await self.runtime.exec_capture(name, ProcessSpec(args=("sh", "-c", script)), timeout_s=30)
 
     async def output(self, name: str) -> str:
         return b"".join([line.data async for line in self.engine.logs(name)]).decode()

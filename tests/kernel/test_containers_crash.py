@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from containers_host import RealHost, on_real_host
 
 from fleet.containers import Status
+from fleet.containers.config import NetworkMode
 
 pytestmark = pytest.mark.kernel
 
@@ -22,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, {folder!r})
 from containers_host import RealHost
 from fleet.containers import ContainerConfig, FileMount
+from fleet.network.kernel import syscalls
 
 async def main():
     host = RealHost(Path({root!r}), {name!r})
@@ -82,6 +85,41 @@ await asyncio.sleep(1000)
             async with asyncio.timeout(5):
                 while await host.network.sandboxes() or list(await host.runtime.list()):
                     await asyncio.sleep(0.01)
+
+    on_real_host(check, unique=unique, opened=False)
+
+
+def test_a_network_of_its_own_user_namespace_is_found_again_by_daemon_and_supervisor(unique: str) -> None:
+    story = """
+made = await engine.create(ContainerConfig(image="busybox", name="long", command=("sleep", "60")))
+await engine.start(made.id)
+# what a start that was killed half-way leaves: a namespace on its file, and no record of it
+netns = await host.runtime.open_network_namespace(1_000_000, 65536)
+left = host.exec_root / "network/netns/left"
+left.touch()
+syscalls.mount_bind(f"/proc/self/fd/{netns}", left)
+print(host.runtime.supervisor_pid, flush=True)
+await asyncio.sleep(1000)
+"""
+    ping = ("ping", "-c", "1", "-W", "5", "172.29.0.1")
+
+    async def check(host: RealHost) -> None:
+        holder = Holder(host, story)
+        supervisor = int(await asyncio.to_thread(holder.line))
+        holder.kill()
+        os.kill(supervisor, signal.SIGKILL)
+        async with host.opened() as engine:
+            await engine.recover()
+            assert not (host.exec_root / "network/netns/left").exists()
+            long = engine.get("long")
+            code, output = await host.inside(long.id, " ".join(ping))
+            assert code == 0, output
+            sharing = {"network_mode": NetworkMode.CONTAINER, "network_container": long.id}
+            partner, status, output = await host.run(*ping, **sharing)
+            assert partner.ids == long.ids is not None and status.code == 0, output
+            await engine.restart(long.id, grace_s=0)
+            code, output = await host.inside(long.id, " ".join(ping))
+            assert code == 0, output
 
     on_real_host(check, unique=unique, opened=False)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 from containers_host import RealHost, on_real_host
 
-from fleet.containers.config import ContainerConfig
+from fleet.containers.config import ContainerConfig, NetworkMode
 from fleet.containers.layertar import write_layer
+from fleet.containers.subids import IdRange
 from fleet.model.service import Mount
+from fleet.network.topology import AttachmentSpec
 
 pytestmark = pytest.mark.kernel
 
@@ -33,7 +36,100 @@ def test_root_is_nobody_on_the_host_unless_the_container_asks_or_needs_to_be(uni
         assert await started() >= 1_000_000
         assert await started(userns_mode="host") == 0
         assert await started(privileged=True) == 0
-        assert await started(capabilities_add=("NET_ADMIN",)) == 0
+        assert await started(capabilities_add=("SYS_ADMIN",)) == 0
+        assert await started(capabilities_add=("NET_ADMIN",)) >= 1_000_000
+
+    on_real_host(story, unique=unique)
+
+
+def test_its_network_is_its_own(unique: str) -> None:
+    """Raw sockets, by root and by file capability; low ports by anybody; sysctls; cards, routes and firewall with NET_ADMIN."""
+
+    async def story(host: RealHost) -> None:
+        script = """
+            ping -c 1 -W 5 127.0.0.1 > /dev/null && echo pinged
+            ping -c 1 -W 5 172.29.0.1 > /dev/null && echo pinged-gateway
+            cat /proc/sys/net/core/somaxconn /proc/sys/net/ipv4/ip_unprivileged_port_start
+            ip link set lo mtu 1000 2>/dev/null || echo may-not
+        """
+        _, status, output = await host.run("sh", "-c", script, sysctls={"net.core.somaxconn": "1234"})
+        assert output.split() == ["pinged", "pinged-gateway", "1234", "0", "may-not"], status
+        script = "httpd -p 80 -h /etc && wget -qO- 127.0.0.1/hostname | wc -l"
+        _, status, output = await host.run("sh", "-c", script, user="1000")
+        assert output.split() == ["1"], status
+        script = """
+            ip link set eth0 mtu 1400 && ip addr add 10.9.8.7/24 dev eth0 && ip route | grep -c 10.9.8
+            (echo 1 > /proc/sys/net/ipv4/ip_forward) 2>/dev/null || echo proc-is-read-only
+        """
+        _, status, output = await host.run("sh", "-c", script, capabilities_add=("NET_ADMIN",))
+        assert output.split() == ["1", "proc-is-read-only"], status
+        _, status, output = await host.run("ping", "-c", "1", "-W", "5", "127.0.0.1", capabilities_drop=("NET_RAW",))
+        assert status.code != 0, output
+
+    on_real_host(story, unique=unique)
+
+
+def test_a_firewall_of_its_own_with_net_admin(unique: str) -> None:
+    async def story(host: RealHost) -> None:
+        made = await host.engine.create(
+            ContainerConfig(image="busybox", command=("sleep", "60"), capabilities_add=("NET_ADMIN",))
+        )
+        await host.engine.start(made.id)
+        pid = host.engine.get(made.id).state.pid
+        # the host's nft with the container's ids, capabilities and network
+        own = ("nsenter", f"--target={pid}", "--user", "--net", "--setuid=0", "--setgid=0")
+        script = "nft add table ip own && nft add chain ip own c '{ type filter hook output priority 0; }' && nft list ruleset"
+        done = subprocess.run([*own, "sh", "-c", script], capture_output=True, text=True, check=False)
+        assert "hook output" in done.stdout, done
+        await host.engine.disconnect(made.id, "bridge", network="bridge")
+        await host.engine.connect(made.id, AttachmentSpec(network_id="bridge"), network="bridge")
+        _, output = await host.inside(made.id, "ping -c 1 -W 5 172.29.0.1 > /dev/null && echo pinged")
+        assert output.split() == [b"pinged"]
+
+    on_real_host(story, unique=unique)
+
+
+def test_containers_that_share_namespaces_share_their_user_namespace(unique: str) -> None:
+    async def story(host: RealHost) -> None:
+        async def started(**fields: object) -> tuple[str, str]:
+            made = await host.engine.create(ContainerConfig(image="busybox", command=("sleep", "60"), **fields))
+            await host.engine.start(made.id)
+            return made.id, os.readlink(f"/proc/{host.engine.get(made.id).state.pid}/ns/user")
+
+        donor, users = await started(ipc_mode="shareable")
+        other, other_users = await started()
+        assert users != other_users != os.readlink("/proc/self/ns/user")
+        sharing: dict[str, object] = {"network_mode": NetworkMode.CONTAINER, "network_container": donor}
+        partner, partners = await started(**sharing)
+        assert partners == users
+        _, output = await host.inside(partner, "ping -c 1 -W 5 172.29.0.1 > /dev/null && echo pinged")
+        assert output.split() == [b"pinged"]
+        all_three = {**sharing, "pid_mode": f"container:{donor}", "ipc_mode": f"container:{donor}"}
+        partner, partners = await started(**all_three)
+        assert partners == users
+        await host.inside(donor, "echo told > /dev/shm/word")
+        _, output = await host.inside(
+            partner, "cat /dev/shm/word; ps | grep -c '[s]leep 60'; kill -0 1 && echo may-signal"
+        )
+        assert output.split() == [b"told", b"2", b"may-signal"]
+        _, hosts = await started(userns_mode="host", **sharing)
+        assert hosts == os.readlink("/proc/self/ns/user")
+        _, mixed = await started(pid_mode=f"container:{other}", **sharing)
+        assert mixed == os.readlink("/proc/self/ns/user")
+
+    on_real_host(story, unique=unique)
+
+
+def test_what_cannot_be_mapped_is_for_containers_with_the_hosts_ids(unique: str) -> None:
+    async def story(host: RealHost) -> None:
+        async def ids(*sources: str) -> IdRange | None:
+            binds = tuple(Mount(type="bind", source=source, target=f"/b{n}") for n, source in enumerate(sources))
+            return (await host.engine.create(ContainerConfig(image="busybox", mounts=binds))).ids
+
+        assert await ids(str(host.root)) is not None
+        assert await ids("/dev/shm", "/etc/hostname") is not None
+        assert await ids(str(host.root), "/proc") is None
+        assert await ids("/") is None
 
     on_real_host(story, unique=unique)
 

@@ -151,7 +151,7 @@ def test_shared_namespaces_and_fine_limits_reach_the_runtime_and_are_shown_again
         ({"CgroupnsMode": "odd"}, 400, "invalid cgroup namespace mode: odd"),
         ({"UsernsMode": "private"}, 400, "invalid USER mode: private"),
         ({"UsernsMode": "remap", "Privileged": True}, 400, "privileged mode is incompatible with user namespaces"),
-        ({"UsernsMode": "remap", "PidMode": "host"}, 400, "cannot share the PID namespace"),
+        ({"UsernsMode": "remap", "PidMode": "host"}, 400, "cannot share the host's PID namespace"),
         ({"VolumesFrom": ["nobody"]}, 404, "No such container: nobody"),
         ({"CgroupParent": "/a/../../b"}, 400, "invalid cgroup parent"),
         ({"NanoCpus": 10**9, "CpuQuota": 5000}, 400, "Nano CPUs and CPU Quota cannot both be set"),
