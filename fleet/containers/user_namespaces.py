@@ -115,6 +115,7 @@ def keeps_host_ids(config: ContainerConfig, *, user: str) -> bool:
     return (
         config.privileged
         or config.network_mode is NetworkMode.HOST
+        or (config.network_mode is NetworkMode.NONE and bool(donors_of(config)))
         or "host" in (config.pid_mode, config.ipc_mode, config.uts_mode, config.cgroupns_mode)
         or bool(capability_mask(config.capabilities_add) & ~_OWN)
         or bool(config.devices or config.cdi_devices or config.device_cgroup_rules)

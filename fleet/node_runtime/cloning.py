@@ -1,9 +1,8 @@
-"""New processes in somebody else's pid and user namespace.
+"""New processes in somebody else's pid namespace.
 
 A process never changes its own (pid_namespaces(7)): setns(2) says where its children are born from then on. So one goes there,
 clones, and comes back. Coming back needs rights over one's own pid namespace, which root of a user namespace does not have over
-the machine's; there a helper goes instead, makes the child its parent's (CLONE_PARENT), and ends. So it is with user namespaces:
-from one there is no way back.
+the machine's; there a helper goes instead, makes the child its parent's (CLONE_PARENT), and ends.
 """
 
 from __future__ import annotations
@@ -30,14 +29,12 @@ class Cloning:
         except PermissionError:
             self._may_return = False
 
-    def clone(self, flags: int, *, namespace: int = -1, users: int = -1) -> tuple[int, int]:
-        """As `syscalls.clone3`, born into the pid namespace ``namespace`` and the user namespace ``users`` (descriptors of
-        them, or pidfds) if they are given; other new namespaces then belong to that user namespace.
-        """
-        if namespace < 0 and users < 0:
+    def clone(self, flags: int, *, namespace: int = -1) -> tuple[int, int]:
+        """As `syscalls.clone3`, born into the pid namespace ``namespace`` (a descriptor of it or a pidfd) if one is given."""
+        if namespace < 0:
             return syscalls.clone3(flags)
-        if users >= 0 or not self._may_return:
-            return _clone_by_helper(flags, namespace, users)
+        if not self._may_return:
+            return _clone_by_helper(flags, namespace)
         syscalls.setns(namespace, syscalls.CLONE_NEWPID)
         pid = -1
         try:
@@ -48,12 +45,12 @@ class Cloning:
                 syscalls.setns(self._home, syscalls.CLONE_NEWPID)
 
 
-def _clone_by_helper(flags: int, namespace: int, users: int) -> tuple[int, int]:
+def _clone_by_helper(flags: int, namespace: int) -> tuple[int, int]:
     ours, theirs = _socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
     helper, helper_fd = syscalls.clone3(0)
     if not helper:
         ours.close()
-        if _help(flags, namespace, users, theirs) == 0:
+        if _help(flags, namespace, theirs) == 0:
             theirs.close()
             return 0, -1
         os._exit(0)
@@ -66,17 +63,14 @@ def _clone_by_helper(flags: int, namespace: int, users: int) -> tuple[int, int]:
         os.close(helper_fd)
     pid, error = struct.unpack("ii", data or struct.pack("ii", 0, 3))
     if error:
-        raise OSError(error, f"clone into the namespaces of a container: {os.strerror(error)}")
+        raise OSError(error, f"clone into a pid namespace: {os.strerror(error)}")
     return pid, struct.unpack("i", ancillary[0][2])[0]
 
 
-def _help(flags: int, namespace: int, users: int, report: Socket) -> int:
+def _help(flags: int, namespace: int, report: Socket) -> int:
     """In the helper: clone, and tell the parent. 0 in the child, which is the parent's."""
     try:
-        if namespace >= 0:
-            syscalls.setns(namespace, syscalls.CLONE_NEWPID)
-        if users >= 0:
-            syscalls.setns(users, syscalls.CLONE_NEWUSER)
+        syscalls.setns(namespace, syscalls.CLONE_NEWPID)
         pid, pidfd = syscalls.clone3(flags | syscalls.CLONE_PARENT)
     except OSError as error:
         report.send(struct.pack("ii", 0, error.errno or 5))

@@ -199,6 +199,8 @@ def _plan_users(spec: ContainerSpec) -> list[int] | None:
         raise UserError("privileged mode is incompatible with user namespaces: run it in the host's user namespace")
     if "host" in (spec.network, spec.pid, spec.ipc, spec.uts, spec.cgroup_namespace):
         raise UserError("cannot share a namespace with the host when user namespaces are enabled")
+    if spec.network == "none" and ":" in f"{spec.pid}{spec.ipc}":
+        raise UserError("no network, and namespaces of another container: not in a user namespace")
     return [wanted.first_id, wanted.count]
 
 

@@ -44,11 +44,11 @@ __all__ = [
     "Streams",
     "become_container",
     "become_exec",
-    "become_preparer",
-    "open_user_namespace",
     "container_terminal",
     "loopback_up",
     "move_streams",
+    "new_namespaces",
+    "open_user_namespace",
     "parse_report",
     "permitted_at_start",
     "remember_permitted",
@@ -65,7 +65,6 @@ _JOINED = sys_.CLONE_NEWNS | sys_.CLONE_NEWUTS | sys_.CLONE_NEWIPC | sys_.CLONE_
 _TIOCSCTTY = 0x540E
 _NS_GET_USERNS = 0xB701
 _PIDFD_GET_USER_NAMESPACE = 0xFF09
-_FDS_AT_ONCE = 200  # the kernel takes 253 in a message
 _CAP_LAST = 63
 _ALL_SIGNALS = signal.valid_signals()
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -123,17 +122,17 @@ def become_container(
     report: Socket,
     entrances: list[int],
     netns: int,
+    users: int,
     joins: dict[str, int],
     streams: Streams,
     staging: str,
-    link: Socket | None = None,
 ) -> NoReturn:
     """Turn this freshly cloned process into the container's first; never returns. ``joins``: pidfds of the containers
-    whose ``network`` and ``ipc`` namespaces it shares; ``link`` brings the mounts of `become_preparer`.
+    whose ``network`` and ``ipc`` namespaces it shares; ``netns`` and ``users``: descriptors of namespaces it enters, or -1.
     """
     files = rootfs.FileSystem(plan, staging)
     try:
-        _contain(plan, files, report, entrances=entrances, netns=netns, joins=joins, streams=streams, link=link)
+        _contain(plan, files, report, entrances=entrances, netns=netns, users=users, joins=joins, streams=streams)
     except CommandError as error:
         send_report(report, "command", error.code, str(error))
     except BaseException as error:  # noqa: BLE001 - the last word of a process without a parent frame
@@ -148,39 +147,36 @@ def _contain(
     *,
     entrances: list[int],
     netns: int,
+    users: int,
     joins: dict[str, int],
     streams: Streams,
-    link: Socket | None,
 ) -> None:
     sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
     process = plan["process"]
     files.at = "enter cgroups"
-    if link is not None:
-        mounts = _receive(link)  # by then the maps are written, and the cgroups entered
-    else:
-        for fd in entrances:
-            os.write(fd, b"0")
-    if plan["cgroup_namespace"] == "private":
-        sys_.unshare(sys_.CLONE_NEWCGROUP)
+    for fd in entrances:
+        os.write(fd, b"0")
     files.at = "set up the network namespace"
     if netns >= 0:
         sys_.setns(netns, sys_.CLONE_NEWNET)
-    elif "network" in joins and link is None:
+    elif "network" in joins:
         sys_.setns(joins["network"], sys_.CLONE_NEWNET)
-    elif plan["network"] == "none":
+    if plan["network"] == "none":
         loopback_up()
     os.setsid()
     os.umask(0)
-    if link is not None:
-        files.adopt(mounts)
+    if users >= 0:
+        _enter_users(plan, files, users)
     else:
         files.take_sources()
+    if plan["cgroup_namespace"] == "private":
+        sys_.unshare(sys_.CLONE_NEWCGROUP)
     if "ipc" in joins:
         files.at = "join the other container's IPC namespace"
         sys_.setns(joins["ipc"], sys_.CLONE_NEWIPC)
         files.take_shared_memory(joins["ipc"])
     files.enter_root()
-    if link is not None:
+    if users >= 0:
         become_root()
     files.mount_proc()
     files.mount_dev()
@@ -205,7 +201,7 @@ def _contain(
         if getattr(streams, name) < 0:
             setattr(streams, name, files.open_null())
     resolve = sys_.RESOLVE_BENEATH | sys_.RESOLVE_NO_XDEV | sys_.RESOLVE_NO_SYMLINKS
-    if link is None:
+    if users < 0:
         score = sys_.openat2(files.proc, f"{os.getpid()}/oom_score_adj", os.O_WRONLY, resolve=resolve)
         set_oom_score(score, process["oom_score_adj"])
     files.restrict_paths()
@@ -213,70 +209,35 @@ def _contain(
     _finish(process, files.root, working_directory, report, streams, own_init=plan["init"])
 
 
-def become_preparer(
-    plan: dict[str, Any], *, report: Socket, entrances: list[int], target: int, link: Socket, new_users: bool
-) -> NoReturn:
-    """Do for the process ``target``, which waits in its user namespace, what only the host's root may: id maps if that is
-    new, cgroups, mounts with mapped owners. Then end.
-    """
-    files = rootfs.FileSystem(plan, "")
-    try:
-        sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
-        first_id, count = plan["user_namespace"]
-        if new_users:
-            files.at = "write the id maps"
-            _map_ids(target, first_id, count)
-        files.at = "enter cgroups"
-        for fd in entrances:
-            os.write(fd, str(target).encode())
-        set_oom_score(
-            os.open(f"/proc/{target}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), plan["process"]["oom_score_adj"]
-        )
-        users = os.open(f"/proc/{target}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        files.at = "mount /proc"
-        _send_proc(target, link)
-        files.at = "enter the container's network namespace"
-        sys_.setns(os.open(f"/proc/{target}/ns/net", os.O_RDONLY | os.O_CLOEXEC), sys_.CLONE_NEWNET)
-        for name, value in plan["sysctls"]:
-            if name.startswith("net."):
-                files.at = f"sysctl {name}={value}"
-                _put("/proc/sys/" + name.replace(".", "/"), value)
-        mounts = files.prepare_for(users, first_id)
-        files.at = "hand over the mounts"
-        for start in range(0, len(mounts), _FDS_AT_ONCE):
-            batch = mounts[start : start + _FDS_AT_ONCE]
-            link.sendmsg([b"mounts"], [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(batch)}i", *batch))])
-        report.close()  # first: silence must not outlast the container, which may run and end at once
-        link.send(b"go")
-        os._exit(0)
-    except BaseException as error:  # noqa: BLE001 - the last word of a process without a parent frame
-        report_failure(report, error, files.at)
-    report.close()  # before the link, whose end is the end of the waiting process
-    os._exit(70)
+def new_namespaces(plan: dict[str, Any]) -> int:
+    """Those the container has for itself, as flags; but for its user namespace, which is there before it."""
+    flags = sys_.CLONE_NEWNS
+    if plan["network"] == "none":
+        flags |= sys_.CLONE_NEWNET
+    if plan["pid"] == "private":
+        flags |= sys_.CLONE_NEWPID
+    if plan["ipc"] in ("private", "none"):
+        flags |= sys_.CLONE_NEWIPC
+    if plan["uts"] == "private":
+        flags |= sys_.CLONE_NEWUTS
+    return flags
 
 
-def _send_proc(target: int, link: Socket) -> None:
-    """The procfs of ``target``'s pid namespace, from outside of its user namespace: inside, the kernel allows one only where the
-    host's own can be seen whole, which it cannot on a host that is itself in namespaces. It belongs to whoever mounts it,
-    so a child that is born there does.
+def _enter_users(plan: dict[str, Any], files: rootfs.FileSystem, users: int) -> None:
+    """Do what only the host's root may, then give that up for the user namespace and make the other namespaces in it. The pid
+    namespace is the host's: this process had to be born into it, and a procfs of it can be mounted only from outside, for
+    inside the kernel allows one only where the host's own can be seen whole.
     """
-    sys_.setns(os.open(f"/proc/{target}/ns/pid", os.O_RDONLY | os.O_CLOEXEC), sys_.CLONE_NEWPID)
-    pid, pidfd = sys_.clone3(0)
-    if not pid:
-        status = 70
-        try:
-            sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
-            mount = rootfs.new_proc()
-            link.sendmsg([b"mounts"], [(SOL_SOCKET, SCM_RIGHTS, struct.pack("i", mount))])
-            status = 0
-        except OSError as error:
-            status = error.errno if error.errno and error.errno < 128 else 70
-        finally:
-            os._exit(status)
-    ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-    assert ended is not None
-    if ended.si_status:
-        raise OSError(ended.si_status, os.strerror(ended.si_status))
+    files.at = "adjust the OOM score"
+    set_oom_score(os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), plan["process"]["oom_score_adj"])
+    for name, value in plan["sysctls"]:
+        if name.startswith("net."):
+            files.at = f"sysctl {name}={value}"
+            _put("/proc/sys/" + name.replace(".", "/"), value)
+    files.prepare_for(users, plan["user_namespace"][0])
+    files.at = "enter the user namespace"
+    sys_.setns(users, sys_.CLONE_NEWUSER)
+    sys_.unshare(new_namespaces(plan) & ~(sys_.CLONE_NEWPID | sys_.CLONE_NEWNET))
 
 
 def open_user_namespace(first_id: int, count: int, *, network: bool = False) -> int:
@@ -319,20 +280,6 @@ def _put(path: str, text: str) -> None:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
-
-
-def _receive(link: Socket) -> list[int]:
-    """The mounts of `become_preparer`. When it has failed it has said why, and this process ends without a word."""
-    mounts: list[int] = []
-    while True:
-        data, ancillary, _, _ = link.recvmsg(32, 4096, 0x40000000)  # MSG_CMSG_CLOEXEC
-        for _, _, payload in ancillary:
-            mounts += struct.unpack(f"{len(payload) // 4}i", payload)
-        if not data:
-            os._exit(70)
-        if data == b"go":
-            link.close()
-            return mounts
 
 
 def become_root() -> None:

@@ -168,7 +168,7 @@ class FileSystem:
         """
         self._null = -1
         self._dev = -1
-        self._prepared: list[int] = []
+        self._prepared = -1
         """In a user namespace of its own: the root, mounted outside by `prepare_for`."""
         self._devices: list[int] = []
         """Device nodes of the host, to bind where none can be made: `DEVICE_NODES`, then the spec's."""
@@ -199,24 +199,25 @@ class FileSystem:
             self.at = "bind the host's /dev/shm"
             self._shm = sys_.open_tree(sys_.AT_FDCWD, "/dev/shm", sys_.OPEN_TREE_CLONE)  # noqa: S108 - the host's own
 
-    def prepare_for(self, users: int, first_id: int) -> list[int]:
-        """What a process in the user namespace ``users`` may not mount itself, as detached mounts: root, sysfs, device
-        nodes, binds. Called outside of it, in the container's network namespace; `adopt` takes them on the other side.
+    def prepare_for(self, users: int, first_id: int) -> None:
+        """Mount what a process in the user namespace ``users`` may not mount itself: procfs, root, sysfs, device nodes, binds.
+        Called before it is entered, in the container's network and pid namespace.
         """
+        self.at = "mount /proc"
+        self.proc = new_proc()
         root = self._plan["root"]
         if root["plain"]:
             self.at = f"bind root {root['plain']}"
-            mounts = [sys_.open_tree(sys_.AT_FDCWD, root["plain"], sys_.OPEN_TREE_CLONE | sys_.AT_RECURSIVE)]
-            sys_.idmap_mount(mounts[0], users, recursive=True)
+            self._prepared = sys_.open_tree(sys_.AT_FDCWD, root["plain"], sys_.OPEN_TREE_CLONE | sys_.AT_RECURSIVE)
+            sys_.idmap_mount(self._prepared, users, recursive=True)
         else:
             self.at = f"mount overlay of {len(root['lower'])} layers"
-            overlay = mount_mapped_overlay(
+            self._prepared = mount_mapped_overlay(
                 root["lower"], upper=root["upper"], work=root["work"], users=users, first_id=first_id
             )
-            mounts = [overlay]
         self.at = "mount /sys"
-        mounts.append(self._new_sys())
-        mounts += self._clone_devices()
+        self._sys = self._new_sys()
+        self._devices = self._clone_devices()
         self.take_sources()
         for mount, source in zip(self._plan["mounts"], self._sources, strict=True):
             if source < 0:
@@ -228,8 +229,6 @@ class FileSystem:
                 )  # something mounted below cannot: that alone has the host's owners
             if mount["set"]:
                 sys_.mount_setattr(source, set_=mount["set"], recursive=mount["recursive"])
-            mounts.append(source)
-        return mounts
 
     def _new_sys(self) -> int:
         return new_mount("sysfs", _NSDE | (sys_.MOUNT_ATTR_RDONLY if self._plan["sys_read_only"] else 0))
@@ -240,14 +239,6 @@ class FileSystem:
             self.at = f"bind device {source}"
             nodes.append(sys_.open_tree(sys_.AT_FDCWD, source, sys_.OPEN_TREE_CLONE))
         return nodes
-
-    def adopt(self, mounts: list[int]) -> None:
-        """Take the procfs and what `prepare_for` made."""
-        self.proc = mounts[0]
-        count = 3 + len(DEVICE_NODES) + len(self._plan["device_sources"])
-        self._prepared, self._sys, self._devices = mounts[1:2], mounts[2], mounts[3:count]
-        binds = iter(mounts[count:])
-        self._sources = [next(binds) if mount["kind"] == "bind" else -1 for mount in self._plan["mounts"]]
 
     def take_shared_memory(self, donor: int) -> None:
         """Clone /dev/shm of the container whose first process ``donor`` (a pidfd) is. A mount can be cloned only inside
@@ -275,8 +266,8 @@ class FileSystem:
         root = self._plan["root"]
         self.at = "make mounts private"
         sys_.mount("", "/", "", sys_.MS_REC | sys_.MS_PRIVATE)
-        if self._prepared:
-            sys_.move_mount(self._prepared[0], os.open(self._staging, _PATH))
+        if self._prepared >= 0:
+            sys_.move_mount(self._prepared, os.open(self._staging, _PATH))
         elif root["plain"]:
             self.at = f"bind root {root['plain']}"
             sys_.mount(root["plain"], self._staging, "", sys_.MS_BIND | sys_.MS_REC)
@@ -429,7 +420,7 @@ class FileSystem:
                 directory = True
             else:
                 directory = stat.S_ISDIR(os.fstat(source).st_mode)
-                if mount["set"] and not self._prepared:
+                if mount["set"] and self._prepared < 0:
                     sys_.mount_setattr(source, set_=mount["set"], recursive=mount["recursive"])
             target = ensure_target(self.root, mount["target"], directory=directory)
             found = os.fstat(target)
@@ -450,8 +441,8 @@ class FileSystem:
         """Through our own procfs, where no symlink and no mount can lead elsewhere."""
         resolve = sys_.RESOLVE_BENEATH | sys_.RESOLVE_NO_SYMLINKS | sys_.RESOLVE_NO_XDEV
         for name, value in self._plan["sysctls"]:
-            if self._prepared and name.startswith("net."):
-                continue  # written by who prepared the mounts
+            if self._prepared >= 0 and name.startswith("net."):
+                continue  # written before
             self.at = f"sysctl {name}"
             try:
                 fd = sys_.openat2(self.proc, "sys/" + name.replace(".", "/"), os.O_WRONLY, resolve=resolve)

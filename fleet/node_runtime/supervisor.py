@@ -109,7 +109,6 @@ class Supervisor:
         self._sync_tag = 0
         self._boot = boot_id()
         self._cloning = Cloning()
-        self._own_network_namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._containers: dict[str, Container] = {}
         self._execs: dict[str, Exec] = {}
         self._exec_number = 0
@@ -316,37 +315,26 @@ class Supervisor:
             if container.log is not None:
                 container.log.open()
             plan["cgroup2"] = self._cgroups.is_v2
-            users = self._users_for(plan, given, joins)
+            users, netns = self._open_users(plan, given, joins, opened)
+            flags = process.new_namespaces(plan)
             if users >= 0:
-                opened.append(users)
-            link = self._open_link(plan, streams)
-            netns = -1 if link is None else given.get("netns", joins.get("network", -1))
-            try:
-                if netns >= 0:  # entering it takes rights over it, which its ids need not have
-                    syscalls.setns(netns, syscalls.CLONE_NEWNET)
-                flags = _new_namespaces(plan) & ~(syscalls.CLONE_NEWUSER if users >= 0 else 0)
-                pid, pidfd = self._cloning.clone(flags, namespace=joins.get("pid", -1), users=users)
-                if not pid:
-                    try:
-                        if link is not None:
-                            link[0].close()
-                        process.become_container(
-                            plan,
-                            report=theirs,
-                            entrances=entrances,
-                            netns=given.get("netns", -1) if link is None else -1,
-                            joins=joins,
-                            streams=streams,
-                            staging=self._staging,
-                            link=None if link is None else link[1],
-                        )
-                    finally:  # whatever happens, the child must not return into the supervisor's loop
-                        os._exit(70)
-            finally:
-                if netns >= 0:
-                    syscalls.setns(self._own_network_namespace, syscalls.CLONE_NEWNET)
-            if link is not None:
-                self._prepare_outside(plan, theirs, entrances, pid, link, new_users=users < 0)
+                flags &= syscalls.CLONE_NEWPID  # the others are to belong to the user namespace
+                _give_pipes(streams, plan["user_namespace"][0])
+            pid, pidfd = self._cloning.clone(flags, namespace=joins.get("pid", -1))
+            if not pid:
+                try:
+                    process.become_container(
+                        plan,
+                        report=theirs,
+                        entrances=entrances,
+                        netns=netns,
+                        users=users,
+                        joins=joins,
+                        streams=streams,
+                        staging=self._staging,
+                    )
+                finally:  # whatever happens, the child must not return into the supervisor's loop
+                    os._exit(70)
             container.pid, container.pidfd = pid, pidfd
             container.started_at_ns = time.time_ns()
             self._write_running(container)
@@ -363,11 +351,9 @@ class Supervisor:
         self._watch_report(ours, container, lambda master, failure: self._launched(container, master, failure, answer))
 
     def _users_for(self, plan: dict[str, Any], given: dict[str, int], joins: dict[str, int]) -> int:
-        """A descriptor of the user namespace a container with ids of its own enters: that of the container whose namespaces it
+        """A descriptor of the user namespace a container with ids of its own enters: that of the containers whose namespaces it
         shares, else the one its network belongs to; -1 for a new one.
         """
-        if not plan["user_namespace"]:
-            return -1
         found: list[int] = []
         try:
             for what, pidfd in joins.items():
@@ -387,44 +373,22 @@ class Supervisor:
                 if users >= 0:
                     os.close(users)
 
-    def _open_link(self, plan: dict[str, Any], streams: process.Streams) -> tuple[Socket, Socket] | None:
-        """For a user namespace: the way from the preparing process to the container's; its streams become its own."""
+    def _open_users(
+        self, plan: dict[str, Any], given: dict[str, int], joins: dict[str, int], opened: list[int]
+    ) -> tuple[int, int]:
+        """(user namespace, network namespace) that a container is to enter; -1 for none. What is opened goes into ``opened``."""
+        netns = given.get("netns", -1)
         if not plan["user_namespace"]:
-            return None
-        first_id = plan["user_namespace"][0]
-        for fd in (streams.stdin, streams.stdout, streams.stderr):
-            if fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode):
-                os.fchown(fd, first_id, first_id)
-        return _socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
-
-    def _prepare_outside(
-        self,
-        plan: dict[str, Any],
-        report: Socket,
-        entrances: list[int],
-        target: int,
-        link: tuple[Socket, Socket],
-        *,
-        new_users: bool,
-    ) -> None:
-        pid, pidfd = syscalls.clone3(0)
-        if not pid:
-            try:
-                link[1].close()
-                process.become_preparer(
-                    plan, report=report, entrances=entrances, target=target, link=link[0], new_users=new_users
-                )
-            finally:
-                os._exit(70)
-        for end in link:
-            end.close()
-
-        def ended(_events: int) -> None:
-            self._loop.drop(pidfd)
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-            os.close(pidfd)
-
-        self._loop.add(pidfd, select.EPOLLIN, ended)
+            return -1, netns
+        users = self._users_for(plan, given, joins)
+        if plan["network"] == "none":
+            netns = process.open_user_namespace(*plan["user_namespace"], network=True)
+            opened.append(netns)
+            users = process.user_namespace_of(netns, is_process=False)
+        elif users < 0:
+            users = process.open_user_namespace(*plan["user_namespace"])
+        opened.append(users)
+        return users, netns
 
     def _write_running(self, container: Container) -> None:
         self._state.write_running(
@@ -906,19 +870,10 @@ class Supervisor:
         answer({"pid": os.getpid()})
 
 
-def _new_namespaces(plan: dict[str, Any]) -> int:
-    flags = syscalls.CLONE_NEWNS
-    if plan["user_namespace"]:
-        flags |= syscalls.CLONE_NEWUSER
-    if plan["network"] == "none":
-        flags |= syscalls.CLONE_NEWNET
-    if plan["pid"] == "private":
-        flags |= syscalls.CLONE_NEWPID
-    if plan["ipc"] in ("private", "none"):
-        flags |= syscalls.CLONE_NEWIPC
-    if plan["uts"] == "private":
-        flags |= syscalls.CLONE_NEWUTS
-    return flags
+def _give_pipes(streams: process.Streams, uid: int) -> None:
+    for fd in (streams.stdin, streams.stdout, streams.stderr):
+        if fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode):
+            os.fchown(fd, uid, uid)
 
 
 def main(arguments: list[str]) -> int:
