@@ -10,6 +10,9 @@ What is not alike: crun and runc are executed afresh for each container, as engi
 already, as it does on a node. ``fleet`` figures go through its asyncio client. "first instruction" is when a byte
 arrives in a FIFO the container's command writes to; "exit" is when the caller knows the exit status (fleet: on disk
 by then); "gone" includes removal of cgroup and records.
+
+``ready`` and ``userns`` are fleet with a network namespace made before, as fleetd has some in stock: the host's, and one in a
+user namespace of the container's own. Between these two is the cost of user namespaces.
 """
 
 from __future__ import annotations
@@ -25,9 +28,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fleet.network.kernel import syscalls
 from fleet.node_runtime.capabilities import DEFAULT_CAPABILITIES
 from fleet.node_runtime.client import RuntimeClient
 from fleet.node_runtime.events import Exited
@@ -41,6 +47,7 @@ from fleet.node_runtime.spec import (
     ProcessSpec,
     ResourceLimits,
     RootFs,
+    UserNamespace,
 )
 
 ROUNDS = 7
@@ -198,6 +205,12 @@ class FleetPeer:
             log=LogSpec(path=str(self.site.directory / f"{name}.log")),
         )
 
+    async def _start(self, spec: ContainerSpec) -> None:
+        await self.client.start(spec)
+
+    async def prepare(self, count: int) -> None:
+        """What is not measured before so many starts."""
+
     async def _gone(self, name: str) -> None:
         async for event in self.events:
             if isinstance(event, Exited) and event.id == name:
@@ -207,7 +220,7 @@ class FleetPeer:
     async def run_true(self) -> tuple[float, float]:
         spec = self._spec("/bin/true")
         begin = time.perf_counter()
-        await self.client.start(spec)
+        await self._start(spec)
         await self._gone(spec.id)
         exited = time.perf_counter()
         await self.client.remove(spec.id)
@@ -216,7 +229,7 @@ class FleetPeer:
     async def first(self) -> float:
         spec = self._spec("/bin/sh", "-c", "echo >/sync/fifo")
         begin = time.perf_counter()
-        started = asyncio.ensure_future(self.client.start(spec))
+        started = asyncio.ensure_future(self._start(spec))
         await self.site.first_byte()
         spent = time.perf_counter() - begin
         await started
@@ -230,7 +243,7 @@ class FleetPeer:
     async def start_many(self, count: int, concurrency: int) -> float:
         specs = [self._spec("/bin/sleep", "1000") for _ in range(count)]
         begin = time.perf_counter()
-        await at_once(concurrency, [lambda spec=spec: self.client.start(spec) for spec in specs])  # type: ignore[misc]
+        await at_once(concurrency, [lambda spec=spec: self._start(spec) for spec in specs])  # type: ignore[misc]
         spent = time.perf_counter() - begin
         await asyncio.gather(*(self.client.remove(spec.id) for spec in specs))
         return count / spent
@@ -239,6 +252,61 @@ class FleetPeer:
         for state in await self.client.list():
             await self.client.remove(state.id)
         await self.client.shutdown()
+
+
+class ReadyPeer(FleetPeer):
+    """The same supervisor; networks are made before."""
+
+    name = "ready"
+
+    def __init__(self, site: Site, base: FleetPeer) -> None:
+        super().__init__(site)
+        self.base = base
+        self.ready: list[int] = []
+
+    async def open(self) -> None:
+        self.client = self.base.client
+        self.events = self.client.subscribe()
+
+    def _spec(self, *args: str) -> ContainerSpec:
+        spec = super()._spec(*args)
+        return replace(spec, id=f"{self.name}-{spec.id}", network="fd")
+
+    async def _start(self, spec: ContainerSpec) -> None:
+        netns = self.ready.pop()
+        try:
+            await self.client.start(spec, netns_fd=netns)
+        finally:
+            os.close(netns)
+
+    async def prepare(self, count: int) -> None:
+        while len(self.ready) < count:
+            self.ready.append(await self._open_network())
+
+    async def _open_network(self) -> int:
+        def make() -> int:
+            syscalls.unshare_net()
+            return os.open(syscalls.thread_netns_path(), os.O_RDONLY | os.O_CLOEXEC)
+
+        with ThreadPoolExecutor(max_workers=1) as thread:  # which ends with it
+            return await asyncio.get_running_loop().run_in_executor(thread, make)
+
+    async def close(self) -> None:
+        for netns in self.ready:
+            os.close(netns)
+
+
+class MappedPeer(ReadyPeer):
+    """... in user namespaces of their own."""
+
+    name = "userns"
+    _first_id = 1_000_000
+
+    def _spec(self, *args: str) -> ContainerSpec:
+        return replace(super()._spec(*args), user_namespace=UserNamespace(first_id=self._first_id))
+
+    async def _open_network(self) -> int:
+        return await self.client.open_network_namespace(self._first_id, 65536)
 
 
 class OciPeer:
@@ -251,6 +319,9 @@ class OciPeer:
         self.bundles: dict[str, Path] = {}
 
     async def open(self) -> None:
+        return
+
+    async def prepare(self, count: int) -> None:
         return
 
     def _bundle(self, name: str, *args: str) -> Path:
@@ -324,7 +395,8 @@ async def at_once(concurrency: int, calls: list[Callable[[], Awaitable[object]]]
 
 async def measure(directory: Path) -> dict[str, Any]:
     site = Site(directory)
-    peers: list[FleetPeer | OciPeer] = [FleetPeer(site)]
+    base = FleetPeer(site)
+    peers: list[FleetPeer | OciPeer] = [base, ReadyPeer(site, base), MappedPeer(site, base)]
     peers += [OciPeer(site, binary) for binary in ("crun", "runc") if shutil.which(binary)]
     rounds: dict[str, dict[str, list[float]]] = {peer.name: {} for peer in peers}
 
@@ -334,9 +406,11 @@ async def measure(directory: Path) -> dict[str, Any]:
     try:
         for peer in peers:
             await peer.open()
+            await peer.prepare(1)
             await peer.run_true()
         for _ in range(ROUNDS):
             for peer in peers:
+                await peer.prepare(2 * RUNS)
                 note(peer, "first_ms", statistics.median([await peer.first() for _ in range(RUNS)]) * 1e3)
             for peer in peers:
                 times = [await peer.run_true() for _ in range(RUNS)]
@@ -344,9 +418,10 @@ async def measure(directory: Path) -> dict[str, Any]:
                 note(peer, "gone_ms", statistics.median(gone for _, gone in times) * 1e3)
             for concurrency in (1, 4):
                 for peer in peers:
+                    await peer.prepare(STARTS)
                     note(peer, f"per_s_c{concurrency}", await peer.start_many(STARTS, concurrency))
     finally:
-        for peer in peers:
+        for peer in reversed(peers):
             await peer.close()
     return rounds
 

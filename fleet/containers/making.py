@@ -134,29 +134,28 @@ class Making:
 
     async def ids_of(self, config: ContainerConfig) -> IdRange | None:
         """The ids a container made of this now would have. Raises ``NotFoundError`` without its image."""
-        user = assemble.merge(config, self._core.images.get(config.image).config).user
-        return await self._choose_ids(self._resolved(config), user=user)
+        merged = assemble.merge(config, self._core.images.get(config.image).config)
+        return await self._choose_ids(self._resolved(config), merged)
 
-    async def _choose_ids(self, config: ContainerConfig, *, user: str) -> IdRange | None:
+    async def _choose_ids(self, config: ContainerConfig, merged: assemble.Merged) -> IdRange | None:
         entries = self._core.entries
         return await self._core.user_namespaces.choose(
             config,
-            user=user,
+            user=merged.user,
             find=lambda container_id: entries[container_id].record if container_id in entries else None,
-            sources=self._sources(config),
+            sources=self._sources(config, merged),
         )
 
-    def _sources(self, config: ContainerConfig) -> set[str]:
-        """Paths outside of this engine that a container would have mounted. Raises ``NotFoundError``."""
-        sources: set[str] = set()
+    def _sources(self, config: ContainerConfig, merged: assemble.Merged) -> set[str]:
+        """Where what the container would have mounted is, or will be. Raises ``NotFoundError``."""
+        sources = {str(self._volumes.place_of(""))} if merged.volume_targets else set()
         for mount in config.mounts:
             if mount.type == "bind":
                 sources.add(mount.source)
             if mount.type == "volume" and mount.volume_options and mount.volume_options.driver_config:
                 sources.add(mount.volume_options.driver_config.options.get("device", ""))
             if mount.type == "volume":
-                with contextlib.suppress(NotFoundError):
-                    sources.add(self._volumes.get(mount.source).device)
+                sources.add(str(self._volumes.place_of(mount.source)))
         for text in config.volumes_from:
             sources |= {point.source for point in self._core.find(text.partition(":")[0]).record.mounts}
         return sources - {""}
@@ -180,7 +179,7 @@ class Making:
         )
         return Container(
             id=container_id,
-            ids=await self._choose_ids(config, user=merged.user),
+            ids=await self._choose_ids(config, merged),
             name=name,
             created_at=self._core.clock.now(),
             config=config.without_data(),

@@ -83,7 +83,10 @@ class UserNamespaces:
         """
         if config.userns_mode == "host" or not (config.userns_mode or self.by_default):
             return None
-        if not config.userns_mode and keeps_host_ids(config, user=user):
+        if not config.userns_mode and (
+            keeps_host_ids(config, user=user)
+            or (sources and not await asyncio.to_thread(_can_map, self._users, sources))
+        ):
             return None
         donors = donors_of(config)
         if donors:
@@ -97,8 +100,6 @@ class UserNamespaces:
                     "userns mode remap: the containers whose namespaces are shared must be in one user namespace, and of "
                     f"{', '.join(donor[:12] for donor in donors)} some have the host's user ids, or each its own"
                 )
-            return None
-        if not config.userns_mode and sources and not await asyncio.to_thread(_can_map, self._users, sources):
             return None
         return await asyncio.to_thread(read_range)
 

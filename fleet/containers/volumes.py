@@ -91,6 +91,10 @@ class VolumeStore:
         """The host directory that is mounted into containers."""
         return Path(volume.device) if volume.device else self._root / volume.name / "_data"
 
+    def place_of(self, name: str) -> Path:
+        """Where the data of a volume are; of one that is not there, the directory in which they would be."""
+        return self.path(self._volumes[name]) if name in self._volumes else self._root
+
     def users(self, name: str) -> Collection[str]:
         """Ids of containers that mount it."""
         return self._in_use(name)

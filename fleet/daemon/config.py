@@ -54,7 +54,7 @@ class DaemonConfig(BaseModel):
     registry_certs: Path = Path("/etc/fleet/certs.d")
     dashboard: DashboardMode = DashboardMode.AUTO
     dashboard_hosts: tuple[str, ...] = ()
-    userns_remap: Literal["auto", "off"] = "off"
+    userns_remap: Literal["auto", "off"] = "auto"
     rootless: bool = False
     """As an ordinary user, in a user namespace."""
     rootless_entered: bool = False
@@ -174,7 +174,7 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
         ("--userns-remap",),
         {
             "choices": ("auto", "off"),
-            "help": "auto: a user namespace for every container that can have one; off: for those that ask (default)",
+            "help": "auto: a user namespace for every container that can have one (default); off: for those that ask",
         },
     ),
     (

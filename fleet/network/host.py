@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from fleet.errors import FleetError, InvariantError, RuntimeFault
+from fleet.errors import FleetError, InvariantError, RuntimeFault, UnsupportedError
 from fleet.network.doctor.view import PlaneView
 from fleet.network.kernel.thread import KernelThread
 from fleet.network.naming import Owner
@@ -153,7 +153,10 @@ class HostNetwork:
         made = await self._run(lambda plane: plane.create_sandbox(spec))
         if made is None:
             assert self._open_namespace is not None and spec.ids is not None
-            netns = await self._open_namespace(*spec.ids)
+            try:
+                netns = await self._open_namespace(*spec.ids)
+            except UnsupportedError:  # by a supervisor that was there before an upgrade: as it knows it, the host's
+                return await self._create_sandbox(dataclasses.replace(spec, ids=None))
             made = await self._run_with(netns, lambda plane: plane.create_sandbox(spec, netns=netns))
             assert made is not None
         return made

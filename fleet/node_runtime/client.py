@@ -29,7 +29,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fleet.errors import ConflictError, NotFoundError, RejectedFault, RuntimeFault, UnavailableError, UserError
+from fleet.errors import (
+    ConflictError,
+    NotFoundError,
+    RejectedFault,
+    RuntimeFault,
+    UnavailableError,
+    UnsupportedError,
+    UserError,
+)
 from fleet.node_runtime.cgroups import NO_CGROUPS, CgroupTree, layout_for
 from fleet.node_runtime.events import (
     ContainerProcess,
@@ -508,9 +516,13 @@ class RuntimeClient:
 
     async def open_network_namespace(self, first_id: int, count: int) -> int:
         """A descriptor of a new, empty network namespace that belongs to a new user namespace with these ids, for a container
-        to come: its root then has a say there. The caller's. Raises `RuntimeFault` where the kernel allows none.
+        to come: its root then has a say there. The caller's. Raises `RuntimeFault` where the kernel allows none,
+        `UnsupportedError` when the supervisor is of an older fleetd.
         """
-        _, fds = await self._request({"op": "users", "first_id": first_id, "count": count, "network": True})
+        try:
+            _, fds = await self._request({"op": "user_network", "first_id": first_id, "count": count})
+        except UserError as error:
+            raise UnsupportedError("network namespaces of containers' own users need a newer supervisor") from error
         return fds[0]
 
     async def resize(self, container_id: str, *, rows: int, columns: int) -> None:

@@ -156,6 +156,7 @@ def _contain(
     files.at = "enter cgroups"
     for fd in entrances:
         os.write(fd, b"0")
+    _leave_keyring()
     files.at = "set up the network namespace"
     if netns >= 0:
         sys_.setns(netns, sys_.CLONE_NEWNET)
@@ -244,7 +245,13 @@ def open_user_namespace(first_id: int, count: int, *, network: bool = False) -> 
     """A descriptor of a new user namespace whose ids 0..count-1 are the host's from ``first_id`` on, or of a new network
     namespace that belongs to such a one. Nobody is in it: it is for mounts, or for containers to come. Raises `OSError`.
     """
-    pid, pidfd = sys_.clone3(sys_.CLONE_NEWUSER | (sys_.CLONE_NEWNET if network else 0))
+    try:
+        pid, pidfd = sys_.clone3(sys_.CLONE_NEWUSER | (sys_.CLONE_NEWNET if network else 0))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            text = "too many namespaces: raise the sysctls user.max_user_namespaces and user.max_net_namespaces"
+            raise OSError(error.errno, text) from error
+        raise
     if not pid:
         sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
         while True:
@@ -307,6 +314,7 @@ def become_exec(
         sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
         for fd in entrances:
             os.write(fd, b"0")
+        _leave_keyring()
         set_oom_score(os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), process["oom_score_adj"])
         step = "join the container's namespaces"
         if first_id:
@@ -365,6 +373,17 @@ def loopback_up() -> None:
     probe.close()
 
 
+def _leave_keyring() -> None:
+    """Have a session keyring of its own. As the host's root still, who may have many: all containers share the users they become,
+    and an ordinary user has at most 200 (keyrings(7)).
+    """
+    try:
+        sys_.join_new_session_keyring()
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EDQUOT):
+            raise
+
+
 def set_oom_score(fd: int, value: int) -> None:
     """Write and close. Zero is written too: inherited would be the daemon's own, which service managers lower so that
     memory is taken from containers first. Lowering needs CAP_SYS_RESOURCE, which the host may not have given us: then
@@ -399,11 +418,6 @@ def _finish(
             if not os.fstat(fd).st_rdev or process["tty"]:
                 with contextlib.suppress(PermissionError):  # in a user namespace, a file that is not of its ids
                     os.fchown(fd, identity.uid, -1)
-    try:
-        sys_.join_new_session_keyring()
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EDQUOT):
-            raise
     if process["no_new_privileges"]:
         sys_.prctl(sys_.PR_SET_NO_NEW_PRIVS, 1)
     program = binascii.a2b_base64(process["seccomp"]) if process["seccomp"] else b""

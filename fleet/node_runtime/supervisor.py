@@ -131,6 +131,7 @@ class Supervisor:
             "attach": self._op_attach,
             "terminal": self._op_terminal,
             "users": self._op_users,
+            "user_network": self._op_users,
             "remove": self._op_remove,
             "shutdown": self._op_shutdown,
         }
@@ -680,7 +681,7 @@ class Supervisor:
 
     def _op_users(self, message: dict[str, Any], _fds: list[int], answer: Answer) -> None:
         first_id, count = int(message["first_id"]), int(message["count"])
-        namespace = process.open_user_namespace(first_id, count, network=bool(message.get("network")))
+        namespace = process.open_user_namespace(first_id, count, network=message["op"] == "user_network")
         try:
             answer({}, (namespace,))
         finally:

@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,7 +86,7 @@ class Host:
         self.owner = f"{tag}-{name}"
         self.network = self.new_network()
 
-    def new_network(self) -> HostNetwork:
+    def new_network(self, *, open_namespace: Callable[[int, int], Awaitable[int]] | None = None) -> HostNetwork:
         """A fresh ``HostNetwork`` on the same directories, as a restarted daemon would make it."""
         self.network = HostNetwork(
             run_dir=self.run_dir,
@@ -96,6 +96,7 @@ class Host:
             local_node_id=self.name,
             host_netns=self.netns,
             resolv_conf=self.resolv_conf,
+            open_namespace=open_namespace,
         )
         return self.network
 

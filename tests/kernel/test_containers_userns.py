@@ -19,6 +19,7 @@ from fleet.model.service import Mount
 from fleet.network.topology import AttachmentSpec
 
 pytestmark = pytest.mark.kernel
+SYSCTL_OF_THE_HOST = {"net.ipv6.route.gc_thresh": "1025"}
 
 
 def root_on_host(pid: int) -> int:
@@ -43,7 +44,7 @@ def test_root_is_nobody_on_the_host_unless_the_container_asks_or_needs_to_be(uni
 
 
 def test_its_network_is_its_own(unique: str) -> None:
-    """Raw sockets, by root and by file capability; low ports by anybody; sysctls; cards, routes and firewall with NET_ADMIN."""
+    """Raw sockets, low ports for anybody, sysctls; cards and routes with NET_ADMIN."""
 
     async def story(host: RealHost) -> None:
         script = """
@@ -65,6 +66,50 @@ def test_its_network_is_its_own(unique: str) -> None:
         assert output.split() == ["1", "proc-is-read-only"], status
         _, status, output = await host.run("ping", "-c", "1", "-W", "5", "127.0.0.1", capabilities_drop=("NET_RAW",))
         assert status.code != 0, output
+
+    on_real_host(story, unique=unique)
+
+
+def test_capabilities_of_files_in_the_image_count(unique: str) -> None:
+    async def story(host: RealHost) -> None:
+        await host.add_image("pinger", extra_files={"bin/busybox-pinger": Path("/bin/busybox").read_bytes()})
+        net_raw = 1 << 13
+        program = host.images.get("pinger").layer_dirs[0] / "bin/busybox-pinger"
+        os.setxattr(program, "security.capability", struct.pack("<I4I", 0x02000001, net_raw, 0, 0, 0))
+        made = await host.engine.create(
+            ContainerConfig(
+                image="pinger",
+                command=("busybox-pinger", "grep", "CapEff", "/proc/self/status"),
+                user="1000",
+                no_new_privileges=False,
+            )
+        )
+        await host.engine.start(made.id)
+        await host.engine.wait(made.id)
+        assert made.ids is not None
+        assert int((await host.output(made.id)).split()[1], 16) == net_raw
+
+    on_real_host(story, unique=unique)
+
+
+def test_sysctls_of_its_namespaces_can_be_set(unique: str) -> None:
+    async def story(host: RealHost) -> None:
+        values = {
+            "net.ipv4.tcp_syncookies": "0",
+            "kernel.msgmax": "9000",
+            "kernel.sem": "300",
+            "fs.mqueue.msg_max": "12",
+        }
+        names = " ".join(f"/proc/sys/{name.replace('.', '/')}" for name in values)
+        made, _, output = await host.run("sh", "-c", f"cat {names}", sysctls=values)
+        assert made.ids is not None
+        lines = output.splitlines()
+        assert [lines[0], lines[1], lines[2].split()[0], lines[3]] == list(values.values())
+        # which a network of other users does not have
+        made, _, output = await host.run(
+            "sh", "-c", "cat /proc/sys/net/ipv6/route/gc_thresh", sysctls=SYSCTL_OF_THE_HOST
+        )
+        assert made.ids is None and output.split() == ["1025"]
 
     on_real_host(story, unique=unique)
 
@@ -130,6 +175,8 @@ def test_what_cannot_be_mapped_is_for_containers_with_the_hosts_ids(unique: str)
         assert await ids("/dev/shm", "/etc/hostname") is not None
         assert await ids(str(host.root), "/proc") is None
         assert await ids("/") is None
+        own = await host.engine.create(ContainerConfig(image="busybox", volume_targets=("/data",)))
+        assert own.ids is not None
 
     on_real_host(story, unique=unique)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from network_hosts import Greeter, Host, ask_tcp, hosts, in_netns, new_netns, ping, resolve, run, socket_in
 
-from fleet.errors import ConflictError, NotFoundError, RuntimeFault, UserError
+from fleet.errors import ConflictError, NotFoundError, RuntimeFault, UnsupportedError, UserError
 from fleet.network.dns import wire
 from fleet.network.kernel import rtnetlink
 from fleet.network.kernel.nft import NftCloser, NftContext
@@ -336,6 +336,36 @@ def test_failed_sandbox_leaves_nothing(tmp_path: Path) -> None:
             )
         assert await one.network.sandboxes() == ["task1"]
         assert not one.sandbox_path("t").exists()
+
+    with hosts(tmp_path, 1) as made:
+        run(scenario(made), made)
+
+
+def test_namespaces_of_other_users_come_from_whoever_can_make_them(tmp_path: Path) -> None:
+    """And are the host's under a supervisor from before an upgrade, which cannot."""
+    asked: list[tuple[int, int]] = []
+
+    async def make(first: int, count: int) -> int:
+        asked.append((first, count))
+        if len(asked) > 2:
+            raise UnsupportedError("older")
+        path = tmp_path / f"made{len(asked)}"
+        new_netns(path)
+        netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        subprocess.run(["umount", path], check=True)
+        return netns
+
+    async def scenario(made: list[Host]) -> None:
+        network = made[0].new_network(open_namespace=make)
+        await network.open()
+        try:
+            for name in ("first", "second", "third"):
+                sandbox = await network.create_sandbox(SandboxSpec(id=name, ids=(300_000, 65536)))
+                assert sandbox.interfaces == ()
+                os.close(network.open_netns(name))
+            assert set(asked) == {(300_000, 65536)}
+        finally:
+            await network.destroy()
 
     with hosts(tmp_path, 1) as made:
         run(scenario(made), made)
