@@ -23,6 +23,7 @@ from fleet.network.dns import wire
 from fleet.network.kernel import rtnetlink
 from fleet.network.kernel.nft import NftCloser, NftContext
 from fleet.network.kernel.rtnetlink import Netlink
+from fleet.network.namespaces import close_namespace
 from fleet.network.topology import (
     AttachmentSpec,
     Endpoint,
@@ -352,7 +353,7 @@ def test_namespaces_of_other_users_come_from_whoever_can_make_them(tmp_path: Pat
         path = tmp_path / f"made{len(asked)}"
         new_netns(path)
         netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        subprocess.run(["umount", path], check=True)
+        close_namespace(path)
         return netns
 
     async def scenario(made: list[Host]) -> None:
