@@ -116,7 +116,9 @@ def keeps_host_ids(config: ContainerConfig, *, user: str) -> bool:
     return (
         config.privileged
         or config.network_mode is NetworkMode.HOST
-        or (config.network_mode is NetworkMode.NONE and bool(donors_of(config)))
+        # a network of its own would belong to another user namespace than the one it joins: no rights over it
+        or (config.network_mode is not NetworkMode.CONTAINER and bool(donors_of(config)))
+        or config.ipc_mode == "shareable"  # so those who join it have the same users, whatever else they need
         or "host" in (config.pid_mode, config.ipc_mode, config.uts_mode, config.cgroupns_mode)
         or bool(capability_mask(config.capabilities_add) & ~_OWN)
         or bool(config.devices or config.cdi_devices or config.device_cgroup_rules)

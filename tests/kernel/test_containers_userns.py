@@ -141,7 +141,7 @@ def test_containers_that_share_namespaces_share_their_user_namespace(unique: str
             await host.engine.start(made.id)
             return made.id, os.readlink(f"/proc/{host.engine.get(made.id).state.pid}/ns/user")
 
-        donor, users = await started(ipc_mode="shareable")
+        donor, users = await started(ipc_mode="shareable", userns_mode="remap")
         other, other_users = await started()
         assert users != other_users != os.readlink("/proc/self/ns/user")
         sharing: dict[str, object] = {"network_mode": NetworkMode.CONTAINER, "network_container": donor}

@@ -35,9 +35,10 @@ sliding = Mount(type="bind", source="/a", target="/a", bind_options=BindOptions(
         ({"privileged": True}, "", True),
         ({"capabilities_add": ("NET_ADMIN", "SYS_PTRACE")}, "", False),
         ({"capabilities_add": ("SYS_ADMIN",)}, "", True),
-        ({"ipc_mode": "shareable"}, "", False),
+        ({"ipc_mode": "shareable"}, "", True),
         ({"network_mode": NetworkMode.CONTAINER, "network_container": "a"}, "", False),
-        ({"pid_mode": "container:a"}, "", False),
+        ({"pid_mode": "container:a"}, "", True),
+        ({"pid_mode": "container:a", "network_mode": NetworkMode.CONTAINER, "network_container": "a"}, "", False),
         ({"sysctls": {"net.core.somaxconn": "1024"}}, "", False),
         ({"sysctls": {"net.ipv6.route.gc_thresh": "1024"}}, "", True),
         ({"mounts": (Mount(type="bind", source="/a", target="/a"),)}, "", False),
@@ -95,19 +96,22 @@ def test_who_shares_namespaces_has_the_ids_of_those_it_shares_with() -> None:
         add("of-a", ids, network_mode=NetworkMode.CONTAINER, network_container="a")
         add("hosts", None)
 
-        async def chosen(**fields: Any) -> IdRange | None:
-            return await users.choose(ContainerConfig(image="app", **fields), user="", find=known.get)
+        async def chosen(network: str, **fields: Any) -> IdRange | None:
+            config = ContainerConfig(
+                image="app", network_mode=NetworkMode.CONTAINER, network_container=network, **fields
+            )
+            return await users.choose(config, user="", find=known.get)
 
-        assert await chosen(pid_mode="container:a") == ids
-        assert await chosen(pid_mode="container:of-a", ipc_mode="container:a") == ids
-        assert await chosen(pid_mode="container:b", ipc_mode="container:of-a") is None
-        assert await chosen(pid_mode="container:hosts") is None
-        assert await chosen(pid_mode="container:gone") is None
-        assert await chosen(pid_mode="container:a", privileged=True) is None
+        assert await chosen("a") == ids
+        assert await chosen("a", pid_mode="container:of-a", ipc_mode="container:a") == ids
+        assert await chosen("of-a", pid_mode="container:b") is None
+        assert await chosen("hosts") is None
+        assert await chosen("gone") is None
+        assert await chosen("a", privileged=True) is None
         users.by_default = False
-        assert await chosen(pid_mode="container:a") is None
-        assert await chosen(pid_mode="container:a", userns_mode="remap") == ids
+        assert await chosen("a") is None
+        assert await chosen("a", userns_mode="remap") == ids
         with pytest.raises(UserError, match="must be in one user namespace"):
-            await chosen(pid_mode="container:hosts", userns_mode="remap")
+            await chosen("hosts", userns_mode="remap")
 
     asyncio.run(story())
