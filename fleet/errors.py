@@ -3,7 +3,7 @@
 ``UserError``        the request or spec is wrong                      HTTP 4xx, exit code 2
 ``ConflictError``    stale version, name taken, precondition           HTTP 409, exit code 1
 ``UnavailableError`` no leader, not in a swarm, lease lost: retry       HTTP 503, exit code 1
-``RuntimeFault``     container, image, network or kernel refused        HTTP 500, exit code 1
+``RuntimeFault``     container, image, network or kernel refused        HTTP 500, exit code 1; of what was sent, 400
 ``InvariantError``   our own bug; never caught in order to continue     HTTP 500, exit code 70
 
 Text is lower case without a full stop, because it is joined: ``mount overlay on /x: ...``. It says what was attempted,
@@ -119,7 +119,10 @@ class RuntimeFault(FleetError):
 
 
 class RejectedFault(RuntimeFault):
-    """A fault that retrying on this node cannot mend (no such image, bad mount): the task becomes *rejected*."""
+    """A fault that retrying on this node cannot mend (no such image, bad mount): the task becomes *rejected*. To whom asks for a
+    container, or sends an archive, it says what is wrong with that."""
+
+    http_status = 400
 
 
 class InvariantError(FleetError):

@@ -10,10 +10,14 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from fleet import errors
+from fleet.api.client import API_VERSION
 from fleet.model import wire
 
 __all__ = [
+    "API_VERSION_NEWEST",
     "JSON_BODY_LIMIT",
+    "VERSION_KEY",
+    "ApiVersion",
     "Filters",
     "install_error_handlers",
     "json_response",
@@ -22,10 +26,19 @@ __all__ = [
     "problem",
     "read_body",
     "read_struct",
+    "spoken_version",
 ]
 
 JSON_BODY_LIMIT: Final = 4 * 1024 * 1024
 """Bytes of a JSON body; a secret of 500 KB is 667 KB in base64, a service spec rarely 10 KB."""
+
+ApiVersion = tuple[int, int]
+"""Of the engine API, as in a path: ``/v1.41`` is (1, 41)."""
+
+API_VERSION_NEWEST: Final[ApiVersion] = (int(API_VERSION.partition(".")[0]), int(API_VERSION.partition(".")[2]))
+
+VERSION_KEY: Final = "fleet.api_version"
+"""Where in an ASGI scope the version is, once it has been taken out of the path."""
 
 Filters = Mapping[str, tuple[str, ...]]
 """Filter name -> accepted values; an absent name does not restrict."""
@@ -51,6 +64,12 @@ async def read_body(request: Request, *, limit: int = JSON_BODY_LIMIT) -> bytes:
 async def read_struct(request: Request, kind: type[T], *, what: str) -> T:
     """The JSON body as a model value (case-insensitive keys, nulls dropped). Raises ``UserError`` naming the place."""
     return wire.parse_json(await read_body(request) or b"{}", kind, what=what)
+
+
+def spoken_version(request: Request) -> ApiVersion:
+    """The version in the request's path; the newest where there is none, as with dockerd."""
+    version: ApiVersion = request.scope.get(VERSION_KEY, API_VERSION_NEWEST)
+    return version
 
 
 def json_response(value: object, *, status: int = 200) -> Response:

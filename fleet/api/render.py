@@ -49,6 +49,7 @@ __all__ = [
 
 Json = dict[str, Any]
 
+_NO_TIME: Final = "0001-01-01T00:00:00Z"
 VXLAN_OPTION: Final = "com.docker.network.driver.overlay.vxlanid_list"
 
 
@@ -134,8 +135,12 @@ def task_json(task: Task, networks: Mapping[str, Network]) -> Json:
         result["JobIteration"] = {"Index": task.job_iteration.index}
     if task.network_attachments:
         result["NetworksAttachments"] = [_attachment(each, networks) for each in task.network_attachments]
-    if task.assigned_generic_resources:
+    if (
+        task.assigned_generic_resources
+    ):  # the first is what Docker's description calls them, the second what dockerd does
         result["AssignedGenericResources"] = to_builtins(task.assigned_generic_resources)
+        result["GenericResources"] = result["AssignedGenericResources"]
+    result["Volumes"] = None
     return result
 
 
@@ -221,6 +226,9 @@ def swarm_json(cluster: Cluster) -> Json:
     ca = to_builtins(spec.ca_config)
     for key in ("SigningCACert", "SigningCAKey", "SigningCaCert", "SigningCaKey"):
         ca.pop(key, None)
+    if spec.ca_config.external_cas:
+        absent = {"Protocol": "cfssl", "URL": "", "CACert": ""}
+        ca["ExternalCAs"] = [{**absent, **external} for external in ca["ExternalCAs"]]
     ca["NodeCertExpiry"] = spec.ca_config.node_cert_expiry_ns or DEFAULT_CERT_EXPIRY_NS
     result["Spec"] = {
         "Name": spec.name,
@@ -279,6 +287,13 @@ def _task_spec(spec: TaskSpec, *, insert_defaults: bool) -> Json:
     container.setdefault("Image", spec.container_spec.image)
     container.setdefault("DNSConfig", {})
     container.setdefault("Isolation", "default")
+    if "Ulimits" in container:
+        container["Ulimits"] = [
+            {"Name": limit.name, "Hard": limit.hard, "Soft": limit.soft} for limit in spec.container_spec.ulimits
+        ]
+    if "Privileges" in container:
+        absent = {"CredentialSpec": None, "SELinuxContext": None, "NoNewPrivileges": False}
+        container["Privileges"] = {**absent, **container["Privileges"]}
     if "Mounts" in container:
         container["Mounts"] = [
             {"Type": mount.type, **raw}
@@ -355,8 +370,22 @@ def _ipam_configs(ipam: Ipam) -> list[Json]:
     return [to_builtins(config) for config in ipam.config]
 
 
+def _attached_pools(ipam: Ipam) -> list[Json]:
+    """As ``_ipam_configs``, in the spelling that Docker keeps for the networks of tasks."""
+    pools = ({"Subnet": each.subnet, "Range": each.ip_range, "Gateway": each.gateway} for each in ipam.config)
+    return [{key: value for key, value in pool.items() if value} for pool in pools]
+
+
 def _attachment(attachment: Attachment, networks: Mapping[str, Network]) -> Json:
-    result: Json = {"Network": {"ID": attachment.network_id}, "Addresses": list(attachment.addresses)}
+    gone: Json = {
+        "ID": attachment.network_id,
+        "Version": {},
+        "CreatedAt": _NO_TIME,
+        "UpdatedAt": _NO_TIME,
+        "Spec": {"Labels": None},
+        "DriverState": {},
+    }
+    result: Json = {"Network": gone, "Addresses": list(attachment.addresses)}
     network = networks.get(attachment.network_id)
     if network is not None:
         spec = network.spec
@@ -376,7 +405,7 @@ def _attachment(attachment: Attachment, networks: Mapping[str, Network]) -> Json
                 "Name": "overlay",
                 "Options": {**spec.options, VXLAN_OPTION: str(network.vni)},
             },
-            "IPAMOptions": {"Driver": {"Name": "default"}, "Configs": _ipam_configs(network.ipam)},
+            "IPAMOptions": {"Driver": {"Name": "default"}, "Configs": _attached_pools(network.ipam)},
         }
     return result
 

@@ -33,6 +33,11 @@ class EventLog:
         self._kept: deque[Event] = deque(maxlen=_KEPT)
         self._listeners: set[asyncio.Queue[Event | None]] = set()
 
+    @property
+    def listeners(self) -> int:
+        """How many streams are open."""
+        return len(self._listeners)
+
     def add(self, *, kind: str, action: str, actor: str, scope: str, attributes: Mapping[str, str]) -> None:
         """Something happened now."""
         now = self._clock.now()

@@ -7,11 +7,13 @@ from typing import Any, Final
 
 from fleet import __version__
 from fleet.api.client import API_VERSION
+from fleet.api.http import API_VERSION_NEWEST, VERSION_KEY, ApiVersion
 
 __all__ = ["API_VERSION_MAX", "API_VERSION_MIN", "VersionPrefix"]
 
 API_VERSION_MAX: Final = API_VERSION
 API_VERSION_MIN: Final = "1.24"
+_OLDEST: Final[ApiVersion] = (1, 24)
 _PREFIX: Final = re.compile(r"/v(\d{1,3})\.(\d{1,3})(?=/|$)")
 _HEADERS: Final = (
     (b"api-version", API_VERSION_MAX.encode()),
@@ -22,13 +24,9 @@ _HEADERS: Final = (
 )
 
 
-def _number(text: str) -> tuple[int, int]:
-    major, minor = text.split(".")
-    return int(major), int(minor)
-
-
 class VersionPrefix:
-    """ASGI middleware: strips the prefix, refuses versions outside the range, adds Docker's headers to every answer."""
+    """ASGI middleware: moves the version from the path to ``VERSION_KEY``, refuses versions outside the range, adds Docker's
+    headers to every answer."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -45,19 +43,20 @@ class VersionPrefix:
 
         match = _PREFIX.match(scope["path"])
         if match is not None:
-            problem = _refusal((int(match[1]), int(match[2])), f"{match[1]}.{match[2]}")
+            version = (int(match[1]), int(match[2]))
+            problem = _refusal(version, f"{match[1]}.{match[2]}")
             if problem:
                 await _answer(with_headers, problem)
                 return
             path = scope["path"][match.end() :] or "/"
-            scope = {**scope, "path": path, "raw_path": path.encode()}
+            scope = {**scope, "path": path, "raw_path": path.encode(), VERSION_KEY: version}
         await self._app(scope, receive, with_headers)
 
 
-def _refusal(version: tuple[int, int], text: str) -> str:
-    if version > _number(API_VERSION_MAX):
+def _refusal(version: ApiVersion, text: str) -> str:
+    if version > API_VERSION_NEWEST:
         return f"client version {text} is too new. Maximum supported API version is {API_VERSION_MAX}"
-    if version < _number(API_VERSION_MIN):
+    if version < _OLDEST:
         return (
             f"client version {text} is too old. Minimum supported API version is {API_VERSION_MIN}, "
             "please upgrade your client to a newer version"

@@ -1,4 +1,4 @@
-"""Images in the shapes of the Docker Engine API (v1.45: ImageSummary, ImageInspect, HistoryResponseItem)."""
+"""Images in the shapes of the Docker Engine API (v1.47: ImageSummary, ImageInspect, HistoryResponseItem)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ def image_summary(image: Image, *, containers: int = -1) -> dict[str, Any]:
         "Created": int(image.created.timestamp()) if image.created else 0,
         "Size": image.size_bytes,
         "SharedSize": -1,
-        "VirtualSize": image.size_bytes,
         "Labels": dict(image.config.labels) or None,
         "Containers": containers,
     }
@@ -68,7 +67,7 @@ def image_inspect(image: Image) -> dict[str, Any]:
         "RepoDigests": list(image.repo_digests),
         "Parent": "",
         "Comment": image.comment,
-        "Created": _time(image.created),
+        **({"Created": _time(image.created)} if image.created else {}),
         "DockerVersion": "",
         "Author": image.author,
         "Config": inner,
@@ -76,7 +75,6 @@ def image_inspect(image: Image) -> dict[str, Any]:
         **({"Variant": config.variant} if config.variant else {}),
         "Os": config.os,
         "Size": image.size_bytes,
-        "VirtualSize": image.size_bytes,
         "GraphDriver": {
             "Name": "overlay2",
             "Data": {"UpperDir": layers[0], **({"LowerDir": ":".join(layers[1:])} if layers[1:] else {})},
@@ -128,7 +126,5 @@ async def distribution_inspect(reference: str, source: Source) -> dict[str, Any]
     }
 
 
-def _time(moment: datetime | None) -> str:
-    if moment is None:
-        return _NO_TIME
+def _time(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+from support.engine_api import VERSIONS, faults
 from support.lab import TestLab
 
 pytestmark = pytest.mark.e2e
@@ -180,3 +182,50 @@ def test_plain_containers_live_beside_services(lab: TestLab) -> None:
     assert [image["Containers"] for image in usage["Images"]] == [len(usage["Containers"])]
     lab.docker("rm", "-f", "plain")
     assert "plain" not in lab.docker("ps", "-a", "--format", "{{.Names}}").stdout.split()
+
+
+def test_what_a_daemon_shows_is_dockers_field_by_field_for_old_and_new_clients(lab: TestLab) -> None:
+    name = "shown"
+    lab.docker("network", "create", "-d", "overlay", "--attachable", name)
+    lab.docker("secret", "create", name, "-", stdin="x")
+    lab.docker("config", "create", name, "-", stdin="x")
+    lab.docker("volume", "create", name)
+    lab.docker(
+        "service", "create", "--name", name, "--network", name, "--secret", name, "--config", name,
+        "--publish", "8091:80", "fleet/hello:1", *IDLE,
+    )  # fmt: skip
+    lab.docker("run", "-d", "--name", name, "-v", f"{name}:/v", "fleet/hello:1", "sleep", "60")
+    looked_at = (
+        ("Version", "/version"),
+        ("Info", "/info"),
+        ("Swarm", "/swarm"),
+        ("[Node]", "/nodes"),
+        ("[Service]", "/services?status=true"),
+        ("Service", f"/services/{name}?insertDefaults=true"),
+        ("[Task]", "/tasks"),
+        ("[Secret]", "/secrets"),
+        ("[Config]", "/configs"),
+        ("[Network]", "/networks"),
+        ("Network", f"/networks/{name}?verbose=true"),
+        ("VolumeList", "/volumes"),
+        ("[ContainerSummary]", "/containers/json?all=1"),
+        ("ContainerInspect", f"/containers/{name}/json"),
+        ("[ImageSummary]", "/images/json"),
+        ("ImageInspect", "/images/fleet/hello:1/json"),
+        ("SystemDataUsage", "/system/df"),
+    )
+    found: list[tuple[Any, str]] = []
+    for version in (VERSIONS[0], (1, 41), VERSIONS[-1]):
+        for kind, path in looked_at:
+            answer = lab.get(f"/v{version[0]}.{version[1]}{path}")
+            found += [(version, fault) for fault in faults(kind, answer, version=version)]
+    events = lab.docker("events", "--since", "0", "--until", "0s", "--format", "{{json .}}").stdout.splitlines()
+    found += [(None, fault) for line in events for fault in faults("Event", json.loads(line))]
+    assert found == []
+    assert events
+    assert lab.get("/system/df?type=volume")["Images"] is None
+    lab.docker("rm", "-f", name)
+    lab.docker("service", "rm", name)
+    for kind in ("secret", "config", "volume"):
+        lab.docker(kind, "rm", name)
+    lab.wait_until(lambda: lab.docker("network", "rm", name, check=False).returncode == 0, 20, what="no task has it")

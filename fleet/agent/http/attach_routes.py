@@ -146,7 +146,7 @@ def exec_routes(engine: ContainerEngine) -> APIRouter:
                 "OpenStdout": config.attach_stdout,
                 "OpenStderr": config.attach_stderr,
                 "CanRemove": False,
-                "DetachKeys": "",
+                "DetachKeys": None,
                 "ProcessConfig": {
                     "tty": config.tty,
                     "entrypoint": config.args[0],

@@ -24,6 +24,15 @@ __all__ = [
 
 _NO_TIME: Final = "0001-01-01T00:00:00Z"
 _SECOND_NS: Final = 1_000_000_000
+_NEVER_LIMITED: Final = (
+    "CpuCount",
+    "CpuPercent",
+    "CpuRealtimePeriod",
+    "CpuRealtimeRuntime",
+    "IOMaximumBandwidth",
+    "IOMaximumIOps",
+)
+"""Limits of Windows and of a real-time scheduler; clients expect the fields."""
 
 
 def container_summary(
@@ -222,7 +231,10 @@ def _log_options(log: LogConfig) -> dict[str, str]:
 def _host_config(container: Container, network_name: Callable[[str], str]) -> dict[str, Any]:
     config = container.config
     limits = config.resources
+    tmpfs = {p.target: ",".join(p.options) for p in container.mounts if p.kind == "tmpfs"}
+    left_out_when_empty = {"Tmpfs": tmpfs, "Sysctls": config.sysctls, "Init": config.init}
     return {
+        **{key: value for key, value in left_out_when_empty.items() if value},
         "Binds": [_bind_text(p) for p in container.mounts if p.kind == "bind" or (p.name and not p.anonymous)] or None,
         "ContainerIDFile": "",
         "LogConfig": {
@@ -237,6 +249,9 @@ def _host_config(container: Container, network_name: Callable[[str], str]) -> di
         "VolumesFrom": list(config.volumes_from) or None,
         "CapAdd": list(config.capabilities_add) or None,
         "CapDrop": list(config.capabilities_drop) or None,
+        "Cgroup": "",
+        "ConsoleSize": [0, 0],
+        "Links": None,
         "CgroupnsMode": config.cgroupns_mode or "private",
         "Dns": list(config.dns_servers),
         "DnsOptions": list(config.dns_options),
@@ -250,17 +265,16 @@ def _host_config(container: Container, network_name: Callable[[str], str]) -> di
         "PublishAllPorts": False,
         "ReadonlyRootfs": config.read_only,
         "SecurityOpt": _security_options(config) or None,
-        "Tmpfs": {p.target: ",".join(p.options) for p in container.mounts if p.kind == "tmpfs"} or None,
         "UTSMode": config.uts_mode,
         "UsernsMode": config.userns_mode,
         "ShmSize": config.shm_size_bytes,
-        "Sysctls": config.sysctls or None,
         "Runtime": "fleet",
         "Isolation": "",
         "CpuShares": limits.cpu_shares,
         "Memory": limits.memory_bytes,
         "NanoCpus": limits.nano_cpus,
         "CgroupParent": config.cgroup_parent,
+        **dict.fromkeys(_NEVER_LIMITED, 0),
         "CpuPeriod": limits.cpu_period_us,
         "CpuQuota": limits.cpu_quota_us,
         "CpusetCpus": limits.cpuset_cpus,
@@ -293,7 +307,6 @@ def _host_config(container: Container, network_name: Callable[[str], str]) -> di
         "MemorySwap": limits.memory_swap_bytes,
         "PidsLimit": limits.pids_limit or None,
         "Ulimits": [{"Name": u.name, "Soft": u.soft, "Hard": u.hard} for u in config.ulimits] or None,
-        "Init": config.init or None,
         "MaskedPaths": None,
         "ReadonlyPaths": None,
     }
@@ -347,6 +360,11 @@ def _network_settings(container: Container, network_name: Callable[[str], str]) 
         "Bridge": "",
         "SandboxID": container.id if container.networks else "",
         "SandboxKey": "",
+        "HairpinMode": False,
+        "LinkLocalIPv6Address": "",
+        "LinkLocalIPv6PrefixLen": 0,
+        "SecondaryIPAddresses": None,
+        "SecondaryIPv6Addresses": None,
         "Ports": ports,
         "EndpointID": container.id if first else "",
         "Gateway": first.gateway if first else "",

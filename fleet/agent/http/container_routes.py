@@ -17,9 +17,10 @@ from fleet.agent.http.container_body import CreateBody, UpdateBody, config_of, l
 from fleet.agent.http.container_filters import LIST_FILTERS, PRUNE_FILTERS, matches_labels, parse_moment, select
 from fleet.agent.http.container_json import container_inspect, container_summary
 from fleet.agent.http.networks import NetworkNames
+from fleet.agent.http.older_clients import container_at
 from fleet.agent.http.stats_json import host_cpu_ns, stats_json
 from fleet.agent.http.streams import MULTIPLEXED, RAW, log_body, log_moment, log_tail
-from fleet.api.http import json_response, parse_bool, parse_filters, read_struct
+from fleet.api.http import json_response, parse_bool, parse_filters, read_struct, spoken_version
 from fleet.containers import Container, ContainerEngine, Status, WaitCondition, without_root
 from fleet.containers.changes import changes_of
 from fleet.containers.logs import log_attributes
@@ -100,7 +101,7 @@ def _add_looking(router: APIRouter, engine: ContainerEngine, images: ImageStore,
         )
         if parse_bool(request.query_params.get("size")):
             value["SizeRw"], value["SizeRootFs"] = await _sizes(engine, images, container)
-        return json_response(value)
+        return json_response(container_at(spoken_version(request), value))
 
     @router.get("/containers/{name}/changes")
     async def changes(name: str) -> Response:

@@ -13,8 +13,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from fleet.agent.http.container_filters import matches_labels, parse_moment
+from fleet.agent.http.older_clients import image_at, image_summary_at
 from fleet.agent.http.streams import json_lines, upload
-from fleet.api.http import Filters, json_response, parse_bool, parse_filters
+from fleet.api.http import Filters, json_response, parse_bool, parse_filters, spoken_version
 from fleet.containers import ContainerEngine
 from fleet.errors import FleetError, NotFoundError, UnsupportedError, UserError
 from fleet.images import (
@@ -64,7 +65,7 @@ def _add_looking(router: APIRouter, images: ImageStore, engine: ContainerEngine)
         users = [container.image_id for container in engine.list()]
         return json_response(
             [
-                image_summary(i, containers=users.count(i.id))
+                image_summary_at(spoken_version(request), image_summary(i, containers=users.count(i.id)))
                 for i in _select(images, filters, steps=parse_bool(request.query_params.get("all")))
             ],
         )
@@ -78,8 +79,8 @@ def _add_looking(router: APIRouter, images: ImageStore, engine: ContainerEngine)
         return _archive(images, [name])
 
     @router.get("/images/{name:path}/json")
-    async def inspect(name: str) -> Response:
-        return json_response(image_inspect(_get(images, name)))
+    async def inspect(name: str, request: Request) -> Response:
+        return json_response(image_at(spoken_version(request), image_inspect(_get(images, name))))
 
     @router.get("/images/{name:path}/history")
     async def history(name: str) -> Response:

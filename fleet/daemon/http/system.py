@@ -16,11 +16,13 @@ from fleet import __version__, errors
 from fleet.agent.engine_facts import EngineFacts, backing_filesystem, read_engine_facts
 from fleet.agent.http import NetworkNames
 from fleet.agent.http.container_json import container_summary
+from fleet.agent.http.older_clients import image_summary_at, info_at
 from fleet.agent.http.volume_routes import volume_usage
 from fleet.agent.node_facts import cpu_count, memory_total_bytes
-from fleet.api.http import json_response, parse_filters, read_body
+from fleet.api.http import json_response, parse_filters, read_body, spoken_version
 from fleet.api.render import swarm_json
 from fleet.clock import Clock
+from fleet.containers import cdi
 from fleet.containers.engine import ContainerEngine
 from fleet.containers.record import Status
 from fleet.daemon.config import DaemonConfig
@@ -57,6 +59,9 @@ _EVENT_FILTERS: Final = frozenset(
 )
 
 
+_USAGE_KINDS: Final = frozenset({"container", "image", "volume", "build-cache"})
+
+
 class _Login(msgspec.Struct):
     """``AuthConfig`` of the engine API; its keys are lower case."""
 
@@ -64,6 +69,14 @@ class _Login(msgspec.Struct):
     password: str = ""
     identitytoken: str = ""
     serveraddress: str = ""
+
+
+def _usage_kinds(asked: list[str]) -> frozenset[str]:
+    """What ``GET /system/df?type=`` asks for; all without. Raises ``UserError``."""
+    unknown = set(asked) - _USAGE_KINDS
+    if unknown:
+        raise errors.UserError(f"unknown object type: {min(unknown)[:64]}: known are {', '.join(sorted(_USAGE_KINDS))}")
+    return frozenset(asked) or _USAGE_KINDS
 
 
 def _parse_login(body: bytes) -> _Login:
@@ -121,8 +134,9 @@ def system_routes(
         )
 
     @routes.get("/info")
-    async def info() -> Response:
-        return json_response(_info(config, membership, engine, images, clock))
+    async def info(request: Request) -> Response:
+        shown = _info(config, membership, engine, images, clock) | {"NEventsListener": events.listeners}
+        return json_response(info_at(spoken_version(request), shown))
 
     @routes.get("/events")
     async def stream_events(request: Request) -> Response:
@@ -148,21 +162,28 @@ def system_routes(
         return json_response({"Status": "Login Succeeded", "IdentityToken": token})
 
     @routes.get("/system/df")
-    async def disk_usage() -> Response:
+    async def disk_usage(request: Request) -> Response:
+        version = spoken_version(request)
+        wanted = _usage_kinds(request.query_params.getlist("type") if version >= (1, 42) else [])
         containers, now, names = engine.list(), clock.now(), NetworkNames(engine)
         users = [container.image_id for container in containers]
-        return json_response(
-            {
-                "LayersSize": sum(image.size_bytes for image in images.list()),
-                "Images": [image_summary(image, containers=users.count(image.id)) for image in images.list()],
-                "Containers": [
-                    container_summary(c, now=now, network_name=names.name, image_name=c.image_name or c.image_id)
-                    for c in containers
-                ],
-                "Volumes": await volume_usage(engine),
-                "BuildCache": [],
-            }
-        )
+        shown: dict[str, Any] = dict.fromkeys(("Images", "Containers", "Volumes", "BuildCache")) | {"LayersSize": 0}
+        if "image" in wanted:
+            shown["LayersSize"] = sum(image.size_bytes for image in images.list())
+            shown["Images"] = [
+                image_summary_at(version, image_summary(image, containers=users.count(image.id)))
+                for image in images.list()
+            ]
+        if "container" in wanted:
+            shown["Containers"] = [
+                container_summary(c, now=now, network_name=names.name, image_name=c.image_name or c.image_id)
+                for c in containers
+            ]
+        if "volume" in wanted:
+            shown["Volumes"] = await volume_usage(engine)
+        if "build-cache" in wanted:
+            shown["BuildCache"] = []
+        return json_response(shown)
 
     return routes
 
@@ -182,6 +203,8 @@ def _registry_config(config: DaemonConfig) -> dict[str, Any]:
             }
             for name in sorted({"docker.io", *mirrors, *hosts})
         },
+        "AllowNondistributableArtifactsCIDRs": None,
+        "AllowNondistributableArtifactsHostnames": None,
         "InsecureRegistryCIDRs": ["127.0.0.0/8", *networks],
         "Mirrors": [f"{url}/" for url in mirrors.get("docker.io", ())],
     }
@@ -246,9 +269,8 @@ def _info(
         "NCPU": cpu_count(),
         "MemTotal": memory_total_bytes(),
         "IndexServerAddress": "https://index.docker.io/v1/",
-        "RegistryConfig": {
-            **_registry_config(config),
-        },
+        "RegistryConfig": _registry_config(config),
+        "GenericResources": None,
         "DockerRootDir": str(config.data_root),
         "HttpProxy": "",
         "HttpsProxy": "",
@@ -262,6 +284,8 @@ def _info(
         "LiveRestoreEnabled": True,
         "Isolation": "",
         "InitBinary": "fleet-runtime",
+        **{f"{part}Commit": {"ID": "", "Expected": ""} for part in ("Containerd", "Runc", "Init")},
+        "CDISpecDirs": [str(path) for path in cdi.DIRECTORIES],
         "SecurityOptions": _security(
             facts, user_namespaces=engine.user_namespaces.by_default, rootless=config.rootless
         ),

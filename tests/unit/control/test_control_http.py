@@ -169,7 +169,7 @@ def test_tasks_look_as_dockerds(run) -> None:
         shown = await world.call("GET", "/tasks/t1", status=200)
         assert missing(drop_args(SAMPLES["GET /tasks/{id} 200"]["response"]), shown) == []
         extra = unknown(SAMPLES["GET /tasks/{id} 200"]["response"], shown)
-        assert extra == ["$.NetworksAttachments[0].Network.Spec.DriverConfiguration.Name"]
+        assert extra == ["$.Volumes", "$.NetworksAttachments[0].Network.Spec.DriverConfiguration.Name"]
         assert shown["Status"]["State"] == "running"
         assert shown["DesiredState"] == "running"
         assert shown["NetworksAttachments"][0]["Network"]["Spec"]["Name"] == "ingress"

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fleet.agent.http import host_routes
 from fleet.api.http import install_error_handlers
 from fleet.containers import ContainerEngine
+from fleet.daemon.versions import VersionPrefix
 from fleet.images import ImageStore
 
 _FAKES = Path(__file__).parents[1] / "containers" / "conftest.py"
@@ -77,7 +78,9 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[
         try:
             async with (
                 asyncio.timeout(20),
-                httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://host") as client,
+                httpx.AsyncClient(
+                    transport=httpx.ASGITransport(app=VersionPrefix(app)), base_url="http://host"
+                ) as client,
             ):
                 await story(Api(client, engine, runtime, images))
         finally:

@@ -162,7 +162,7 @@ def test_shared_namespaces_and_fine_limits_reach_the_runtime_and_are_shown_again
         ({"NetworkMode": "container:x", "Dns": ["1.1.1.1"]}, 400, "conflicting options: dns and the network mode"),
         (
             {"DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}]},
-            500,
+            400,
             "unresolvable CDI devices nvidia.com/gpu=all",
         ),
         ({"DeviceRequests": [{"Driver": "x", "Capabilities": [["tpu"]]}]}, 400, 'could not select device driver "x"'),
@@ -185,7 +185,7 @@ def test_shared_namespaces_and_fine_limits_reach_the_runtime_and_are_shown_again
         ({"CapAdd": ["NOPE"]}, 400, "unknown capability"),
         (
             {"Mounts": [{"Type": "bind", "Source": "/nowhere/x", "Target": "/x"}]},
-            500,
+            400,
             "bind source path does not exist",
         ),
         ({"AutoRemove": True, "RestartPolicy": {"Name": "always"}}, 400, "AutoRemove"),
