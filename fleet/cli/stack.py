@@ -122,6 +122,11 @@ def _plan(app: App, chosen: _Chosen, name: str, *, asks: bool) -> _Plan:
 @stack.command()
 @_plan_options
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
+@click.option(
+    "--rollback-on-failure",
+    is_flag=True,
+    help="When it does not converge, put the stack back as it was; the exit code is 3 when it is.",
+)
 @click.argument("name", metavar="STACK")
 @pass_app
 def deploy(
@@ -129,6 +134,7 @@ def deploy(
     *,
     name: str,
     dry_run: bool,
+    rollback_on_failure: bool,
     detach: bool,
     quiet: bool,
     timeout: int,
@@ -136,6 +142,8 @@ def deploy(
     **chosen: Any,
 ) -> int:
     """Make the stack as the Compose files say; what is so already is left alone."""
+    if rollback_on_failure and detach:
+        raise click.UsageError("--rollback-on-failure waits for the outcome and cannot be combined with --detach")
     plan = _plan(app, _Chosen(**chosen), name, asks=not dry_run)
     if dry_run:
         _show_plan(app.client, plan.changes)
@@ -155,19 +163,46 @@ def deploy(
         click.echo(
             "Warning: depends_on: with --detach services are made in its order, and none waits for another", err=True
         )
-    for change in plan.changes:
+    last = [change for change in plan.changes if rollback_on_failure and change.action == "remove"]
+    try:
+        for change in plan.changes:
+            if change not in last:
+                deployment.do(change)
+        code = 0 if detach else _converge(deployment, quiet=quiet, timeout_ns=timeout, stable_ns=stable)
+    except errors.FleetError as cause:
+        if not rollback_on_failure:
+            raise
+        return _put_back(deployment, cause, quiet=quiet, timeout_ns=timeout, stable_ns=stable)
+    if code:
+        return code
+    for change in last:
         deployment.do(change)
     if not deployment.changed:
         echo(f"Stack {name} is up to date")
-        return 0
-    if detach:
+    elif not detach:
+        _remove_unused(app.client, name, plan.versions)
+    return 0
+
+
+def _converge(deployment: Deployment, *, quiet: bool, timeout_ns: int | None, stable_ns: int) -> int:
+    """0, or 130 when interrupted. Raises ``FleetError`` saying why what was changed does not become as asked for."""
+    if not deployment.changed:
         return 0
     from fleet.cli.converge import Watch, wait
 
     watches = [Watch(service_id, service, before=before) for service_id, service, before in deployment.changed]
-    code = wait(app.client, watches, quiet=quiet, timeout_ns=timeout, stable_ns=stable)
-    if code == 0:
-        _remove_unused(app.client, name, plan.versions)
+    return wait(deployment.client, watches, quiet=quiet, timeout_ns=timeout_ns, stable_ns=stable_ns)
+
+
+def _put_back(
+    deployment: Deployment, cause: errors.FleetError, *, quiet: bool, timeout_ns: int | None, stable_ns: int
+) -> int:
+    from fleet.cli.stack_rollback import ROLLED_BACK, roll_back
+
+    click.echo(f"Error: {cause}", err=True)
+    code = roll_back(deployment, quiet=quiet, timeout_ns=timeout_ns, stable_ns=stable_ns)
+    if code == ROLLED_BACK:
+        click.echo(f"Stack {deployment.wanted.name} is as it was before", err=True)
     return code
 
 
@@ -411,6 +446,8 @@ stack.add_command(deploy, "up")
 
 
 def _remove(client: EngineClient, name: str, *, detach: bool) -> bool:
+    from fleet.cli.stack_rollback import remove_network
+
     found = {path: _labelled(client, f"/{path}", name) for path in ("services", "secrets", "configs", "networks")}
     if not any(found.values()):
         return False
@@ -423,7 +460,7 @@ def _remove(client: EngineClient, name: str, *, detach: bool) -> bool:
         _wait_until_stopped(client, name, deadline=deadline)
     for item in found["networks"]:
         echo(f"Removing network {item['Name']}")
-        _remove_network(client, item["Id"], deadline=clock.monotonic() if detach else deadline)
+        remove_network(client, item["Id"], deadline=clock.monotonic() if detach else deadline)
     return True
 
 
@@ -436,18 +473,3 @@ def _wait_until_stopped(client: EngineClient, name: str, *, deadline: float) -> 
         if all(has_ended(task) for task in tasks):
             return
         clock.sleep(POLL_S)
-
-
-def _remove_network(client: EngineClient, network_id: str, *, deadline: float) -> None:
-    """Delete it, again while tasks that are stopping still use it."""
-    while True:
-        try:
-            client.delete(f"/networks/{network_id}")
-        except EngineError as cause:
-            if cause.status == 404:
-                return
-            if cause.status not in (400, 403, 409) or clock.monotonic() >= deadline:
-                raise
-            clock.sleep(POLL_S)
-        else:
-            return

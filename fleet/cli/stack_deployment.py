@@ -53,6 +53,8 @@ class Deployment:
         self.with_auth = with_auth
         self.changed: list[tuple[str, str, Json | None]] = []
         """Id, name and, for an update, the service as it was."""
+        self.made: list[tuple[str, str, str]] = []
+        """Kind, name and id of networks, secrets and configs that are new."""
         self._ids: dict[str, dict[str, str]] = {}
         self._waits, self._quiet, self._timeout_ns = waits, quiet, timeout_ns
         self._met: set[Dependency] = set()
@@ -70,8 +72,10 @@ class Deployment:
         if change.action == "create":
             echo(f"Creating {change.kind} {change.name}")
             answer = self.client.post(f"/{change.kind}s/create", body)
+            new_id = str(answer["Id"] if change.kind == "network" else answer["ID"])
+            self.made.append((change.kind, change.name, new_id))
             if change.kind == "network":
-                self.networks[change.name] = answer["Id"]
+                self.networks[change.name] = new_id
             return
         assert change.current is not None, "an update has an object it updates"
         self._update_object(change, body, change.current)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,37 @@ def test_what_cannot_come_is_said_and_what_depends_on_it_is_not_made(lab: TestLa
     assert "b_web was not deployed, since it depends on b_prepare" in done.stderr
     assert "b_web" not in lab.fleet("service", "ls").stdout
     lab.fleet("stack", "rm", "b")
+
+
+def test_a_deploy_that_fails_is_rolled_back_as_a_whole_when_asked(lab: TestLab, tmp_path: Path) -> None:
+    file = tmp_path / "stack.yml"
+    stays = "{image: fleet/hello:1, command: [sleep, '1000'], networks: [one], configs: [page]}"
+    (tmp_path / "page.txt").write_text("one\n")
+    file.write_text(f"services: {{web: {stays}}}\nnetworks: {{one: {{}}}}\nconfigs: {{page: {{file: page.txt}}}}\n")
+
+    def deploy() -> subprocess.CompletedProcess[str]:
+        return lab.fleet("stack", "deploy", "--rollback-on-failure", "-c", str(file), "r", check=False)
+
+    def state() -> dict[str, list[str]]:
+        found = {noun: lab.get(f"/{noun}") for noun in ("services", "configs", "networks")}
+        return {
+            noun: sorted(name for item in items if (name := item.get("Name") or item["Spec"]["Name"]).startswith("r_"))
+            for noun, items in found.items()
+        }
+
+    assert deploy().returncode == 0
+    before, [task] = state(), lab.tasks("r_web")
+    fails = "{image: fleet/hello:1, command: [sh, -c, 'exit 7'], networks: [two], deploy: {restart_policy: {condition: none}}}"
+    (tmp_path / "page.txt").write_text("two\n")
+    file.write_text(
+        f"services: {{web: {stays.replace('1000', '2000')}, new: {fails}}}\n"
+        "networks: {one: {}, two: {}}\nconfigs: {page: {file: page.txt}}\n"
+    )
+    failed = deploy()
+    assert failed.returncode == 3, failed.stderr
+    assert "service r_new" in failed.stderr and "non-zero exit (7)" in failed.stderr
+    assert "Stack r is as it was before" in failed.stderr
+    assert state() == before
+    [now] = lab.tasks("r_web")
+    assert now["Spec"] == task["Spec"]
+    lab.fleet("stack", "rm", "r")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fleet import errors
 from fleet.cli import stack as stack_module
 from tests.support.fake_engine import DIGEST, FakeEngine, Reply, Request
 
@@ -43,6 +44,7 @@ class Cluster:
         }
         for kind in self.kept:
             engine.on("GET", f"/{kind}", self._list(kind))
+            engine.on("GET", f"/{kind}/[^/]+", self._one(kind))
             engine.on("POST", f"/{kind}/create", self._create(kind))
             engine.on("POST", f"/{kind}/[^/]+/update", self._update(kind))
             engine.on("DELETE", f"/{kind}/[^/]+", self._delete(kind))
@@ -51,6 +53,13 @@ class Cluster:
         def answer(request: Request) -> Reply:
             names = request.query.get("filters", {}).get("name")
             return Reply(body=[o for o in self.kept[kind] if not names or o["Spec"]["Name"] in names])
+
+        return answer
+
+    def _one(self, kind: str) -> Any:
+        def answer(request: Request) -> Reply:
+            found = [o for o in self.kept[kind] if o["ID"] == request.path.split("/")[2]]
+            return Reply(body=found[0]) if found else Reply(404, {"message": "not found"})
 
         return answer
 
@@ -369,6 +378,109 @@ def test_prune_removes_what_the_file_no_longer_has(
     assert [o["Spec"]["Name"] for o in cluster.kept["services"]] == ["s_web"]
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What comes of each wait, in order: "" is convergence, another text why not; later ones converge."""
+    outcomes: list[str] = []
+
+    def wait(*_: Any, **__: Any) -> int:
+        why = outcomes.pop(0) if outcomes else ""
+        if why:
+            raise errors.ConflictError(why)
+        return 0
+
+    monkeypatch.setattr("fleet.cli.converge.wait", wait)
+    return outcomes
+
+
+def rolling(fleet: Any, folder: Path, *flags: str) -> Any:
+    return fleet("stack", "deploy", "--rollback-on-failure", "-c", str(folder / "stack.yml"), *flags, "s")
+
+
+BROKEN = FILE.replace("img:1", "img:2").replace("services:", "services:\n  new: {image: img, networks: [back]}").replace(
+    "networks: {front", "networks: {back: {}, front"
+)  # fmt: skip
+
+
+def test_what_does_not_converge_is_put_back_and_what_was_new_goes(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, waits: list[str]
+) -> None:
+    (folder / "stack.yml").write_text(FILE.replace("services:", "services:\n  old: {image: img}"))
+    assert deploy(fleet, folder).code == 0
+    before = json.loads(json.dumps({kind: [o.get("Spec", o) for o in kept] for kind, kept in cluster.kept.items()}))
+    (folder / "stack.yml").write_text(BROKEN)
+    (folder / "conf.txt").write_text("other")
+    waits.append("service s_web: task failed")
+    ran = rolling(fleet, folder, "--prune")
+    assert ran.code == 3
+    assert ran.err.splitlines() == ["Error: service s_web: task failed", "Stack s is as it was before"]
+    assert ran.out.splitlines()[-4:] == [
+        "Rolling back service s_web (id: ser1)",
+        "Removing service s_new (new)",
+        "Removing config s_conf_2 (new)",
+        "Removing network s_back (new)",
+    ]
+    assert {kind: [o.get("Spec", o) for o in kept] for kind, kept in cluster.kept.items()} == before
+    back = engine.sent("POST", "/services/ser1/update")[-1]
+    assert back.query == {"version": "7", "rollback": "previous"}, "so that the registry login comes back too"
+
+
+def test_services_are_removed_only_after_the_rest_has_converged(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, waits: list[str]
+) -> None:
+    (folder / "stack.yml").write_text(FILE.replace("services:", "services:\n  old: {image: img}"))
+    deploy(fleet, folder)
+    (folder / "stack.yml").write_text(BROKEN)
+    ran = rolling(fleet, folder, "--prune")
+    assert (ran.code, ran.out.splitlines()[-1]) == (0, "Removing service s_old")
+    assert sorted(names(cluster, "services")) == ["s_new", "s_web"]
+
+
+def test_a_first_deploy_that_fails_leaves_nothing(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, waits: list[str]
+) -> None:
+    waits.append("not converged")
+    assert rolling(fleet, folder).code == 3
+    assert not any(cluster.kept.values())
+    engine.on("POST", "/services/create", Reply(400, {"message": "no such thing"}))
+    ran = rolling(fleet, folder)
+    assert (ran.code, ran.err.splitlines()[0]) == (3, "Error: no such thing")
+    assert not any(cluster.kept.values())
+
+
+def test_a_service_that_the_daemon_rolled_back_itself_is_left(
+    fleet: Any, engine: FakeEngine, cluster: Cluster, folder: Path, waits: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(fleet, folder)
+    (folder / "stack.yml").write_text(FILE.replace("img:1", "img:2"))
+
+    def wait(*_: Any, rolled: list[int] = [], **__: Any) -> int:  # noqa: B006 - counts its calls
+        rolled.append(1)
+        if len(rolled) > 1:
+            return 0
+        (service,) = cluster.kept["services"]
+        service["Spec"], service["PreviousSpec"] = service["PreviousSpec"], service["Spec"]
+        raise errors.ConflictError("update rolled back")
+
+    monkeypatch.setattr("fleet.cli.converge.wait", wait)
+    engine.requests.clear()
+    assert rolling(fleet, folder).code == 3
+    assert changes(engine).count("POST /services/ser0/update") == 1
+
+
+def test_a_rollback_that_does_not_come_about_is_an_error_of_its_own(
+    fleet: Any, cluster: Cluster, folder: Path, waits: list[str]
+) -> None:
+    deploy(fleet, folder)
+    (folder / "stack.yml").write_text(FILE.replace("img:1", "img:2"))
+    waits += ["first", "second"]
+    ran = rolling(fleet, folder)
+    assert (ran.code, ran.err) == (1, "Error: first\nError: rolling back: second\n")
+    ran = rolling(fleet, folder, "-d")
+    assert ran.code == 2
+    assert "cannot be combined with --detach" in ran.err
+
+
 def names(cluster: Cluster, kind: str) -> list[str]:
     return [o["Spec"]["Name"] for o in cluster.kept[kind]]
 
@@ -561,7 +673,7 @@ def test_warnings_and_variables(fleet: Any, engine: FakeEngine, cluster: Cluster
     (tmp_path / ".env").write_text("TAG=from-file\nREG=r\n")
     (tmp_path / "f.yml").write_text("services:\n  web:\n    image: $REG/i:$TAG\n    privileged: true\n")
     ran = fleet("stack", "deploy", "-d", "-c", str(tmp_path / "f.yml"), "s", environment={"TAG": "own"})
-    assert ran.err.startswith(f"Warning: {tmp_path}/f.yml:4: services.web.privileged is not honoured: ")
+    assert ran.err.startswith(f"Warning: {tmp_path}/f.yml:4:5: services.web.privileged is not honoured: ")
     assert (
         engine.sent("POST", "/services/create")[0].body["TaskTemplate"]["ContainerSpec"]["Image"] == f"r/i:own@{DIGEST}"
     )
