@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from fleet import errors
-from fleet.compose.document import NODES_MAX, Node, parse
+from fleet.compose.document import NODES_MAX, Node, hint, parse
 from fleet.compose.env_file import parse_env_file
 from fleet.compose.merge import interpolate_tree, merge
 from fleet.compose.reading import listed
@@ -178,8 +178,8 @@ class Expander:
             )
             files[path, ""] = other
         if base_key not in other.services():
-            known = ", ".join(sorted(other.services())[:8]) or "none"
-            fields["service"].fail(f"there is no service {base_key!r} in {other.tree.mark.file}; there are: {known}")
+            wanted = hint(base_key, other.services())
+            fields["service"].fail(f"there is no service {base_key!r} in {other.tree.mark.file}; {wanted}")
         base = self._resolved(other, base_key, environment=environment, files=files, within=(*within, place))
         self._copied += sum(1 for _ in base.walk())
         if self._copied > NODES_MAX:

@@ -16,6 +16,7 @@ from fleet.compose.order import Dependency, dependencies, in_order
 from fleet.compose.reading import string_map
 from fleet.compose.service import ServiceConverter
 from fleet.model.common import Driver
+from fleet.model.names import data_name_fault, network_name_fault, service_name_fault
 from fleet.model.network import Ipam, IpamConfig, NetworkSpec
 from fleet.model.secret import ConfigSpec, SecretSpec
 from fleet.model.service import ServiceSpec
@@ -78,6 +79,7 @@ def convert(document: Node, *, stack: str, sources: Sources) -> Stack:
     if services_node is None or not services_node.mapping():
         document.fail("the file has no services; expected 'services:' with at least one")
     services = services_node.mapping()
+    _check_names(stack, services, networks=networks, secrets=secrets, configs=configs)
 
     used: set[str] = set()
     specs: list[ServiceSpec] = []
@@ -122,6 +124,24 @@ def convert(document: Node, *, stack: str, sources: Sources) -> Stack:
         external_secrets=tuple(found.name for found in secrets.values() if found.external),
         external_configs=tuple(found.name for found in configs.values() if found.external),
     )
+
+
+def _check_names(
+    stack: str,
+    services: Mapping[str, Node],
+    *,
+    networks: Mapping[str, _Named],
+    secrets: Mapping[str, _Named],
+    configs: Mapping[str, _Named],
+) -> None:
+    """Raises ``UserError`` with the place of the first name that the cluster would not take."""
+    named = [(f"{stack}_{key}", node, service_name_fault) for key, node in services.items()]
+    named += [(found.name, found.node, data_name_fault) for found in (*secrets.values(), *configs.values())]
+    named += [(found.name, found.node, network_name_fault) for found in networks.values()]
+    for name, node, fault_of in named:
+        if fault := fault_of(name):
+            place = node.key_mark or node.mark
+            raise errors.UserError(f"{place}: {node.path}: its full name is {name[:80]!r}: {fault}")
 
 
 def _definitions(node: Node | None, stack: str) -> dict[str, _Named]:

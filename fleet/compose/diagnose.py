@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterator
 
 from fleet import errors
-from fleet.compose.document import Mark, Node
+from fleet.compose.document import Mark, Node, hint
 from fleet.compose.schema import DOCUMENT, Key, Keys
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -38,7 +37,7 @@ def _check(node: Node, keys: Keys) -> Iterator[Diagnosis]:
         if key is None:
             raise errors.UserError(f"{child.key_mark or child.mark}: {_unknown(node, name, keys)}")
         if key.verdict == "refused":
-            child.fail(f"is refused: {key.note}")
+            raise errors.UserError(f"{child.key_mark or child.mark}: {child.path}: is refused: {key.note}")
         if key.verdict == "ignored":
             if not _says_nothing(child):
                 yield Diagnosis(child.key_mark or child.mark, child.path, key.note)
@@ -72,7 +71,4 @@ def _says_nothing(node: Node) -> bool:
 
 
 def _unknown(node: Node, name: str, keys: Keys) -> str:
-    where = node.path or "the top level"
-    close = difflib.get_close_matches(name, keys, n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(keys)[:12])}, ..."
-    return f"{where}: unknown key {name!r}; {hint}"
+    return f"{node.path or 'the top level'}: unknown key {name!r}; {hint(name, keys)}"

@@ -8,15 +8,16 @@ time they are used, so "billion laughs" ends early), nesting. Duplicate keys are
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Literal, NoReturn, TypeVar
 
 import yaml
 
 from fleet import errors
 
-__all__ = ["Kind", "Mark", "Node", "parse"]
+__all__ = ["Kind", "Mark", "Node", "hint", "parse"]
 
 TEXT_MAX: Final = 1024 * 1024
 """Characters of one file."""
@@ -25,6 +26,7 @@ NODES_MAX: Final = 50_000
 DEPTH_MAX: Final = 40
 _SHOWN_MAX: Final = 60
 """Characters of a wrong value that are repeated in the error."""
+_HINTED_MAX: Final = 12
 _INTEGER_MAX: Final = 1000
 """Characters; Python refuses to print numbers of more than 4300 digits."""
 _UNFIT: Final = re.compile("[\0\ud800-\udfff]")
@@ -44,7 +46,7 @@ class Mark:
     column: int
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return f"{self.file}:{self.line}:{self.column}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +63,15 @@ class Node:
     merging: Literal["", "reset", "override"] = ""
     """By the tags ``!reset`` and ``!override``: what an earlier file says is taken away, or replaced whole."""
 
+    @property
+    def place(self) -> Mark:
+        """Where a person looks for it: the text itself, of everything else its key."""
+        is_text = self.kind not in ("mapping", "list", "null")
+        return self.mark if is_text or self.key_mark is None else self.key_mark
+
     def fail(self, message: str) -> NoReturn:
-        """Raise ``UserError`` with file, line and path in front."""
-        raise errors.UserError(f"{self.key_mark or self.mark}: {self.path or 'the document'}: {message}")
+        """Raise ``UserError`` with file, line, column and path in front."""
+        raise errors.UserError(f"{self.place}: {self.path or 'the document'}: {message}")
 
     def _expected(self, what: str) -> NoReturn:
         text = self.text if len(self.text) <= _SHOWN_MAX else f"{self.text[:_SHOWN_MAX]}..."
@@ -80,7 +88,7 @@ class Node:
         try:
             return check()
         except errors.UserError as cause:
-            raise errors.UserError(f"{self.key_mark or self.mark}: {self.path}: {cause}") from cause
+            raise errors.UserError(f"{self.place}: {self.path}: {cause}") from cause
 
     def scalar(self) -> str:
         """Text of a string, number or boolean."""
@@ -164,6 +172,16 @@ class Node:
                 return self.text
 
 
+def hint(name: str, known: Iterable[str]) -> str:
+    """Which of the known names was probably meant, or which there are."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = ", ..." if len(names) > _HINTED_MAX else ""
+    return f"known are {', '.join(names[:_HINTED_MAX])}{more}" if names else "there is none"
+
+
 def _plain_integer(text: str) -> int | str:
     """As text when it is no number after all (``089``) or longer than Python prints."""
     try:
@@ -217,9 +235,12 @@ def parse(text: str, *, file: str) -> Node:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as cause:
         mark = cause.problem_mark or cause.context_mark
-        place = f"{file}:{mark.line + 1}" if mark else file
-        said = ", ".join(filter(None, (cause.context, cause.problem)))
-        raise errors.UserError(f"{place}: not valid YAML: {said}") from cause
+        place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
+        raise errors.UserError(f"{place}: not valid YAML: {_said(cause)}") from cause
+    except yaml.reader.ReaderError as cause:
+        lines = text[: cause.position].split("\n")
+        place = f"{file}:{len(lines)}:{len(lines[-1]) + 1}"
+        raise errors.UserError(f"{place}: not valid YAML: the character U+{ord(text[cause.position]):04X}") from cause
     except yaml.YAMLError as cause:
         raise errors.UserError(f"{file}: not valid YAML: {' '.join(str(cause).split())}") from cause
     except RecursionError as cause:
@@ -227,6 +248,12 @@ def parse(text: str, *, file: str) -> Node:
     if root is None:
         raise errors.UserError(f"{file}: the file is empty; expected a Compose file with 'services:'")
     return _Builder(file).build(root, path="", depth=0)
+
+
+def _said(cause: yaml.MarkedYAMLError) -> str:
+    if "'\\t'" in (cause.problem or ""):
+        return "a tab is here where spaces belong: YAML is indented with spaces alone"
+    return ", ".join(filter(None, (cause.context, cause.problem)))
 
 
 class _Builder:

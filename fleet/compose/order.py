@@ -7,7 +7,7 @@ import graphlib
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
-from fleet.compose.document import Node
+from fleet.compose.document import Node, hint
 
 __all__ = ["Condition", "Dependency", "dependencies", "in_order"]
 
@@ -56,13 +56,13 @@ def _of(service: Node, services: Mapping[str, Node]) -> tuple[Dependency, ...]:
         required = "required" not in fields or fields["required"].boolean()
         if key not in services:
             if required:
-                places[key].fail(f"there is no service {key!r}; there are: {', '.join(sorted(services)[:12])}")
+                places[key].fail(f"there is no service {key!r}; {hint(key, services)}")
             continue
         condition = Condition.STARTED
         if "condition" in fields:
             text = fields["condition"].string()
             if text not in set(Condition):
-                fields["condition"].fail(f"{text!r} is not one of {', '.join(Condition)}")
+                fields["condition"].fail(f"{text!r} is no condition; {hint(text, (each.value for each in Condition))}")
             condition = Condition(text)
         result.append(Dependency(key, condition))
     return tuple(result)

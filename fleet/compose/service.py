@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from fleet import errors
 from fleet.compose import deploy, values
-from fleet.compose.document import Node
+from fleet.compose.document import Node, hint
 from fleet.compose.env_file import parse_env_file
 from fleet.compose.reading import listed, string_map, strings, words
 from fleet.model import wire
@@ -172,9 +172,13 @@ class ServiceConverter:
         if given is not None and given.kind == "list":
             for item in given.items:
                 name, separator, value = item.scalar().partition("=")
+                if not name:
+                    item.fail("a variable has no name before '='")
                 variables[name] = value if separator else self.environment.get(name)
         elif given is not None:
             for name, child in given.mapping().items():
+                if not name or "=" in name:
+                    child.fail("the name of a variable is not empty and has no '='")
                 variables[name] = self.environment.get(name) if child.kind == "null" else child.scalar()
         return tuple(f"{name}={value}" for name, value in sorted(variables.items()) if value is not None)
 
@@ -213,7 +217,7 @@ class ServiceConverter:
         for name, options in wanted.items():
             if name not in self.network_names and name != "default":
                 (options or node or self.node).fail(
-                    f"the network {name!r} is not defined under the top-level 'networks'"
+                    f"the network {name!r} is not defined under the top-level 'networks'; {hint(name, self.network_names)}"
                 )
             self.networks_used.add(name)
             fields = options.mapping() if options is not None else {}
@@ -343,7 +347,9 @@ class ServiceConverter:
             options = VolumeOptions(no_copy=no_copy, subpath=subpath, labels=labels)
             return Mount(target=target, read_only=read_only, volume_options=options)
         if source not in self.volumes:
-            node.fail(f"the volume {source!r} is not defined under the top-level 'volumes'")
+            node.fail(
+                f"the volume {source!r} is not defined under the top-level 'volumes'; {hint(source, self.volumes)}"
+            )
         full, external, definition = self.volumes[source]
         if external:
             options = VolumeOptions(no_copy=no_copy, subpath=subpath, labels=labels)
@@ -373,7 +379,7 @@ class ServiceConverter:
             node.fail("the key 'source' is missing")
         source = fields["source"].string()
         if source not in names:
-            node.fail(f"the {what} {source!r} is not defined under the top-level '{what}s'")
+            node.fail(f"the {what} {source!r} is not defined under the top-level '{what}s'; {hint(source, names)}")
         return names[source], FileTarget(
             name=fields["target"].string() if "target" in fields else source,
             uid=fields["uid"].string() if "uid" in fields else "0",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
@@ -15,6 +14,7 @@ from fleet.manager.control.filters import any_prefix, has_labels, one_of
 from fleet.manager.control.service_spec import check_labels
 from fleet.manager.secret_drivers import check_driver
 from fleet.model.ids import ConfigId, SecretId
+from fleet.model.names import data_name_fault
 from fleet.model.secret import SECRET_BYTES_MAX, TEMPLATE_DRIVER, Config, ConfigSpec, Secret, SecretSpec
 from fleet.model.service import Service
 from fleet.store import Table, Transaction
@@ -24,9 +24,6 @@ __all__ = ["CONFIG_BYTES_MAX", "SECRET_BYTES_MAX", "ConfigControl", "SecretContr
 CONFIG_BYTES_MAX: Final = 1000 * 1024
 
 FILTERS: Final = frozenset({"id", "name", "names", "label"})
-
-_NAME: Final = re.compile(r"[a-zA-Z0-9]+(?:[a-zA-Z0-9-_.]*[a-zA-Z0-9])?")
-_NAME_LENGTH_MAX: Final = 64
 
 T = TypeVar("T", Secret, Config)
 S = TypeVar("S", SecretSpec, ConfigSpec)
@@ -80,11 +77,8 @@ class _DataControl(Generic[T]):
         raise NotImplementedError
 
     def _check(self, spec: SecretSpec | ConfigSpec) -> None:
-        if len(spec.name) > _NAME_LENGTH_MAX or not _NAME.fullmatch(spec.name):
-            raise errors.UserError(
-                f"invalid name, only {_NAME_LENGTH_MAX} [a-zA-Z0-9-_.] characters allowed,"
-                " and the start and end character must be [a-zA-Z0-9]"
-            )
+        if fault := data_name_fault(spec.name):
+            raise errors.UserError(fault)
         check_labels(spec.labels, what=self._word)
         if isinstance(spec, SecretSpec) and spec.driver is not None:
             check_driver(spec)

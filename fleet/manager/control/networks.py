@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -15,6 +14,7 @@ from fleet.manager.control.context import Context
 from fleet.manager.control.service_refs import LOCAL_NETWORKS
 from fleet.manager.control.service_spec import check_labels
 from fleet.model.ids import NetworkId
+from fleet.model.names import network_name_fault
 from fleet.model.network import IpamConfig, Network, NetworkSpec
 from fleet.model.node import NodeState
 from fleet.model.task import Task, TaskState
@@ -25,7 +25,6 @@ __all__ = ["MTU_OPTION", "NetworkControl", "check_families"]
 
 MTU_OPTION: Final = "com.docker.network.driver.mtu"
 
-_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _MTU: Final = range(1280, 65536)
 _STOPPING_WAIT_S: Final = 30.0
 """How long a removal waits for tasks that are being stopped: the default stop grace is 10 s."""
@@ -146,10 +145,8 @@ def _overlap(subnet: str, other: IpNetwork) -> bool:
 def _check(spec: NetworkSpec) -> None:
     if spec.name in LOCAL_NETWORKS:
         raise errors.ForbiddenError(f"operation is not permitted on predefined {spec.name} network")
-    if not _NAME.fullmatch(spec.name):
-        raise errors.UserError(
-            f"invalid network name {spec.name!r}: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed, at most 128 characters"
-        )
+    if fault := network_name_fault(spec.name):
+        raise errors.UserError(fault)
     check_labels(spec.labels, what="network")
     if spec.driver != "overlay":
         raise errors.UnsupportedError(f"network driver {spec.driver!r} is not supported in swarm scope: use overlay")

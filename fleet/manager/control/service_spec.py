@@ -17,6 +17,7 @@ from fleet.images.reference import parse_reference
 from fleet.model import wire
 from fleet.model.autoscale import check_autoscale
 from fleet.model.common import MILLISECOND_NS
+from fleet.model.names import service_name_fault
 from fleet.model.schedule import parse_schedule
 from fleet.model.service import (
     ContainerSpec,
@@ -44,8 +45,6 @@ REPLICAS_MAX: Final = 100_000
 SPEC_BYTES_MAX: Final = 256 * 1024
 """Each task keeps a copy of its template, and a service two specs."""
 
-_NAME: Final = re.compile(r"[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*")
-_NAME_LENGTH_MAX: Final = 63
 _LABEL_LENGTH_MAX: Final = 65_536
 _CPU_MIN: Final = 1_000_000
 _MEMORY_MIN: Final = 4 * 1024 * 1024
@@ -113,12 +112,8 @@ def check_labels(labels: dict[str, str], *, what: str) -> None:
 
 
 def _check_name(name: str) -> None:
-    if not name:
-        raise errors.UserError("name must be provided")
-    if len(name) > _NAME_LENGTH_MAX:
-        raise errors.UserError(f"name must be {_NAME_LENGTH_MAX} characters or fewer")
-    if not _NAME.fullmatch(name):
-        raise errors.UserError(f"name must be valid as a DNS name component, which {name!r} is not")
+    if fault := service_name_fault(name):
+        raise errors.UserError(fault)
 
 
 def _check_job(spec: ServiceSpec) -> None:

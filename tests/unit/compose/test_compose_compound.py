@@ -79,7 +79,7 @@ def test_extending_goes_on_through_files_and_ends_when_it_leads_back() -> None:
     files["d/h.yml"] = "services: {c: {extends: {file: ../f.yml, service: a}}}"
     assert "extends itself" in refused(files)
     assert "b extends itself, by way of b" in refused({"f.yml": "services: {b: {extends: b}}"})
-    assert "f.yml:1: services.b.extends: the key 'service' is missing" in refused(
+    assert "f.yml:1:16: services.b.extends: the key 'service' is missing" in refused(
         {"f.yml": "services: {b: {extends: {file: x}}}"}
     )
     assert "cannot read x.yml: No such file" in refused(
@@ -132,14 +132,16 @@ def test_variables_of_an_included_file_may_be_absent_but_not_unreadable() -> Non
     cause: OSError = IsADirectoryError(21, "Is a directory")
     assert image() == "db:3"
     cause = PermissionError(13, "Permission denied")
-    with pytest.raises(errors.UserError, match=r"f\.yml:\d+: include\[0\]: cannot read db/\.env: Permission denied"):
+    with pytest.raises(
+        errors.UserError, match=r"f\.yml:\d+:\d+: include\[0\]: cannot read db/\.env: Permission denied"
+    ):
         image()
 
 
 def test_what_is_defined_on_both_sides_is_refused_with_both_places() -> None:
     files = {**INCLUDED, "f.yml": "include: [db/stack.yml]\nservices:\n  db: {image: x}\n"}
     assert refused(files) == (
-        "f.yml:3: services.db: is defined at db/stack.yml:2 too, which is included; put what differs into a further -c file"
+        "f.yml:3:3: services.db: is defined at db/stack.yml:2:12 too, which is included; put what differs into a further -c file"
     )
 
 
@@ -155,7 +157,7 @@ def test_including_ends() -> None:
     assert "more than 32 Compose files" in refused(wide)
     deep = {f"{number}.yml": f"include: [{number + 1}.yml]" for number in range(40)}
     assert "included 8 files deep" in refused(deep, main="0.yml")
-    assert "f.yml:1: include[0]: cannot read no.yml: No such file or directory" in refused(
+    assert "f.yml:1:11: include[0]: cannot read no.yml: No such file or directory" in refused(
         {"f.yml": "include: [no.yml]"}
     )
     assert "the key 'path' is missing" in refused({"f.yml": "include: [{env_file: x}]"})
@@ -191,4 +193,4 @@ def test_included_files_may_share_a_third_and_not_contradict_each_other() -> Non
     }
     assert set(document(files)["services"]) == {"web", "db"}
     files["b.yml"] = "services: {db: {image: other}}"
-    assert refused(files) == "b.yml:1: services.db: is defined differently at c.yml:1, which is included too"
+    assert refused(files) == "b.yml:1:12: services.db: is defined differently at c.yml:1:12, which is included too"

@@ -11,7 +11,7 @@ from fleet.compose.document import parse
 def test_places_count_from_one() -> None:
     root = parse("a: 1\nb:\n  - x\n  - c: true\n", file="f.yml")
     node = root.entries["b"].items[1].entries["c"]
-    assert (node.kind, str(node.mark), node.path) == ("boolean", "f.yml:4", "b[1].c")
+    assert (node.kind, str(node.mark), node.path) == ("boolean", "f.yml:4:8", "b[1].c")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_merge_keys_and_anchors() -> None:
     ("text", "place", "words"),
     [
         ("a: [1\n", "f:", "not valid YAML"),
-        ("a: 1\na: 2\n", "f:2", "'a' was given at f:1 already"),
+        ("a: 1\na: 2\n", "f:2", "'a' was given at f:1:1 already"),
         ("a: !!python/object:os.system x", "f:1", "tag"),
         ("a: *nothing", "f:1", "nothing"),
         ("? [a]\n: b", "f:1", "plain word"),
@@ -60,9 +60,9 @@ def test_merge_keys_and_anchors() -> None:
         ("a: \x07", "f", "not valid YAML"),
         ("a:\n  b: !!python/object/apply:os.system [id]", "f:2", "the tag tag:yaml.org,2002:python/object"),
         ("a: !!set {b}", "f:1", "is not known in Compose files"),
-        ('a:\n  b: "x\\0y"', "f:2: a.b:", "the character U+0000"),
-        ('a: "\\ud800"', "f:1: a:", "the character U+D800"),
-        ('"x\\0": 1', "f:1: the document:", "the character U+0000"),
+        ('a:\n  b: "x\\0y"', "f:2:6: a.b:", "the character U+0000"),
+        ('a: "\\ud800"', "f:1:4: a:", "the character U+D800"),
+        ('"x\\0": 1', "f:1:1: the document:", "the character U+0000"),
     ],
 )
 def test_bad_documents_are_told_with_their_line(text: str, place: str, words: str) -> None:
@@ -100,7 +100,7 @@ def test_long_text_is_refused() -> None:
 @pytest.mark.parametrize("text", ["9223372036854775808", "0x" + "f" * 5000, "9" * 5000])
 def test_a_number_that_fits_nowhere_is_refused_and_can_be_printed(text: str) -> None:
     node = parse(f"a: {text}", file="f").entries["a"]
-    with pytest.raises(errors.UserError, match="f:1: a: expected a whole number") as caught:
+    with pytest.raises(errors.UserError, match="f:1:4: a: expected a whole number") as caught:
         node.integer()
     assert len(str(caught.value)) < 200
     assert str(node.plain()).startswith(text[:5])

@@ -38,8 +38,14 @@ db: {depends_on:}
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("web: {depends_on: [bd]}\ndb: {}", "f.yml:1: web.depends_on[0]: there is no service 'bd'; there are: db, web"),
-        ("web: {depends_on: {db: {condition: ready}}}\ndb: {}", "web.depends_on.db.condition: 'ready' is not one of"),
+        (
+            "web: {depends_on: [bd]}\ndb: {}",
+            "f.yml:1:20: web.depends_on[0]: there is no service 'bd'; known are db, web",
+        ),
+        (
+            "web: {depends_on: {db: {condition: ready}}}\ndb: {}",
+            "web.depends_on.db.condition: 'ready' is no condition; known are",
+        ),
         ("a: {depends_on: [a]}", "a.depends_on: the services wait for each other: a -> a"),
         ("a: {depends_on: [b]}\nb: {depends_on: [c]}\nc: {depends_on: [a]}", "the services wait for each other: "),
         ("a: {depends_on: 5}", "a mapping"),
