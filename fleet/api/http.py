@@ -7,7 +7,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from fleet import errors
 from fleet.api.client import API_VERSION
@@ -131,5 +133,19 @@ def install_error_handlers(app: FastAPI) -> None:
         message = "page not found" if cause.status_code == 404 else str(cause.detail)
         return json_response({"message": message}, status=cause.status_code)
 
+    async def gone(_request: Request, _cause: Exception) -> Response:
+        return Response(status_code=400)  # in the middle of its body: nobody reads this
+
+    async def unfit(_request: Request, cause: Exception) -> Response:
+        assert isinstance(cause, RequestValidationError)
+        faults = (f"{each['loc'][-1]}: {str(each['msg']).lower()}" for each in cause.errors())
+        return json_response({"message": "; ".join(faults)}, status=400)
+
+    async def bug(_request: Request, _cause: Exception) -> Response:
+        return json_response({"message": "the daemon made a mistake; its log says which"}, status=500)
+
     app.add_exception_handler(errors.FleetError, known)
+    app.add_exception_handler(Exception, bug)  # which still goes on, to the log
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(RequestValidationError, unfit)
     app.add_exception_handler(HTTPException, http)

@@ -12,7 +12,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
-from fleet.api.http import json_response, parse_bool
+from fleet.api.http import json_response, parse_bool, read_body
 from fleet.builder.build import Builder, BuildOptions, CommandFailedFault, config_of
 from fleet.containers import ContainerEngine, Status
 from fleet.containers.layertar import write_layer
@@ -58,9 +58,7 @@ def build_routes(
 
     @router.post("/commit")
     async def commit(request: Request) -> Response:
-        body = await request.body()
-        if len(body) > _BODY_MAX:
-            raise UserError(f"commit: the body is larger than {_BODY_MAX} bytes")
+        await read_body(request, limit=_BODY_MAX)  # of no use: what is to change comes in the query
         query = request.query_params
         repository, tag = query.get("repo", ""), query.get("tag", "")
         name = f"{repository}:{tag}" if repository and tag else repository

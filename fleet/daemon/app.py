@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -31,6 +32,7 @@ from fleet.daemon.membership import Membership
 from fleet.daemon.metrics import Exposition, RequestFigures
 from fleet.daemon.metrics.http import metrics_routes
 from fleet.daemon.moves import Moves
+from fleet.daemon.openapi import describe
 from fleet.daemon.remote import RemoteTasks
 from fleet.daemon.staleness import StaleState
 from fleet.daemon.versions import VersionPrefix
@@ -111,6 +113,7 @@ def api_routes(
 ) -> FastAPI:
     """The routes alone; each needs a row in ``fleet.daemon.access.table``."""
     app = FastAPI(openapi_url="/fleet/v1/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]
     install_error_handlers(app)
     routers = [
         system_routes(config=config, membership=membership, engine=engine, images=images, events=events, clock=clock),

@@ -9,6 +9,8 @@ import pytest
 from support.engine_api import VERSIONS, faults
 from support.lab import TestLab
 
+from fleet.daemon.openapi import EXAMPLES
+
 pytestmark = pytest.mark.e2e
 
 IDLE = ("sh", "-c", "trap 'exit 0' TERM; echo started; while :; do sleep 1 & wait $!; done")
@@ -224,6 +226,12 @@ def test_what_a_daemon_shows_is_dockers_field_by_field_for_old_and_new_clients(l
     assert found == []
     assert events
     assert lab.get("/system/df?type=volume")["Images"] is None
+    for path in ("/fleet/v1/rebalance", "/fleet/v1/networks/doctor", f"/fleet/v1/services/{name}/placement"):
+        example = EXAMPLES[f"GET {path}".replace(name, "{id_}")].answer
+        shown = lab.get(path)
+        assert shown.keys() == example.keys()
+        for key in shown.keys() & {"Nodes", "Hosts", "Findings"}:
+            assert shown[key][0].keys() == example[key][0].keys()
     lab.docker("rm", "-f", name)
     lab.docker("service", "rm", name)
     for kind in ("secret", "config", "volume"):

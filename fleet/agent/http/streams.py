@@ -12,6 +12,7 @@ from urllib.parse import quote_plus
 
 import msgspec
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -139,6 +140,8 @@ def json_lines(work: Callable[[Callable[[Any], None]], Awaitable[None]]) -> Stre
         async def run() -> None:
             try:
                 await work(tell)
+            except ClientDisconnect:
+                pass  # in the middle of its upload: nobody is there to be told
             except FleetError as cause:
                 tell({"errorDetail": {"message": str(cause)}, "error": str(cause)})
             finally:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import httpx
 import pytest
+from fastapi import FastAPI
 
 from fleet import errors
-from fleet.api.http import parse_bool, parse_filters
+from fleet.api.http import install_error_handlers, parse_bool, parse_filters
 from fleet.model.service import ServiceSpec
 from fleet.model.wire import docker_name, encode, parse_json
 
@@ -62,3 +66,31 @@ def test_booleans_as_clients_write_them() -> None:
     assert [parse_bool(text) for text in ("1", "true", "True", "0", "false", "False", "", None)] == [
         True, True, True, False, False, False, False, False,
     ]  # fmt: skip
+
+
+def test_every_refusal_has_a_body_that_clients_read() -> None:
+    app = FastAPI()
+    install_error_handlers(app)
+
+    @app.get("/bug")
+    async def bug() -> None:
+        raise ValueError("x")
+
+    @app.get("/often")
+    async def often() -> None:
+        raise errors.RateLimitedError("too often", retry_after_s=3)
+
+    @app.get("/typed")
+    async def typed(wanted: int) -> None: ...
+
+    async def story() -> None:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            for path, status in (("/bug", 500), ("/often", 429), ("/typed", 400), ("/no", 404)):
+                answer = await client.get(path)
+                assert (answer.status_code, list(answer.json())) == (status, ["message"])
+            assert (await client.get("/often")).headers["retry-after"] == "3"
+            assert (await client.put("/often")).json() == {"message": "Method Not Allowed"}
+            assert (await client.get("/typed", params={"wanted": "x"})).json()["message"].startswith("wanted: input")
+
+    asyncio.run(story())
