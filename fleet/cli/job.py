@@ -1,16 +1,23 @@
-"""``fleet job``: work that ends, once or at set times. Jobs are services in a job mode; schedules are labels of theirs."""
+"""``fleet job``: work that ends, once or at set times. Jobs are services in a job mode; schedules are labels of theirs.
+
+A *parameterised* job runs nothing itself: it has no completions, and labels that say which parameters a run of it takes. Each
+``dispatch`` makes a job of its own from it, with the parameters as environment variables and the payload as a file (a config).
+"""
 
 from __future__ import annotations
 
+import base64
 import copy
+import re
 import secrets
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import click
 
 from fleet import errors
 from fleet.cli import clock
-from fleet.cli.app import App, part, pass_app
+from fleet.cli.app import App, part, pass_app, read_input
 from fleet.cli.render import echo, print_rows, print_warnings
 from fleet.cli.service_spec import mode_name
 from fleet.cli.service_update import inherited, post_update
@@ -20,6 +27,16 @@ Json = dict[str, Any]
 
 CRON: Final = "fleet.schedule.cron"
 _SUSPENDED: Final = "fleet.schedule.suspended"
+_PARAMETER: Final = "fleet.job.parameter."
+"""Label of a job for each parameter: ``required``, or ``=`` and the default."""
+_PAYLOAD: Final = "fleet.job.payload"
+"""Label of a job that takes one: ``optional`` or ``required``."""
+_PAYLOAD_PATH: Final = "/run/payload"
+_PAYLOAD_MAX: Final = 1000 * 1024
+"""Bytes of a config."""
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OF_THE_TEMPLATE: Final = ("fleet.schedule.", _PARAMETER, _PAYLOAD)
+"""Labels that a run made from a job does not have."""
 _COLUMNS: Final = (
     ("Name", "NAME"),
     ("Schedule", "SCHEDULE"),
@@ -148,10 +165,7 @@ def run(app: App, *, words: tuple[str, ...], template: str | None, removes: bool
     if removes and detach:
         raise errors.UserError("--rm and --detach cannot be combined: nobody would be there to remove it")
     spec = _spec_from(app, template, words) if template else _new_spec(app, words)
-    container = spec["TaskTemplate"]["ContainerSpec"]
-    own = inherited(given["env"], app.environment)
-    names = {each.partition("=")[0] for each in own}
-    container["Env"] = [*(each for each in container.get("Env") or () if each.partition("=")[0] not in names), *own]
+    _set_env(spec, inherited(given["env"], app.environment))
     spec["Name"] = given["name"] or f"{template or 'job'}-{secrets.token_hex(4)}"
     spec["Mode"] = {
         "ReplicatedJob": {
@@ -159,19 +173,36 @@ def run(app: App, *, words: tuple[str, ...], template: str | None, removes: bool
             "MaxConcurrent": given["concurrent"] or given["completions"],
         }
     }
+    service_id = _begin(app, spec)
+    return _see_to_its_end(app, service_id, spec, detach=detach, removes=removes, timeout_s=given["timeout"])
+
+
+def _begin(app: App, spec: Json) -> str:
     answer = app.client.post("/services/create", spec)
     print_warnings(answer)
+    return str(answer["ID"])
+
+
+def _see_to_its_end(
+    app: App, service_id: str, spec: Json, *, detach: bool, removes: bool, timeout_s: float | None
+) -> int:
+    """Unless ``detach``, wait for the end of the run, print what it said, and remove it if that is wanted."""
     if detach:
         echo(spec["Name"])
         return 0
-    service_id = str(answer["ID"])
     try:
-        return _wait_and_print(
-            app, service_id, spec["Name"], completions=given["completions"], timeout_s=given["timeout"]
-        )
+        completions = spec["Mode"]["ReplicatedJob"]["TotalCompletions"]
+        return _wait_and_print(app, service_id, spec["Name"], completions=completions, timeout_s=timeout_s)
     finally:
         if removes:
             app.client.delete(f"/services/{service_id}")
+
+
+def _set_env(spec: Json, own: Iterable[str]) -> None:
+    """``NAME=value``, over what the container's environment has of these names."""
+    container = spec["TaskTemplate"]["ContainerSpec"]
+    names = {each.partition("=")[0] for each in own}
+    container["Env"] = [*(each for each in container.get("Env") or () if each.partition("=")[0] not in names), *own]
 
 
 def _new_spec(app: App, words: tuple[str, ...]) -> Json:
@@ -187,13 +218,149 @@ def _spec_from(app: App, template: str, words: tuple[str, ...]) -> Json:
     found = _job(app, template)["Spec"]
     spec: Json = {"TaskTemplate": copy.deepcopy(found["TaskTemplate"])}
     labels = found.get("Labels") or {}
-    spec["Labels"] = {key: value for key, value in labels.items() if not key.startswith("fleet.schedule.")}
+    spec["Labels"] = {key: value for key, value in labels.items() if not key.startswith(_OF_THE_TEMPLATE)}
     spec["Labels"]["fleet.job.from"] = template
     if found.get("EndpointSpec"):
         spec["EndpointSpec"] = {key: value for key, value in found["EndpointSpec"].items() if key != "Ports"}
     if words:
         spec["TaskTemplate"]["ContainerSpec"]["Args"] = list(words)
     return spec
+
+
+@job.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option(
+    "-p",
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="NAME[=DEFAULT]",
+    help="What a run is told; required without default.",
+)
+@click.option(
+    "--payload",
+    type=click.Choice(["forbidden", "optional", "required"]),
+    default="forbidden",
+    show_default=True,
+    help=f"Whether a run is given a file, which it finds at {_PAYLOAD_PATH}.",
+)
+@click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Environment variable of every run.")
+@click.argument("name", metavar="JOB")
+@click.argument("words", metavar="IMAGE [COMMAND [ARG]...]", nargs=-1, required=True, type=click.UNPROCESSED)
+@pass_app
+def create(
+    app: App, *, name: str, words: tuple[str, ...], parameters: tuple[str, ...], payload: str, env: tuple[str, ...]
+) -> None:
+    """Make a job that runs when it is dispatched, with parameters and a payload.
+
+    Parameters are environment variables of the run.
+    """
+    spec = _new_spec(app, words)
+    _set_env(spec, inherited(env, app.environment))
+    labels = {
+        _PARAMETER + key: f"={value}" if has_default else "required"
+        for key, has_default, value in map(_pair, parameters)
+    }
+    if len(labels) < len(parameters):
+        raise errors.UserError("a parameter was given twice")
+    spec["Labels"] = labels | ({} if payload == "forbidden" else {_PAYLOAD: payload})
+    spec["Name"] = name
+    spec["Mode"] = {"ReplicatedJob": {"TotalCompletions": 0, "MaxConcurrent": 0}}
+    answer = app.client.post("/services/create", spec)
+    print_warnings(answer)
+    echo(str(answer["ID"]))
+
+
+def _pair(text: str) -> tuple[str, bool, str]:
+    """(name, whether there is a ``=``, what is behind it). Raises ``UserError``."""
+    name, separator, value = text.partition("=")
+    if not _VARIABLE.fullmatch(name):
+        raise errors.UserError(
+            f"{name[:80]!r} is no name of a parameter: letters, digits and '_', as an environment variable"
+        )
+    return name, bool(separator), value
+
+
+@job.command()
+@click.option("--payload", metavar="FILE", help="File for the run, or '-' for standard input.")
+@click.option("--name", "own_name", default="", metavar="NAME", help="Name of the run (default: made up).")
+@click.option("--rm", "removes", is_flag=True, help="Remove the run when it has ended.")
+@click.option("-d", "--detach", is_flag=True, help="Do not wait until it has ended.")
+@click.option("--timeout", type=click.FloatRange(min=0.001), default=None, metavar="SECONDS", help="Give up waiting.")
+@click.argument("name", metavar="JOB")
+@click.argument("given", metavar="[NAME=VALUE]...", nargs=-1)
+@pass_app
+def dispatch(
+    app: App,
+    *,
+    name: str,
+    given: tuple[str, ...],
+    payload: str | None,
+    own_name: str,
+    removes: bool,
+    detach: bool,
+    timeout: float | None,
+) -> int:
+    """Run a parameterised job once, wait for it and print what it says; ends with 0 if it ended well."""
+    if removes and detach:
+        raise errors.UserError("--rm and --detach cannot be combined: nobody would be there to remove it")
+    labels: Json = _job(app, name)["Spec"].get("Labels") or {}
+    values = _parameters(name, labels, given)
+    takes = labels.get(_PAYLOAD, "forbidden")
+    if payload is None and takes == "required":
+        raise errors.UserError(f"job {name} needs a payload: --payload FILE")
+    if payload is not None and takes == "forbidden":
+        raise errors.UserError(f"job {name} takes no payload")
+    spec = _spec_from(app, name, ())
+    spec["Name"] = own_name or f"{name}-{secrets.token_hex(4)}"
+    spec["Mode"] = {"ReplicatedJob": {"TotalCompletions": 1, "MaxConcurrent": 1}}
+    _set_env(spec, [f"{key}={value}" for key, value in values.items()])
+    config_id = None if payload is None else _add_payload(app, spec, read_input(payload, size_max=_PAYLOAD_MAX))
+    try:
+        service_id = _begin(app, spec)
+    except errors.FleetError:
+        _remove_payload(app, config_id)
+        raise
+    try:
+        return _see_to_its_end(app, service_id, spec, detach=detach, removes=removes, timeout_s=timeout)
+    finally:
+        if removes:
+            _remove_payload(app, config_id)
+
+
+def _remove_payload(app: App, config_id: str | None) -> None:
+    if config_id is not None:
+        app.client.delete(f"/configs/{config_id}")
+
+
+def _parameters(name: str, labels: Mapping[str, str], given: tuple[str, ...]) -> dict[str, str]:
+    """Name -> value of a run. Raises ``UserError`` for what the job does not know, and for what it lacks."""
+    known = {key.removeprefix(_PARAMETER): how for key, how in labels.items() if key.startswith(_PARAMETER)}
+    if not known and _PAYLOAD not in labels:
+        raise errors.UserError(f"job {name} is not parameterised; run it with: fleet job run --from {name}")
+    values = {key: how[1:] for key, how in known.items() if how.startswith("=")}
+    for text in given:
+        key, has_value, value = _pair(text)
+        if key not in known:
+            raise errors.UserError(f"job {name} has no parameter {key!r}; it has: {', '.join(sorted(known)) or 'none'}")
+        if not has_value:
+            raise errors.UserError(f"parameter {key}: expected {key}=VALUE")
+        values[key] = value
+    lacking = sorted(known.keys() - values.keys())
+    if lacking:
+        raise errors.UserError(f"job {name} needs {', '.join(lacking)}: give NAME=VALUE")
+    return values
+
+
+def _add_payload(app: App, spec: Json, data: bytes) -> str:
+    """Make a config of it, that the run has as a file; returns its id."""
+    name = f"{spec['Name']}-payload"
+    body = {"Name": name, "Labels": {"fleet.job.payload-of": spec["Name"]}, "Data": base64.b64encode(data).decode()}
+    config_id = str(app.client.post("/configs/create", body)["ID"])
+    file = {"Name": _PAYLOAD_PATH, "UID": "0", "GID": "0", "Mode": 0o444}
+    container = spec["TaskTemplate"]["ContainerSpec"]
+    reference = {"ConfigID": config_id, "ConfigName": name, "File": file}
+    container["Configs"] = [*(container.get("Configs") or ()), reference]
+    return config_id
 
 
 _POLL_S: Final = 0.2

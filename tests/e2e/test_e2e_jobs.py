@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,3 +82,28 @@ def test_a_job_is_run_once_with_its_output_and_exit_code(lab: TestLab) -> None:
     assert "has no schedule" not in lab.fleet("job", "suspend", "nightly").stderr
     assert lab.fleet("job", "ls", "-q").stdout.strip()
     lab.fleet("service", "rm", "nightly")
+
+
+def test_a_parameterised_job_runs_only_when_it_is_dispatched(lab: TestLab, tmp_path: Path) -> None:
+    (tmp_path / "words").write_text("from the payload\n")
+    command = ("sh", "-c", 'echo "$GREETING $NAME"; cat /run/payload')
+    lab.fleet(
+        "job",
+        "create",
+        "-p",
+        "NAME",
+        "-p",
+        "GREETING=hello",
+        "--payload",
+        "required",
+        "greet",
+        "fleet/hello:1",
+        *command,
+    )
+    lacking = lab.fleet("job", "dispatch", "--payload", str(tmp_path / "words"), "greet", check=False)
+    assert (lacking.returncode, "job greet needs NAME" in lacking.stderr) == (2, True)
+    ran = lab.fleet("job", "dispatch", "--rm", "--payload", str(tmp_path / "words"), "greet", "NAME=anna")
+    assert ran.stdout.splitlines() == ["hello anna", "from the payload"]
+    assert lab.get("/tasks", filters={"service": ["greet"]}) == []
+    assert [item for item in lab.get("/configs") if item["Spec"]["Name"].startswith("greet-")] == []
+    lab.fleet("service", "rm", "greet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,3 +116,89 @@ def test_misuse(fleet: Any, engine: FakeEngine) -> None:
     assert "service web is global, not a job" in fleet("job", "history", "web").err
     assert "an image is needed, or --from JOB" in fleet("job", "run").err
     assert "cannot be combined" in fleet("job", "run", "--rm", "-d", "img").err
+
+
+def test_a_parameterised_job_runs_nothing_and_says_what_it_takes(fleet: Any, engine: FakeEngine) -> None:
+    engine.on("POST", "/services/create", Reply(201, {"ID": "new"}))
+    ran = fleet(
+        "job",
+        "create",
+        "-p",
+        "IN",
+        "-p",
+        "LEVEL=3",
+        "--payload",
+        "optional",
+        "-e",
+        "A=1",
+        "conv",
+        "img",
+        "sh",
+        "-c",
+        "x",
+    )
+    assert (ran.code, ran.out) == (0, "new\n"), ran.err
+    (sent,) = engine.sent("POST", "/services/create")
+    assert sent.body["Labels"] == {
+        "fleet.job.parameter.IN": "required",
+        "fleet.job.parameter.LEVEL": "=3",
+        "fleet.job.payload": "optional",
+    }
+    assert sent.body["Mode"] == {"ReplicatedJob": {"TotalCompletions": 0, "MaxConcurrent": 0}}
+    container = sent.body["TaskTemplate"]["ContainerSpec"]
+    assert (container["Args"], container["Env"]) == (["sh", "-c", "x"], ["A=1"])
+    assert "is no name of a parameter" in fleet("job", "create", "-p", "a-b", "conv", "img").err
+    assert "given twice" in fleet("job", "create", "-p", "A", "-p", "A=1", "conv", "img").err
+
+
+PARAMETERS = {"fleet.job.parameter.IN": "required", "fleet.job.parameter.B": "=3", "own": "label"}
+
+
+def test_a_dispatch_is_a_run_with_parameters_and_a_payload(
+    fleet: Any, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fleet.cli.logs.service_logs", lambda *_, **__: None)
+    file_of_words = tmp_path / "words"
+    file_of_words.write_text("text")
+    engine.on("GET", "/services/conv", job("conv", **PARAMETERS, **{"fleet.job.payload": "required"}))
+    engine.on("POST", "/configs/create", Reply(201, {"ID": "cfg"}))
+    engine.on("POST", "/services/create", Reply(201, {"ID": "new"}))
+    engine.on("GET", "/tasks", [ended("complete", 0)])
+    engine.on("DELETE", "/services/new", Reply(200, None))
+    engine.on("DELETE", "/configs/cfg", Reply(204))
+    ran = fleet("job", "dispatch", "--rm", "--name", "one", "--payload", str(file_of_words), "conv", "IN=a=b")
+    assert ran.code == 0, ran.err
+    (sent,) = engine.sent("POST", "/services/create")
+    assert sent.body["Labels"] == {"own": "label", "fleet.job.from": "conv"}
+    container = sent.body["TaskTemplate"]["ContainerSpec"]
+    assert container["Env"] == ["A=1", "B=3", "IN=a=b"]
+    file = {"Name": "/run/payload", "UID": "0", "GID": "0", "Mode": 0o444}
+    assert container["Configs"] == [{"ConfigID": "cfg", "ConfigName": "one-payload", "File": file}]
+    assert engine.sent("POST", "/configs/create")[0].body["Data"] == "dGV4dA=="
+    order = [request.path for request in engine.requests if request.method == "DELETE"]
+    assert order == ["/services/new", "/configs/cfg"], "a config in use cannot be removed"
+    engine.on("POST", "/services/create", Reply(400, {"message": "no"}))
+    assert fleet("job", "dispatch", "--payload", str(file_of_words), "conv", "IN=1").code == 1
+    assert len(engine.sent("DELETE", "/configs/cfg")) == 2, "what was made for nothing goes"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("conv",), "job conv needs IN: give NAME=VALUE"),
+        (("conv", "IN"), "parameter IN: expected IN=VALUE"),
+        (("conv", "IN=1", "X=2"), "job conv has no parameter 'X'; it has: B, IN"),
+        (("--payload", "-", "conv", "IN=1"), "job conv takes no payload"),
+        (("night",), "job night is not parameterised; run it with: fleet job run --from night"),
+        (("needs",), "job needs needs a payload"),
+    ],
+)
+def test_a_dispatch_that_does_not_fit_is_refused(
+    fleet: Any, engine: FakeEngine, given: tuple[str, ...], says: str
+) -> None:
+    engine.on("GET", "/services/conv", job("conv", **PARAMETERS))
+    engine.on("GET", "/services/night", job())
+    engine.on("GET", "/services/needs", job("needs", **{"fleet.job.payload": "required"}))
+    ran = fleet("job", "dispatch", *given)
+    assert (ran.code, says in ran.err) == (2, True), ran.err
+    assert not engine.sent("POST", "/services/create")
