@@ -135,9 +135,8 @@ def task_json(task: Task, networks: Mapping[str, Network]) -> Json:
         result["JobIteration"] = {"Index": task.job_iteration.index}
     if task.network_attachments:
         result["NetworksAttachments"] = [_attachment(each, networks) for each in task.network_attachments]
-    if (
-        task.assigned_generic_resources
-    ):  # the first is what Docker's description calls them, the second what dockerd does
+    if task.assigned_generic_resources:
+        # The first is what Docker's description calls them, the second what dockerd does.
         result["AssignedGenericResources"] = to_builtins(task.assigned_generic_resources)
         result["GenericResources"] = result["AssignedGenericResources"]
     result["Volumes"] = None

@@ -2,7 +2,8 @@
 
 Services that were changed get the spec they had, new ones go, and so do the networks, secrets and configs made for them. What the
 daemon itself has rolled back meanwhile (``update_config.failure_action: rollback``) is found as it was and left. Services that
-the files no longer have are removed last, once everything converged, so there is none to bring back.
+the files no longer have are removed last, once everything converged, so there is none to bring back. Labels of secrets and
+configs that stay are not put back.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ __all__ = ["EXAMPLES", "Example", "describe"]
 
 _USER_ID: Final = "z3k1mq0v8xw2n5c7r9t4b6y1d"
 _TOKEN_ID: Final = "h5j2kq9w1e8r7t6y3u4i0o2pa"  # noqa: S105 - an id
+_TOKEN_TEXT: Final = f"FLTK-1-{_TOKEN_ID}-..."
 _TASK_ID: Final = "3vb9w1x0c8d7e6f5g4h3j2k1l"
 _NODE_ID: Final = "8s7d6f5g4h3j2k1l0q9w8e7r6"
 _OTHER_NODE_ID: Final = "1a2s3d4f5g6h7j8k9l0z1x2c3"
@@ -121,7 +122,7 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "GET /fleet/v1/whoami": Example(text="Whom the daemon takes the caller for.", answer=_PRINCIPAL),
     "POST /fleet/v1/session": Example(
         text="Sign in with a token, for browsers: sets a cookie.",
-        body={"Token": "flt_h5j2kq9w1e8r7t6y3u4i0o2pa_secret"},
+        body={"Token": _TOKEN_TEXT},
         status=201,
         answer={**_PRINCIPAL, "Session": True, "Key": "1c9e..."},
     ),
@@ -145,7 +146,7 @@ EXAMPLES: Final[Mapping[str, Example]] = {
         text="Make a token; its text is in this answer and nowhere else. ExpiresIn is in nanoseconds, 0 for never.",
         body={"User": "anna", "Description": "pipeline", "ExpiresIn": 86_400_000_000_000},
         status=201,
-        answer={"ID": _TOKEN_ID, "Token": "flt_h5j2kq9w1e8r7t6y3u4i0o2pa_secret"},
+        answer={"ID": _TOKEN_ID, "Token": _TOKEN_TEXT},
     ),
     "DELETE /fleet/v1/tokens/{id_}": Example(text="Revoke a token.", status=204),
     "GET /fleet/v1/swarm/backup": Example(text="The cluster's state; holds its keys.", answer=_BACKUP, lines=True),
