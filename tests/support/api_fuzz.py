@@ -309,7 +309,7 @@ def _send(client: httpx.Client, wish: Wish) -> str:
 def complaints(log: str) -> list[str]:
     """Lines of a daemon's log that tell of a bug: errors, and what is not JSON, as a traceback is not."""
     found = []
-    for line in log.splitlines():
+    for line in filter(None, log.split("\n")):  # not splitlines: a path in the log may hold U+2028
         try:
             said = json.loads(line)
         except ValueError:

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _NO_TIME: Final = "0001-01-01T00:00:00Z"
-_SECOND_NS: Final = 1_000_000_000
+_SHORT_ID: Final = 12
 _NEVER_LIMITED: Final = (
     "CpuCount",
     "CpuPercent",
@@ -397,6 +397,9 @@ def _networks(container: Container, network_name: Callable[[str], str]) -> dict[
             **_endpoint(spec.network_id, aliases=spec.aliases, found=known.get(spec.network_id)),
             "IPAMConfig": _ipam_config(spec),
             "EndpointID": id_on(spec.network_id),
+            "DNSNames": list(
+                dict.fromkeys((container.name, *config.network_names, *spec.aliases, container.id[:_SHORT_ID]))
+            ),
         }
         for spec in config.networks
     }

@@ -72,6 +72,7 @@ def test_containers_images_and_volumes_have_dockers_fields_and_types(api: Any, v
         await look("Volume", "/volumes/vol")
         assert found == []
         assert ("VirtualSize" in image) is (spoken < (1, 44))
+        assert shown["NetworkSettings"]["Networks"]["lan"]["DNSNames"] == ["full", "db", full[:12]]
         aliases = shown["NetworkSettings"]["Networks"]["lan"]["Aliases"]
         assert aliases == (["db", full[:12], "box"] if spoken < (1, 45) else ["db"])
 
