@@ -202,6 +202,7 @@ def _picture(items: Mapping[str, dispatch.Item]) -> tuple[dict[str, NetworkState
                         published_port=item.published_port,
                         target_port=item.target_port,
                         service_id=item.service_id,
+                        source=item.source,
                     )
                 )
             case _:

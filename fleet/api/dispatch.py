@@ -23,6 +23,7 @@ from fleet import errors
 from fleet.model.ids import ConfigId, LoginId, NetworkId, NodeId, SecretId, ServiceId, TaskId
 from fleet.model.network import Network
 from fleet.model.node import NodeDescription, NodeRole
+from fleet.model.publishing import ClientSource
 from fleet.model.service import Protocol
 from fleet.model.task import Task, TaskStatus
 
@@ -134,6 +135,7 @@ class PublishedItem(_Message, frozen=True, kw_only=True):
     published_port: int
     target_port: int
     service_id: ServiceId
+    source: ClientSource = "node"
 
 
 class SecretItem(_Message, frozen=True, kw_only=True):

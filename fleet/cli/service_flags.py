@@ -254,7 +254,8 @@ LIST_FLAGS: Final[tuple[ListFlag, ...]] = (
              name_of=lambda entry: f"spread={(entry.get('Spread') or {}).get('SpreadDescriptor', '')}",
              metavar="spread=LABEL", help="Spread tasks evenly over values of a node label."),
     ListFlag(name="publish", path="EndpointSpec.Ports", parse=values.parse_ports, name_of=_port_name, short="-p",
-             expands=True, metavar="PORT", help="Publish a port: 8080:80[/udp] or published=8080,target=80,mode=host."),
+             expands=True, metavar="PORT", help="Publish a port: 8080:80[/udp] or published=8080,target=80,mode=host; "
+             "with source=client tasks see the clients' own addresses."),
     ListFlag(name="network", path="TaskTemplate.Networks", parse=values.parse_network, name_of=_key("Target"),
              metavar="NETWORK", help="Join a network: NAME or name=NAME,alias=ALIAS."),
     ListFlag(name="mount", path=f"{_CONTAINER}.Mounts", parse=values.parse_mount, name_of=_key("Target"),

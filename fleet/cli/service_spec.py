@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from fleet import errors
 from fleet.cli.service_flags import LABEL_FLAGS, LIST_FLAGS, MAP_FLAGS, VALUE_FLAGS, ListFlag
+from fleet.compose.values import take_sources
+from fleet.model.publishing import SOURCE_LABEL, source_label
 
 __all__ = ["autoscale_bounds", "create_spec", "scale_spec", "update_spec"]
 
@@ -76,9 +78,20 @@ def create_spec(flags: Mapping[str, Any], *, image: str, arguments: Sequence[str
         given = _flatten(flags[item.parameter], item)
         if given:
             _put(spec, item.path, list({item.name_of(value): value for value in given}.values()))
+    _take_sources(spec)
     _tolerate(spec, add=flags["toleration"], remove=())
     _apply_values(spec, flags)
     return spec
+
+
+def _take_sources(spec: Spec) -> None:
+    """``--publish ...,source=client`` is a label of the service, which goes with its last port."""
+    ports = _peek(spec, "EndpointSpec.Ports") or []
+    before = [name for name in spec.get("Labels") or {} if name.startswith(f"{SOURCE_LABEL}.")]
+    _update_map(spec, "Labels", add=list(take_sources(ports).items()), remove=())
+    published = {source_label(port["TargetPort"], port.get("Protocol", "tcp")) for port in ports}
+    told = published | {name.partition("/")[0] for name in published}
+    _update_map(spec, "Labels", add=(), remove=[name for name in before if name not in told])
 
 
 def _tolerate(spec: Spec, *, add: Sequence[str], remove: Sequence[str]) -> None:
@@ -132,6 +145,8 @@ def update_spec(current: Spec, flags: Mapping[str, Any]) -> Spec:
         _update_map(spec, entry.path, add=flags[f"{entry.parameter}_add"], remove=flags[f"{entry.parameter}_rm"])
     for item in LIST_FLAGS:
         _update_list(spec, item, add=flags[f"{item.parameter}_add"], remove=flags[f"{item.parameter}_rm"])
+    if flags["publish_add"] or flags["publish_rm"]:
+        _take_sources(spec)
     _tolerate(spec, add=flags["toleration_add"], remove=flags["toleration_rm"])
     if flags["image"]:
         _put(spec, f"{_CONTAINER}.Image", flags["image"])

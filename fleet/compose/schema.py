@@ -86,7 +86,7 @@ _SERVICE_NETWORK: Final = {
 }
 
 _SERVICE_PORT: Final = {
-    **_honoured("target", "published", "protocol", "mode", "name"),
+    **_honoured("target", "published", "protocol", "mode", "name", "x-source"),
     **_ignored(
         host_ip="a service is published on every node, on all addresses",
         app_protocol="ports are forwarded without looking at what they carry",

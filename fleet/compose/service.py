@@ -14,6 +14,7 @@ from fleet.compose.reading import listed, string_map, strings, words
 from fleet.model import wire
 from fleet.model.autoscale import check_autoscale
 from fleet.model.common import Driver
+from fleet.model.publishing import check_sources
 from fleet.model.service import (
     USERNS_LABEL,
     BindOptions,
@@ -79,9 +80,10 @@ class ServiceConverter:
         if not image:
             self.node.fail("a service of a stack needs an image")
         deployment = deploy.convert(self.fields.get("deploy"), fields=self.fields)
+        ports, sources = self._ports()
         spec = ServiceSpec(
             name=f"{self.stack}_{self.key}",
-            labels={**deployment.labels, _NAMESPACE_LABEL: self.stack, _IMAGE_LABEL: image},
+            labels={**deployment.labels, **sources, _NAMESPACE_LABEL: self.stack, _IMAGE_LABEL: image},
             task_template=TaskSpec(
                 container_spec=self._container(image),
                 resources=deployment.resources,
@@ -93,15 +95,16 @@ class ServiceConverter:
             mode=deployment.mode,
             update_config=deployment.update_config,
             rollback_config=deployment.rollback_config,
-            endpoint_spec=EndpointSpec(mode=EndpointMode(deployment.endpoint_mode or "vip"), ports=self._ports()),
+            endpoint_spec=EndpointSpec(mode=EndpointMode(deployment.endpoint_mode or "vip"), ports=ports),
         )
-        self._check_autoscale(spec)
+        self._check_labels(spec)
         return spec
 
-    def _check_autoscale(self, spec: ServiceSpec) -> None:
-        """A policy is read here already, because a person should know the line before anything of the stack is made."""
+    def _check_labels(self, spec: ServiceSpec) -> None:
+        """Read here already, because a person should know the line before anything of the stack is made."""
         try:
             check_autoscale(spec)
+            check_sources(spec.labels)
         except errors.UserError as cause:
             section = self.fields["deploy"].mapping()
             section.get("labels", self.fields["deploy"]).fail(str(cause))
@@ -232,12 +235,15 @@ class ServiceConverter:
             )
         return tuple(sorted(targets, key=lambda target: target.target))
 
-    def _ports(self) -> tuple[PortConfig, ...]:
+    def _ports(self) -> tuple[tuple[PortConfig, ...], dict[str, str]]:
+        """With the labels that say what a port says by fleet's own field."""
         ports: list[PortConfig] = []
+        sources: dict[str, str] = {}
         for node in self._list("ports"):
             entries = node.apply(values.parse_ports) if node.kind != "mapping" else [_port(node)]
+            sources |= values.take_sources(entries)
             ports += [wire.parse_builtins(entry, PortConfig, what="port") for entry in entries]
-        return tuple(sorted(ports, key=lambda port: (port.published_port, port.target_port, port.protocol)))
+        return tuple(sorted(ports, key=lambda port: (port.published_port, port.target_port, port.protocol))), sources
 
     # Mounts.
 
@@ -466,7 +472,8 @@ class ServiceConverter:
 
 def _port(node: Node) -> dict[str, Any]:
     fields = node.mapping()
-    parts = [f"{key}={fields[key].scalar()}" for key in ("target", "published", "protocol", "mode") if key in fields]
+    keys = ("target", "published", "protocol", "mode", "x-source")
+    parts = [f"{key.removeprefix('x-')}={fields[key].scalar()}" for key in keys if key in fields]
     (port,) = node.apply_check(lambda: values.parse_ports(",".join(parts) or "target="))
     if "name" in fields:
         port["Name"] = fields["name"].string()

@@ -13,6 +13,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 from fleet import errors
+from fleet.model.publishing import source_label
 
 __all__ = [
     "parse_bool",
@@ -30,6 +31,7 @@ __all__ = [
     "parse_ulimit",
     "parse_userns_mode",
     "split_fields",
+    "take_sources",
 ]
 
 JsonObject = dict[str, Any]
@@ -124,12 +126,14 @@ def split_fields(text: str) -> list[tuple[str, str | None]]:
 # --- ports ------------------------------------------------------------------------------------------------------------
 
 _PROTOCOLS: Final = ("tcp", "udp", "sctp")
+_ACCEPTED: Final = {"protocol": "tcp, udp or sctp", "mode": "ingress or host", "source": "client or node"}
 
 
 def parse_ports(text: str) -> list[JsonObject]:
     """Short ``8080:80/tcp``, ``8000-8002:80-82``, ``80``, or long ``published=8080,target=80,protocol=tcp,mode=host``.
 
-    A published port of 0 (left out) is chosen by the cluster. Source: ``docker service create --publish``.
+    A published port of 0 (left out) is chosen by the cluster. Source: ``docker service create --publish``. fleet's own field
+    ``source=client`` (or ``node``) comes back as ``Source``, which is for ``take_sources`` to make a label of.
     """
     return _long_port(text) if "=" in text else _short_ports(text)
 
@@ -168,25 +172,36 @@ def _short_ports(text: str) -> list[JsonObject]:
 
 
 def _long_port(text: str) -> list[JsonObject]:
-    protocol, target, published, mode = "tcp", 0, 0, "ingress"
+    protocol, target, published, mode, source = "tcp", 0, 0, "ingress", ""
     for key, value in split_fields(text):
         match key, (value or "").lower():
             case "protocol", ("tcp" | "udp" | "sctp") as given:
                 protocol = given
             case "mode", ("ingress" | "host") as given:
                 mode = given
+            case "source", ("client" | "node") as given:
+                source = given
             case "target", given:
                 target = _port_range(given, whole=text)[0]
             case "published", given:
                 published = _port_range(given, whole=text)[0]
-            case (("protocol" | "mode"), given):
-                accepted = "tcp, udp or sctp" if key == "protocol" else "ingress or host"
+            case (("protocol" | "mode" | "source"), given):
+                accepted = _ACCEPTED[key]
                 raise errors.UserError(f"{text!r}: unknown {key} {given!r}; expected {accepted}")
             case _:
-                raise errors.UserError(f"{text!r}: unknown field {key!r}; known: target, published, protocol, mode")
+                raise errors.UserError(
+                    f"{text!r}: unknown field {key!r}; known: target, published, protocol, mode, source"
+                )
     if not target:
         raise errors.UserError(f"{text!r}: the field 'target' (the port in the container) is missing")
-    return [_port(protocol=protocol, target=target, published=published, mode=mode)]
+    port = _port(protocol=protocol, target=target, published=published, mode=mode)
+    return [port | {"Source": source} if source else port]
+
+
+def take_sources(ports: Iterable[JsonObject]) -> dict[str, str]:
+    """Take fleet's own field out of ports; returns the labels of the service that say the same."""
+    sources = [(port, port.pop("Source")) for port in ports if "Source" in port]
+    return {source_label(port["TargetPort"], port["Protocol"]): source for port, source in sources}
 
 
 def _port(*, protocol: str, target: int, published: int, mode: str) -> JsonObject:

@@ -34,6 +34,7 @@ from fleet.model.guest import Guest
 from fleet.model.ids import NetworkId, NodeId, ServiceId, TaskId
 from fleet.model.network import Network
 from fleet.model.node import Node, NodeState
+from fleet.model.publishing import source_of
 from fleet.model.secret import TEMPLATE_DRIVER
 from fleet.model.service import EndpointMode, PublishMode, Service
 from fleet.model.task import Attachment, Task, TaskState, task_name
@@ -228,6 +229,7 @@ def _of_services(services: Iterable[Service]) -> _OfServices:
                     published_port=port.published_port,
                     target_port=port.target_port,
                     service_id=service.id,
+                    source=source_of(service.spec.labels, port),
                 )
                 found.published[key_of(published)] = published
     return found

@@ -12,6 +12,7 @@ from fleet.model.guest import Guest
 from fleet.model.ids import NodeId
 from fleet.model.network import Network
 from fleet.model.node import Node
+from fleet.model.publishing import source_of
 from fleet.model.service import PublishMode, Service
 from fleet.model.task import Task, TaskState
 from fleet.store import Change, Kind, Store
@@ -100,4 +101,5 @@ def _of_service(service: Service, other: Service | None, found: Audience) -> Non
 
 def _told_of(service: Service) -> tuple[object, ...]:
     mode = service.spec.endpoint_spec.mode if service.spec.endpoint_spec else None
-    return (service.pending_delete, service.spec.name, service.spec.all_networks, service.endpoint, mode)
+    sources = [source_of(service.spec.labels, port) for port in service.endpoint.ports]
+    return (service.pending_delete, service.spec.name, service.spec.all_networks, service.endpoint, mode, sources)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fleet.errors import RuntimeFault
 from fleet.network.kernel import rtnetlink
@@ -10,9 +10,10 @@ from fleet.network.kernel.rtnetlink import Message, Netlink
 from fleet.network.links import NetworkLinks
 from fleet.network.namespaces import write_sysctl
 from fleet.network.naming import Owner
+from fleet.network.return_routes import MARK_BASE, MARK_MASK, ReturnRoute, ReturnRoutes
 from fleet.network.topology import Interface, SandboxSpec
 
-__all__ = ["plug", "set_default_route", "unplug"]
+__all__ = ["mend_routes", "plug", "set_default_route", "unplug"]
 
 
 def plug(
@@ -82,6 +83,36 @@ def set_default_route(interfaces: Sequence[Interface]) -> None:
             if link is not None:
                 gateways = filter(None, (interface.gateway, interface.gateway6))
                 netlink.send(*(rtnetlink.add_default_route(link.index, gateway) for gateway in gateways))
+
+
+def mend_routes(wanted: ReturnRoutes, *, before: ReturnRoutes | None) -> bool:
+    """Make the rules and tables of replies as ``wanted``; returns whether rules had to change. Called inside the sandbox.
+
+    ``before`` is what they are; ``None`` asks the kernel for the rules, and writes each route again. Raises ``RuntimeFault``.
+    """
+    if before == wanted:
+        return False
+    with Netlink() as netlink:
+        there = _marks(before.routes) if before is not None else netlink.marked_rules(MARK_BASE, MARK_MASK)
+        asked = _marks(wanted.routes)
+        messages: list[Message] = []
+        link = netlink.link(wanted.card) if asked else None
+        if link is not None:
+            kept = before.routes if before is not None and before.card == wanted.card else frozenset()
+            for route in sorted(wanted.routes - kept):
+                messages += [rtnetlink.add_table_route(link.index, via, route.mark) for via in _vias(route)]
+        messages += [rtnetlink.add_mark_rule(family, mark) for family, mark in sorted(asked - there)]
+        messages += [rtnetlink.delete_mark_rule(family, mark) for family, mark in sorted(there - asked)]
+        netlink.send_all(messages)
+    return there != asked
+
+
+def _vias(route: ReturnRoute) -> list[str]:
+    return [via for via in (route.via, route.via6) if via]
+
+
+def _marks(routes: Iterable[ReturnRoute]) -> set[tuple[int, int]]:
+    return {(rtnetlink.family_of(via), route.mark) for route in routes for via in _vias(route)}
 
 
 def enable_ipv6(card: str) -> None:

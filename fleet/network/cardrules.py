@@ -9,6 +9,9 @@ cable, whatever it is bound for, and drop
 - neighbour advertisements about addresses it does not have, which would make others send to it (RFC 4861 section 7.2);
 - router advertisements and redirects: routes are ours to give (RFC 6104, RFC 6105).
 
+Where a published port shows its clients' own addresses (``return_routes``), services may trust them: cards on the ingress network
+then send IPv4 and ARP from their own MAC and IPv4 address only.
+
 Frames from other hosts come through the VXLAN device and were looked at by the host they left. Cards on networks without IPv6 are
 not listed: their containers have none.
 """
@@ -26,11 +29,13 @@ _PER_COMMAND = 200
 
 @dataclass(frozen=True, slots=True, order=True)
 class Card:
-    """A container's place on a network with IPv6: the host's end of its cable, its MAC and its IPv6 address."""
+    """A container's place on a network: the host's end of its cable, its MAC, its IPv6 address (empty without), and its IPv4
+    address where that is watched too."""
 
     veth: str
     mac: str
     address: str
+    address4: str = ""
 
 
 def link_local(mac: str) -> str:
@@ -53,14 +58,25 @@ def plan_cards(current: frozenset[Card] | None, desired: frozenset[Card], *, tab
             f"add set {name} owned {{ type ifname . ipv6_addr; }}",
             # the target address of a neighbour advertisement, 8 bytes into the ICMPv6 message; nft has a word for it since 1.0.8
             f"add set {name} claimed {{ typeof iifname . @th,64,128; }}",
+            f"add set {name} cards4 {{ type ifname; }}",
+            f"add set {name} owned_mac {{ type ifname . ether_addr; }}",
+            f"add set {name} owned4 {{ type ifname . ipv4_addr; }}",
             f"add chain {name} cards {{ type filter hook prerouting priority -200; }}",
+            f"add rule {name} cards iifname @cards4 iifname . ether saddr != @owned_mac drop",
+            f"add rule {name} cards iifname @cards4 iifname . ip saddr != @owned4 drop",
+            f"add rule {name} cards iifname @cards4 iifname . arp saddr ip != @owned4 drop",
             f"add rule {name} cards iifname != @cards accept",
             f"add rule {name} cards icmpv6 type {{ nd-router-advert, nd-redirect }} drop",
             f"add rule {name} cards icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @claimed drop",
             f"add rule {name} cards ip6 saddr != :: iifname . ip6 saddr != @owned drop",
         ]
     before = current or frozenset()
-    for command, cards in (("delete", sorted(before - desired)), ("add", sorted(desired - before))):
+    for command, all_cards in (("delete", sorted(before - desired)), ("add", sorted(desired - before))):
+        watched = [card for card in all_cards if card.address4]
+        lines += _elements(command, name, "cards4", [f'"{card.veth}"' for card in watched])
+        lines += _elements(command, name, "owned_mac", [f'"{card.veth}" . {card.mac}' for card in watched])
+        lines += _elements(command, name, "owned4", [f'"{card.veth}" . {card.address4}' for card in watched])
+        cards = [card for card in all_cards if card.address]
         lines += _elements(command, name, "cards", [f'"{card.veth}"' for card in cards])
         pairs = [(card.veth, address) for card in cards for address in (card.address, link_local(card.mac))]
         lines += _elements(command, name, "owned", [f'"{veth}" . {address}' for veth, address in pairs])

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from fleet.network.cardrules import Card
 from fleet.network.ipam import is_ipv6
+from fleet.network.return_routes import NO_RETURNS, ReturnRoutes, return_routes
 from fleet.network.rules import Backend, Family, HostPortRule, HostRules, NetworkRule, SandboxRules
 from fleet.network.store import SandboxRecord
 from fleet.network.topology import (
@@ -29,6 +30,7 @@ __all__ = [
     "local_endpoints",
     "peers_of",
     "published_backends",
+    "returns_of",
     "sandbox_rules",
     "turned",
     "with_attachments",
@@ -36,7 +38,9 @@ __all__ = [
 ]
 
 
-def sandbox_rules(states: Iterable[NetworkState], *, seed: str, port: int) -> SandboxRules:
+def sandbox_rules(
+    states: Iterable[NetworkState], *, seed: str, port: int, returns: ReturnRoutes = NO_RETURNS
+) -> SandboxRules:
     """The rules of a sandbox that is on the networks ``states``, whose DNS sockets are on ``port``."""
     vips: dict[str, tuple[str, ...]] = {}
     vips6: dict[str, tuple[str, ...]] = {}
@@ -52,7 +56,22 @@ def sandbox_rules(states: Iterable[NetworkState], *, seed: str, port: int) -> Sa
         for service in state.services:
             if service.vip6 is not None:
                 vips6[service.vip6] = turned(ready.get(service.id, ()), seed=seed)
-    return SandboxRules(dns_port=port, vips=vips, vips6=vips6 if with_ipv6 else None)
+    return SandboxRules(dns_port=port, vips=vips, vips6=vips6 if with_ipv6 else None, returns=returns)
+
+
+def returns_of(
+    interfaces: Iterable[Interface], *, ingress: NetworkState | None, published: Iterable[PublishedPort]
+) -> ReturnRoutes:
+    """The ways back that a sandbox with these cards needs: those of a service with a port that shows its clients."""
+    services = {port.service_id for port in published if port.source == "client"}
+    if ingress is None or not services:
+        return NO_RETURNS
+    for interface in interfaces:
+        if interface.network_id == ingress.network.id and any(
+            endpoint.service_id in services and endpoint.address == interface.address for endpoint in ingress.endpoints
+        ):
+            return return_routes(ingress, card=interface.name, ipv6=bool(interface.address6))
+    return NO_RETURNS
 
 
 def host_rules(
@@ -70,6 +89,7 @@ def host_rules(
     if family == "ip6" and not specs:
         return None
     ingress = next((states[spec.id] for spec in specs if spec.ingress), None)
+    ports = tuple(published)
     is_v4 = family == "ip"
     return HostRules(
         networks=frozenset(
@@ -82,24 +102,27 @@ def host_rules(
             for spec in specs
         ),
         host_ports=host_ports(records, family=family),
-        published=published_backends(ingress, published, seed=seed, family=family),
+        published=published_backends(ingress, ports, seed=seed, family=family),
+        client_ports=frozenset(
+            (port.protocol, port.published_port) for port in ports if port.source == "client" and ingress is not None
+        ),
         tunnels=frozenset((spec.vxlan_port, spec.vni) for spec in specs if is_v4 and spec.driver == "overlay"),
         peers=frozenset(peer for state in states.values() for peer in peers_of(state)) if is_v4 else frozenset(),
         closed_router=closed_router,
     )
 
 
-def cards(records: Iterable[SandboxRecord]) -> frozenset[Card]:
-    """Cables into containers that have IPv6, and the address each may send from."""
-    return frozenset(card for record in records for card in cards_of(record.interfaces, record.veths))
+def cards(records: Iterable[SandboxRecord], *, guarded: str = "") -> frozenset[Card]:
+    """Cables into containers that have IPv6, or are on the network ``guarded``, and the addresses each may send from."""
+    return frozenset(card for record in records for card in cards_of(record.interfaces, record.veths, guarded=guarded))
 
 
-def cards_of(interfaces: Sequence[Interface], veths: Sequence[str]) -> frozenset[Card]:
+def cards_of(interfaces: Sequence[Interface], veths: Sequence[str], *, guarded: str = "") -> frozenset[Card]:
     """The same for one container; ``veths`` are the host's ends of its cables in the order of ``interfaces``."""
     return frozenset(
-        Card(veth, interface.mac, interface.address6)
+        Card(veth, interface.mac, interface.address6, interface.address if interface.network_id == guarded else "")
         for interface, veth in zip(interfaces, veths, strict=True)
-        if interface.address6
+        if interface.address6 or interface.network_id == guarded
     )
 
 
@@ -166,13 +189,16 @@ def peers_of(state: NetworkState) -> set[str]:
     return addresses - {""}
 
 
-def with_gateway(interfaces: Sequence[Interface], networks: Mapping[str, NetworkSpec]) -> tuple[Interface, ...]:
+def with_gateway(
+    interfaces: Sequence[Interface], networks: Mapping[str, NetworkSpec], *, ingress_first: bool = False
+) -> tuple[Interface, ...]:
     """Give the gateway to the first network with a way out, and to the ingress network only if there is no other.
 
-    For each family by itself: where the first network has no IPv6, the first that has gets the IPv6 gateway.
+    For each family by itself: where the first network has no IPv6, the first that has gets the IPv6 gateway. ``ingress_first`` is
+    for containers that see their clients' addresses (``return_routes`` says why).
     """
     ways_out = [networks[i.network_id] for i in interfaces if not networks[i.network_id].internal]
-    ways_out.sort(key=lambda spec: spec.ingress)
+    ways_out.sort(key=lambda spec: spec.ingress is not ingress_first)
     chosen = next((spec.id for spec in ways_out if spec.gateway), "")
     chosen6 = next((spec.id for spec in ways_out if spec.gateway6), "")
     return tuple(

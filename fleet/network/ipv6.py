@@ -26,6 +26,7 @@ from fleet.network.topology import NetworkState, PublishedPort
 __all__ = ["Ipv6"]
 
 _CONF = Path("/proc/sys/net/ipv6/conf")
+_TRIAL = Card("try", "02:42:00:00:00:01", "2001:db8::2", "192.0.2.2")
 
 
 class Ipv6:
@@ -41,6 +42,7 @@ class Ipv6:
         self._host = HostFilter(closer=closer, sweeper=sweeper, table=table, family="ip6")
         self._cards = CardFilter(closer=closer, table=table)
         self._fault: str | None = None
+        self._can_watch: bool | None = None
         self._closed_router: bool | None = None
 
     @property
@@ -85,6 +87,18 @@ class Ipv6:
             family="ip6",
         )
 
+    def can_watch(self) -> bool:
+        """Whether this host's kernel filters on bridges, where it has IPv6 or not; found out once."""
+        if self._can_watch is None:
+            trial = cardrules.plan_cards(None, frozenset({_TRIAL}), table=self._table)
+            try:
+                with self._thread.inside_new(), NftContext(self._closer) as nft:
+                    nft.run(trial)
+                self._can_watch = True
+            except FleetError:
+                self._can_watch = False
+        return self._can_watch
+
     def watch(self, cards: frozenset[Card]) -> None:
         """Bring only the bridges' table to what is wanted. Raises ``RuntimeFault``."""
         self._cards.apply(cards)
@@ -120,11 +134,10 @@ class Ipv6:
     def _find_fault(self) -> str:
         if not _CONF.is_dir():
             return "this host's kernel has no IPv6 (started with ipv6.disable=1, or built without)"
-        card = Card("try", "02:42:00:00:00:01", "2001:db8::2")
         trials = (
             rules.plan_sandbox(None, SandboxRules(dns_port=1, vips6={"2001:db8::9": ("2001:db8::2", "2001:db8::3")})),
             rules.plan_host(None, HostRules(), table=self._table, family="ip6"),
-            cardrules.plan_cards(None, frozenset({card}), table=self._table),
+            cardrules.plan_cards(None, frozenset({_TRIAL}), table=self._table),
         )
         try:
             with self._thread.inside_new(), NftContext(self._closer) as nft:

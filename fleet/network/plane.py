@@ -22,9 +22,12 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from fleet.errors import ConflictError, NotFoundError, RuntimeFault, UnsupportedError, UserError
 from fleet.network import desired, rules
-from fleet.network.cables import plug, set_default_route, unplug
+from fleet.network.cables import mend_routes, plug, set_default_route, unplug
+from fleet.network.cardrules import Card
 from fleet.network.dns.keeper import DnsKeeper
 from fleet.network.dns.records import Zone, zone_of
 from fleet.network.doctor.view import PlaneView
@@ -48,6 +51,7 @@ from fleet.network.namespaces import (
 )
 from fleet.network.naming import Owner
 from fleet.network.resolv import HostResolver, parse_resolv_conf, render_resolv_conf
+from fleet.network.return_routes import NO_RETURNS, ReturnRoutes
 from fleet.network.rules import Family, HostRules, SandboxRules
 from fleet.network.store import SandboxRecord, Store
 from fleet.network.sweeper import FlowSweeper
@@ -101,6 +105,7 @@ class Plane:
         self._records: dict[str, SandboxRecord] = {}
         self._leaving: dict[str, float] = {}  # cables of closed sandboxes, and until when the kernel may take them away
         self._published: tuple[PublishedPort, ...] = ()
+        self._returns_applied: dict[str, ReturnRoutes] = {}  # by sandbox; none: what is there is not known
         self._cursors: dict[str, str] = {}
         self._closed_router = False
         self._ipv6 = Ipv6(
@@ -233,6 +238,9 @@ class Plane:
         if tuple(ports) != self._published:
             self._published = tuple(ports)
             self._store.put_published(self._published)
+            ingress = self._ingress()
+            for record in self._on(ingress.network.id) if ingress is not None else ():
+                self._apply_sandbox_rules(record)
             self._apply_host_rules()
 
     # --- sandboxes ------------------------------------------------------------------------------------------------
@@ -274,6 +282,9 @@ class Plane:
                             nft.run(text)
                     self._sandbox_filters.adopt(spec.id, wanted)
                     undo.callback(self._sandbox_filters.forget, spec.id)
+                    mend_routes(wanted.returns, before=NO_RETURNS)
+                    self._returns_applied[spec.id] = wanted.returns
+                    undo.callback(self._returns_applied.pop, spec.id, None)
             record = SandboxRecord(spec=spec, interfaces=interfaces, veths=veths, dns_port=port)
             self._records[spec.id] = record
             undo.callback(self._records.pop, spec.id, None)
@@ -297,6 +308,7 @@ class Plane:
             if record.dns_port:
                 self.dns.leave(sandbox_id)
             self._sandbox_filters.forget(sandbox_id)
+            self._returns_applied.pop(sandbox_id, None)
             cards = record.interfaces
             self._apply_host_rules(dead=[a for card in cards for a in (card.address, card.address6) if a])
         close_namespace(self._store.netns_path(sandbox_id))
@@ -337,6 +349,7 @@ class Plane:
         self._netlink.send_all([rtnetlink.delete_link(veth) for veth in gone if self._netlink.link(veth) is not None])
         with self._inside(sandbox_id):
             set_default_route(interfaces)
+        self._returns_applied.pop(sandbox_id, None)  # routes went with the card
         attachments = tuple(attachment for attachment in record.spec.attachments if attachment.network_id != network_id)
         self._rewire(
             SandboxRecord(
@@ -382,7 +395,7 @@ class Plane:
             done += self._attempt(links.spec.name, partial(self._mend_network, network_id))
         if self._host_filter.mend(self._host_rules()):
             done.append("host rules: differed from what was ordered, replaced")
-        done += self._ipv6.mend(self._host_rules6(), desired.cards(self._records.values()))
+        done += self._ipv6.mend(self._host_rules6(), self._cards())
         self._allow_loopback()
         if not self.dns.alive():
             self.dns.restart()
@@ -395,7 +408,9 @@ class Plane:
         if record is None or not record.dns_port:
             return []
         wanted = self._sandbox_rules(sandbox_id, record.interfaces, port=record.dns_port)
-        if not self._sandbox_filters.mend(sandbox_id, wanted):
+        differed = self._sandbox_filters.mend(sandbox_id, wanted)
+        self._returns_applied.pop(sandbox_id, None)
+        if not (self._apply_returns(sandbox_id, wanted.returns) or differed):
             return []
         return [f"sandbox {sandbox_id}: rules differed from what was ordered, replaced"]
 
@@ -419,7 +434,7 @@ class Plane:
             remotes=self._remotes,
             host_rules=self._host_rules,
             host_rules6=self._host_rules6,
-            cards=lambda: desired.cards(self._records.values()),
+            cards=self._cards,
             ipv6_fault=self._ipv6.fault,
             sandbox_rules=lambda r: self._sandbox_rules(r.spec.id, r.interfaces, port=r.dns_port),
             asking_order=self._asking_order,
@@ -578,15 +593,16 @@ class Plane:
         return address
 
     def _with_gateway(self, interfaces: Sequence[Interface]) -> tuple[Interface, ...]:
-        return desired.with_gateway(interfaces, {key: state.network for key, state in self._states.items()})
+        networks = {key: state.network for key, state in self._states.items()}
+        return desired.with_gateway(interfaces, networks, ingress_first=bool(self._returns(interfaces).routes))
 
     def _plug(self, spec: SandboxSpec, interfaces: Sequence[Interface], netns: int) -> tuple[str, ...]:
         """Make the cables; returns the names of the host's ends."""
         veths = tuple(self._owner.new_veth() for _ in interfaces)
         if coming := desired.cards_of(
-            interfaces, veths
+            interfaces, veths, guarded=self._guarded()
         ):  # watched before there is anything to watch: the container may be running
-            self._ipv6.watch(desired.cards(self._records.values()) | coming)
+            self._ipv6.watch(self._cards() | coming)
         plug(
             spec,
             interfaces,
@@ -662,17 +678,52 @@ class Plane:
 
     def _sandbox_rules(self, sandbox_id: str, interfaces: Sequence[Interface], *, port: int) -> SandboxRules:
         states = (self._states[interface.network_id] for interface in interfaces)
-        return desired.sandbox_rules(states, seed=sandbox_id, port=port)
+        return desired.sandbox_rules(states, seed=sandbox_id, port=port, returns=self._returns(interfaces))
 
     def _apply_sandbox_rules(self, record: SandboxRecord, *, dead: Collection[str] = ()) -> None:
         if record.dns_port:
             wanted = self._sandbox_rules(record.spec.id, record.interfaces, port=record.dns_port)
+            self._apply_returns(record.spec.id, wanted.returns)
             self._sandbox_filters.apply(record.spec.id, wanted, dead=dead)
+            interfaces = self._with_gateway(record.interfaces)
+            if interfaces != record.interfaces:
+                with self._inside(record.spec.id):
+                    set_default_route(interfaces)
+                record = msgspec.structs.replace(record, interfaces=interfaces)
+                self._records[record.spec.id] = record
+                self._store.put_sandbox(record)
+
+    def _apply_returns(self, sandbox_id: str, wanted: ReturnRoutes) -> bool:
+        """Bring a sandbox's ways back to ``wanted``; returns whether its routing rules had to change."""
+        before = self._returns_applied.get(sandbox_id)
+        if before == wanted:
+            return False
+        self._returns_applied.pop(sandbox_id, None)
+        with self._inside(sandbox_id):
+            changed = mend_routes(wanted, before=before)
+        self._returns_applied[sandbox_id] = wanted
+        return changed
+
+    def _returns(self, interfaces: Iterable[Interface]) -> ReturnRoutes:
+        return desired.returns_of(interfaces, ingress=self._ingress(), published=self._published)
+
+    def _ingress(self) -> NetworkState | None:
+        return next((state for state in self._states.values() if state.network.ingress), None)
+
+    def _cards(self) -> frozenset[Card]:
+        return desired.cards(self._records.values(), guarded=self._guarded())
+
+    def _guarded(self) -> str:
+        """The network whose containers' IPv4 addresses are watched too: the ingress network, once a port shows its clients."""
+        ingress = self._ingress()
+        if ingress is None or all(port.source == "node" for port in self._published) or not self._ipv6.can_watch():
+            return ""
+        return ingress.network.id
 
     def _apply_host_rules(self, *, dead: Collection[str] = ()) -> None:
         if self._host_filter.apply(self._host_rules(), dead=dead):
             self._allow_loopback()
-        self._ipv6.apply(self._host_rules6(), desired.cards(self._records.values()), dead=dead)
+        self._ipv6.apply(self._host_rules6(), self._cards(), dead=dead)
 
     def _allow_loopback(self) -> None:
         """Host ports work from 127.0.0.1 too. After the rules, because these contain the guard that makes it safe."""

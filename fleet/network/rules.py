@@ -7,12 +7,16 @@ In a sandbox (table ``ip fleet``):
     to VIP            a chain for each virtual address, reached by a verdict map; round robin over backends, all protocols
     to VIP, no backend  refused at once (ICMP port unreachable: "connection refused"), instead of an ARP timeout of 3 s
     to 127.0.0.11:53  to the port the DNS process has there; port 53 itself stays free for containers that are DNS servers
+    entered, back     where published ports show the client's address: replies are marked for the node they came by
+                      (``return_routes``)
 
 On the host (table ``ip fleet_<owner>``):
 
-    guard    packets from containers to 127.0.0.0/8 are dropped before anything sees them (route_localnet, CVE-2020-8558)
+    guard    packets from containers to 127.0.0.0/8 are dropped before anything sees them (route_localnet, CVE-2020-8558), and
+             those that would make a published port believe in an address that is not theirs
     local    packets to a local address: host ports (one map lookup), then published ports (a chain a port, round robin)
-    source   to the ingress network: this node's address there; container to outside: masquerade
+    source   to the ingress network: this node's address there, unless the port is to see its clients'; container to outside:
+             masquerade
     forward  nothing between different networks, nothing from or to internal ones, from outside only what was published
     input    VXLAN packets of our networks only from their hosts, none from containers (they could inject frames); nothing from
              internal networks
@@ -35,6 +39,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from fleet.network.resolv import EMBEDDED_SERVER
+from fleet.network.return_routes import MARK_BASE, MARK_MASK, NO_RETURNS, ReturnRoutes
 
 __all__ = [
     "FAMILIES",
@@ -65,11 +70,13 @@ class SandboxRules:
     """Desired rules of one sandbox. ``vips`` maps each virtual address to its backends, in the order to use them.
 
     ``vips6`` is the same for IPv6; ``None`` where the sandbox has no IPv6, which then has no table of that family either.
+    ``returns`` are the marks of replies to clients whose address it sees.
     """
 
     dns_port: int
     vips: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     vips6: Mapping[str, tuple[str, ...]] | None = None
+    returns: ReturnRoutes = NO_RETURNS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -98,6 +105,7 @@ class HostRules:
 
     ``tunnels`` are (UDP port, VNI) of the overlays, ``peers`` the hosts from which their packets may come.
     ``closed_router`` drops what is forwarded between links that are not ours: set when it was us who turned forwarding on.
+    ``client_ports`` are those of ``published`` that see their clients' addresses.
     """
 
     networks: frozenset[NetworkRule] = frozenset()
@@ -106,6 +114,7 @@ class HostRules:
     tunnels: frozenset[tuple[int, int]] = frozenset()
     peers: frozenset[str] = frozenset()
     closed_router: bool = False
+    client_ports: frozenset[tuple[str, int]] = frozenset()
 
 
 def plan_sandbox(current: SandboxRules | None, desired: SandboxRules) -> str:
@@ -118,12 +127,16 @@ def plan_sandbox(current: SandboxRules | None, desired: SandboxRules) -> str:
         ]
         lines += _sandbox_skeleton("ip", embedded=embedded)
         lines += _vip_changes("ip", {}, desired.vips)
+        lines += _return_changes("ip", NO_RETURNS, desired.returns)
     else:
         lines += _vip_changes("ip", current.vips, desired.vips)
+        lines += _return_changes("ip", current.returns, desired.returns)
     before = current.vips6 if current is not None else None
     if desired.vips6 is not None:
         lines += _sandbox_skeleton("ip6", embedded=[]) if before is None else []
         lines += _vip_changes("ip6", before or {}, desired.vips6)
+        known = current.returns if current is not None and before is not None else NO_RETURNS
+        lines += _return_changes("ip6", known, desired.returns)
     elif before is not None:
         lines.append(f"delete table ip6 {SANDBOX_TABLE}")
     return "".join(line + "\n" for line in lines)
@@ -167,6 +180,29 @@ def _vip_changes(
             yield from (f"flush chain {table} {_vip_chain(vip)}", *_vip_rule(table, vip, after[vip]))
 
 
+def _return_changes(family: Family, before: ReturnRoutes, after: ReturnRoutes) -> Iterator[str]:
+    """Where a packet came in by a node, replies of its flow get that node's mark. The last packet counts: a client may ask
+    with one UDP port through several nodes."""
+    if before == after:
+        return
+    table = f"{family} {SANDBOX_TABLE}"
+    mark_reply = f"ct direction reply ct mark and {MARK_MASK:#x} == {MARK_BASE:#x} meta mark set ct mark"
+    if before.routes:
+        for chain in ("entered", "back"):
+            yield from (f"flush chain {table} {chain}", f"delete chain {table} {chain}")
+        yield f"delete map {table} entrances"
+    if not after.routes:
+        return
+    yield f"add map {table} entrances {{ type ether_addr : mark; }}"
+    yield from _elements("add", table, "entrances", [f"{r.mac} : {r.mark:#x}" for r in sorted(after.routes)])
+    yield f"add chain {table} entered {{ type filter hook prerouting priority -150; }}"
+    card = f'iifname "{after.card}" ct direction original'
+    yield f"add rule {table} entered {card} ct mark set ether saddr map @entrances"
+    yield f"add rule {table} entered {mark_reply}"  # of containers that route for others
+    yield f"add chain {table} back {{ type route hook output priority -150; }}"
+    yield f"add rule {table} back {mark_reply}"
+
+
 def _address_type(family: Family) -> str:
     return "ipv4_addr" if family == "ip" else "ipv6_addr"
 
@@ -198,6 +234,7 @@ def plan_host(current: HostRules | None, desired: HostRules, *, table: str, fami
 def _host_skeleton(table: str, *, family: Family, closed_router: bool) -> list[str]:
     name, address = f"{family} {table}", _address_type(family)
     loopback = "127.0.0.0/8" if family == "ip" else "::1"
+    elsewhere = f"{family} saddr != @subnets {family} saddr != {loopback}"
     sets = {
         "bridges": "type ifname;",
         "internal": "type ifname;",
@@ -205,6 +242,8 @@ def _host_skeleton(table: str, *, family: Family, closed_router: bool) -> list[s
         "subnets": f"type {address}; flags interval;",
         "vxlan_ports": "type inet_service;",
         "peers": f"type {address};",
+        "client_ports": "type inet_proto . inet_service;",
+        "client_targets": f"type inet_proto . {address} . inet_service;",
     }
     maps = {
         "ingress_source": f"type ifname : {address};",
@@ -233,6 +272,7 @@ def _host_skeleton(table: str, *, family: Family, closed_router: bool) -> list[s
             "source",
             "type nat hook postrouting priority 100;",
             [
+                f"ct status dnat meta l4proto . {family} daddr . th dport @client_targets {elsewhere} accept",
                 "ct status dnat snat to oifname map @ingress_source",
                 f"{family} saddr {loopback} oifname @bridges masquerade",
                 # a container reaching another one through a port of the host: the answer must come back through us
@@ -271,11 +311,15 @@ def _host_skeleton(table: str, *, family: Family, closed_router: bool) -> list[s
 
 
 def _guard(family: Family) -> list[str]:
+    pretended = (
+        f"iifname @bridges meta l4proto . th dport @client_ports {family} saddr != @subnets fib daddr type local drop"
+    )
     if family == "ip":
-        return ["iifname @bridges ip daddr 127.0.0.0/8 drop"]
+        return ["iifname @bridges ip daddr 127.0.0.0/8 drop", pretended]
     return [
         "iifname @bridges ip6 daddr ::1 drop",
         "iifname @bridges icmpv6 type { nd-router-advert, nd-redirect } drop",
+        pretended,
     ]
 
 
@@ -312,6 +356,15 @@ def _host_elements(name: str, before: HostRules, after: HostRules) -> Iterator[s
             "host_at",
             [f"{p.host_address} . {p.protocol} . {p.host_port} : {p.target[0]} . {p.target[1]}" for p in somewhere],
         )
+    for command, keys in (
+        ("delete", before.client_ports - after.client_ports),
+        ("add", after.client_ports - before.client_ports),
+    ):
+        yield from _elements(command, name, "client_ports", [f"{protocol} . {port}" for protocol, port in sorted(keys)])
+    old_targets, new_targets = _client_targets(before), _client_targets(after)
+    for command, targets in (("delete", old_targets - new_targets), ("add", new_targets - old_targets)):
+        elements = [f"{protocol} . {address} . {port}" for protocol, address, port in sorted(targets)]
+        yield from _elements(command, name, "client_targets", elements)
     old_ports, new_ports = ({port for port, _ in state.tunnels} for state in (before, after))
     yield from _elements("delete", name, "vxlan_ports", [str(port) for port in sorted(old_ports - new_ports)])
     yield from _elements("add", name, "vxlan_ports", [str(port) for port in sorted(new_ports - old_ports)])
@@ -323,6 +376,11 @@ def _host_elements(name: str, before: HostRules, after: HostRules) -> Iterator[s
         yield f"flush chain {name} tunnels"
         for port, vni in sorted(after.tunnels):
             yield f"add rule {name} tunnels udp dport {port} @th,96,24 {vni} ip saddr != @peers drop"
+
+
+def _client_targets(rules: HostRules) -> set[tuple[str, str, int]]:
+    """Where the ports lead that show their clients: by then the packet bears the task's address and port."""
+    return {(key[0], *backend) for key in rules.client_ports for backend in rules.published.get(key, ())}
 
 
 def _elements(command: str, table: str, container: str, elements: Sequence[str]) -> Iterator[str]:

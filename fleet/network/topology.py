@@ -16,6 +16,7 @@ from fleet.network.ipam import is_ipv6
 
 __all__ = [
     "AttachmentSpec",
+    "ClientSource",
     "Driver",
     "Endpoint",
     "HostPort",
@@ -32,6 +33,8 @@ __all__ = [
 
 Driver = Literal["overlay", "bridge"]
 Protocol = Literal["tcp", "udp", "sctp"]
+ClientSource = Literal["node", "client"]
+"""Whose address a service sees as its client's: the node's that the client asked, or the client's own."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
@@ -260,12 +263,16 @@ class NetworkState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedPort:
-    """Publish mode *ingress*: open on every node, leads to the ready endpoints of the service on the ingress network."""
+    """Publish mode *ingress*: open on every node, leads to the ready endpoints of the service on the ingress network.
+
+    ``source`` is whose address they see: ``return_routes`` says how replies to a client's own find their way.
+    """
 
     protocol: Protocol
     published_port: int
     target_port: int
     service_id: str
+    source: ClientSource = "node"
 
     def __post_init__(self) -> None:
         what = f"published port {self.published_port}/{self.protocol}"

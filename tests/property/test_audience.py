@@ -77,7 +77,7 @@ class World:
     def node(self) -> Transaction:
         node = self.chance.choice(self.store.nodes.all())
         status = NodeStatus(
-            state=self.chance.choice((NodeState.READY, NodeState.DOWN)),
+            state=self.chance.choice((NodeState.READY, NodeState.DISCONNECTED, NodeState.DOWN)),
             addr=self.chance.choice(("10.1.0.1", "10.1.0.2")),
         )
         fields = self.chance.choice(
@@ -96,8 +96,10 @@ class World:
         if self.chance.random() < 0.2:
             return Transaction().delete(service)
         ports = (PortConfig(target_port=80, published_port=8000 + self.count),) if self.chance.random() < 0.5 else ()
+        labels = {"fleet.publish.source": self.chance.choice(("client", "node"))}
+        spec = msgspec.structs.replace(service.spec, labels=labels)
         fields = self.chance.choice(
-            ({"endpoint": Endpoint(ports=ports)}, {"pending_delete": True}, {"updated_at": NOW})
+            ({"endpoint": Endpoint(ports=ports)}, {"pending_delete": True}, {"updated_at": NOW}, {"spec": spec})
         )
         return Transaction().replace(msgspec.structs.replace(service, **fields))
 

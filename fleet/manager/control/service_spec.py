@@ -18,6 +18,7 @@ from fleet.model import wire
 from fleet.model.autoscale import check_autoscale
 from fleet.model.common import MILLISECOND_NS
 from fleet.model.names import service_name_fault
+from fleet.model.publishing import check_sources
 from fleet.model.schedule import parse_schedule
 from fleet.model.service import (
     ContainerSpec,
@@ -82,6 +83,7 @@ def check_service_spec(spec: ServiceSpec) -> None:
     check_labels(spec.labels, what="service")
     parse_wishes(spec.labels, service_name=spec.name)
     parse_mode(spec.labels)
+    check_sources(spec.labels)
     if parse_schedule(spec.labels) is not None and not spec.is_job:
         raise errors.UserError(
             f"service {spec.name} has a schedule and is {spec.mode_name}; only jobs have runs: "

@@ -30,13 +30,17 @@ __all__ = [
     "add_default_route",
     "add_fdb",
     "add_loopback_route6",
+    "add_mark_rule",
     "add_neighbour",
+    "add_table_route",
     "add_veth",
     "add_vxlan",
     "delete_fdb",
     "delete_group",
     "delete_link",
+    "delete_mark_rule",
     "delete_neighbour",
+    "family_of",
     "link_up",
     "set_alias",
     "set_bridge_port",
@@ -50,6 +54,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_GETADDR = 20, 22
 RTM_NEWROUTE = 24
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -63,7 +68,11 @@ IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING = 4, 8
 VETH_INFO_PEER = 1
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 IFA_F_NODAD = 0x02
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY = 1, 4, 5, 6
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
+FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK = 6, 10, 15, 16
+FR_ACT_TO_TBL = 1
+_MARK_RULES_PRIORITY = 100
+"""Before the tables every namespace has (32766 main), after its own addresses (0)."""
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
 NTF_SELF, NTF_MASTER = 0x02, 0x04
@@ -226,6 +235,16 @@ class Netlink:
                     continue  # a kernel without IPv6 answers with the other family's
                 address = socket.inet_ntop(family, attributes[NDA_DST])
                 found.add(NeighbourEntry(address, _mac(attributes[NDA_LLADDR])))
+        return found
+
+    def marked_rules(self, base: int, mask: int) -> set[tuple[int, int]]:
+        """(address family, mark) of the routing rules that ask for a mark which under ``mask`` is ``base``."""
+        found: set[tuple[int, int]] = set()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for body in self._dump(RTM_GETRULE, struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)):
+                mark = _attributes(body, 12).get(FRA_FWMARK)
+                if body[0] == family and mark is not None and _number(mark) & mask == base:
+                    found.add((int(family), _number(mark)))
         return found
 
     def _exchange(self, batch: Sequence[Message]) -> NetlinkError | None:
@@ -406,6 +425,49 @@ def add_default_route(index: int, gateway: str) -> Message:
     )
 
 
+def add_table_route(index: int, gateway: str, table: int) -> Message:
+    """Replace the default route of the gateway's family in a table of its own; the gateway must be on the link."""
+    family, packed = _packed(gateway)
+    # rtmsg as above; table 0 (unspecified) because the number is in an attribute, having more than 8 bits
+    body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 3, 0, 1, 0)
+    body += _attribute(RTA_GATEWAY, packed) + _u32(RTA_OIF, index) + _u32(RTA_TABLE, table)
+    return Message(
+        kind=RTM_NEWROUTE,
+        flags=NLM_F_CREATE | NLM_F_REPLACE,
+        body=body,
+        describe=f"add route via {gateway} to table {table:#x}",
+    )
+
+
+def add_mark_rule(family: int, mark: int) -> Message:
+    """Packets with this mark use the table of the same number; having it already is fine."""
+    return Message(
+        kind=RTM_NEWRULE,
+        flags=NLM_F_CREATE | NLM_F_EXCL,
+        body=_mark_rule(family, mark),
+        describe=f"add rule for mark {mark:#x}",
+        tolerate=(errno.EEXIST,),
+    )
+
+
+def delete_mark_rule(family: int, mark: int) -> Message:
+    """Remove such a rule; absent is fine. Its table's routes stay, unused."""
+    return Message(
+        kind=RTM_DELRULE,
+        flags=0,
+        body=_mark_rule(family, mark),
+        describe=f"delete rule for mark {mark:#x}",
+        tolerate=(errno.ENOENT,),
+    )
+
+
+def _mark_rule(family: int, mark: int) -> bytes:
+    # fib_rule_hdr: family, dst_len, src_len, tos, table, 2 reserved, action, flags
+    body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
+    body += _u32(FRA_PRIORITY, _MARK_RULES_PRIORITY) + _u32(FRA_TABLE, mark)
+    return body + _u32(FRA_FWMARK, mark) + _u32(FRA_FWMASK, 0xFFFFFFFF)
+
+
 def add_loopback_route6(index: int) -> Message:
     """Let answers to ::1 come in by a link; having it already is fine.
 
@@ -467,8 +529,13 @@ def delete_neighbour(index: int, address: str) -> Message:
     return Message(kind=RTM_DELNEIGH, flags=0, body=body, describe=f"stop ARP for {address}", tolerate=(errno.ENOENT,))
 
 
+def family_of(address: str) -> int:
+    """``AF_INET`` or ``AF_INET6``."""
+    return int(socket.AF_INET6 if ":" in address else socket.AF_INET)
+
+
 def _packed(address: str) -> tuple[int, bytes]:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    family = family_of(address)
     return family, socket.inet_pton(family, address)
 
 

@@ -256,6 +256,7 @@ def test_environment_comes_from_files_then_flags_then_the_caller(fleet: Any, eng
         (["--limit-cpu", "-1"], ["--limit-cpu", "'-1'", "0.5"]),
         (["--restart-delay", "5"], ["--restart-delay", "'5'", "10s"]),
         (["--restart-condition", "sometimes"], ["--restart-condition", "none, on-failure, any"]),
+        (["--publish", "target=80,source=me"], ["unknown source 'me'", "client or node"]),
         (["--publish", "99999:80"], ["--publish", "99999", "65535"]),
         (["--publish", "1.2.3.4:80:80"], ["--publish", "every node"]),
         (["--publish", "80-81:80"], ["--publish", "different lengths"]),
@@ -446,3 +447,37 @@ def test_tolerations_are_entries_of_one_label(fleet: Any, engine: FakeEngine) ->
     assert "the service does not tolerate that" in fleet("service", "update", "-d", "--toleration-rm", "g", "x").err
     ran = fleet("service", "update", "-d", "--toleration-add", "gpu:sometimes", "x")
     assert ran.code == 2 and "effect 'sometimes' is none of no-schedule" in ran.err
+
+
+def test_a_port_that_shows_its_clients_is_a_label_and_the_label_goes_with_it(fleet: Any, engine: FakeEngine) -> None:
+    flags = ["-p", "published=80,target=8080,source=client", "-p", "53:53/udp"]
+    assert fleet("service", "create", "-d", *flags, "img").err == ""
+    body = created(engine)
+    assert body["Labels"] == {"fleet.publish.source.8080/tcp": "client"}
+    ports = [(port["TargetPort"], port["PublishedPort"], port["Protocol"]) for port in body["EndpointSpec"]["Ports"]]
+    assert ports == [(8080, 80, "tcp"), (53, 53, "udp")] and all(
+        "Source" not in p for p in body["EndpointSpec"]["Ports"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "labels"),
+    [
+        (["--publish-add", "published=81,target=81,source=client"], {"fleet.publish.source.81/tcp": "client"}),
+        (["--publish-add", "published=8080,target=80,source=node"], {"fleet.publish.source.80/tcp": "node"}),
+        (["--publish-rm", "80"], {}),
+        (["--publish-add", "81:81"], {}),
+    ],
+)
+def test_whose_address_is_seen_can_be_changed(
+    fleet: Any, engine: FakeEngine, flags: list[str], labels: dict[str, str]
+) -> None:
+    assert update(fleet, engine, *flags)["Labels"] == {"a": "1", **labels}
+
+
+def test_labels_of_ports_that_stay_are_left_alone(
+    fleet: Any, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {"fleet.publish.source": "client", "fleet.publish.source.80": "node"}
+    monkeypatch.setitem(SPEC, "Labels", {**kept, "fleet.publish.source.81/tcp": "client"})
+    assert update(fleet, engine, "--publish-add", "82:82")["Labels"] == kept

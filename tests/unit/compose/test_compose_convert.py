@@ -294,6 +294,8 @@ configs: {conf: {content: "x=${V}"}, e: {environment: V}}
         ("deploy: {restart_policy: {condition: maybe}}", 4, "none, on-failure, any"),
         ("ports: ['80:80:80']", 4, "no host address"),
         ("ports: [{published: 80}]", 4, "target"),
+        ("ports: [{target: 80, x-source: me}]", 4, "client or node"),
+        ("deploy: {labels: {fleet.publish.source: me}}", 4, "'me' is not client or node"),
         ("volumes: ['data:/d']", 4, "'data' is not defined"),
         ("volumes: ['./a:rel']", 4, "absolute"),
         ("volumes: ['./a:/b:weird']", 4, "'weird'"),
@@ -437,3 +439,9 @@ def test_the_examples_policy_is_one() -> None:
     files = {f"./{name}": b"x" for name in ("work.py", "prometheus.yml")}
     worker = next(each for each in deploy(*texts, files=files).services if each.name == "s_worker")
     assert explain_policy(worker) == "1 to 6 tasks, 50 a task of 'sum(queue_waiting)' from http://127.0.0.1:9091"
+
+
+def test_a_port_that_shows_its_clients_is_a_label_of_the_service() -> None:
+    spec = service("ports: [{target: 80, published: 8080, x-source: client}, '53:53/udp']")
+    assert spec.labels["fleet.publish.source.80/tcp"] == "client"
+    assert [(port.target_port, port.published_port) for port in spec.endpoint_spec.ports] == [(53, 53), (80, 8080)]  # type: ignore[union-attr]
