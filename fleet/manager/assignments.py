@@ -240,6 +240,7 @@ def _is_template(driver: Driver | None) -> bool:
 
 
 def _endpoint(task: Task, node: Node, attachment: Attachment) -> EndpointItem | None:
+    """A task of a node that is down keeps its address, for it may run there unseen, but no name: ``web.1`` is its successor."""
     if not attachment.addresses:
         return None
     ready = (
@@ -251,7 +252,7 @@ def _endpoint(task: Task, node: Node, attachment: Attachment) -> EndpointItem | 
         network_id=attachment.network_id,
         task_id=task.id,
         service_id=task.service_id,
-        names=(task_name(task), slot_name(task)),
+        names=(task_name(task), slot_name(task)) if node.status.state is not NodeState.DOWN else (),
         aliases=attachment.aliases,
         address=attachment.address,
         address6=attachment.address6,
@@ -267,7 +268,7 @@ def _guest_endpoint(guest: Guest, node: Node) -> EndpointItem:
         network_id=guest.network_id,
         task_id=TaskId(guest.container_id),
         service_id=ServiceId(""),
-        names=guest.names,
+        names=guest.names if node.status.state is not NodeState.DOWN else (),
         aliases=guest.aliases,
         address=_bare(guest.address),
         address6=_bare(guest.address6),

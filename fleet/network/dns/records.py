@@ -6,6 +6,9 @@
     alias of a container            -> every ready container with it, unless a service owns the name
     reverse                         -> first name of the container (or service) and the network's name, as Docker does
 
+The ingress network has no names, as Docker's has none: it is a way to published ports, and services that share nothing else must
+not find each other by it.
+
 A name has the IPv4 and the IPv6 addresses of what it leads to, the latter on networks with IPv6.
 
 A service without a ready task keeps its name: with a virtual address that address (connections are refused at once), with dnsrr
@@ -61,6 +64,9 @@ def zone_of(state: NetworkState, local: Sequence[Endpoint] = ()) -> Zone:
     endpoints = list(state.endpoints)
     known = {endpoint.id for endpoint in endpoints}
     endpoints += [endpoint for endpoint in local if endpoint.id not in known]
+    services = state.services
+    if network.ingress:
+        endpoints, services = [], ()
     hosts: dict[str, tuple[int, tuple[str, ...]]] = {}
     reverse: dict[str, str] = {}
 
@@ -80,7 +86,7 @@ def zone_of(state: NetworkState, local: Sequence[Endpoint] = ()) -> Zone:
             ready.setdefault(endpoint.service_id, []).extend(_addresses(endpoint, network))
     shared: dict[str, list[str]] = {}  # an alias may be shared by services: all their addresses, as Docker answers
     ttls: dict[str, int] = {}
-    for service in state.services:
+    for service in services:
         tasks = ready.get(service.id, [])
         vips = [vip for vip in (service.vip, service.vip6 if network.subnet6 else None) if vip is not None]
         addresses = vips if service.vip is not None else tasks

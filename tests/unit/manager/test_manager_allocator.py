@@ -222,6 +222,28 @@ def test_an_endpoint_gets_traffic_only_while_running_wanted_and_answering() -> N
     with_store(body)
 
 
+def test_a_task_of_a_node_that_is_down_has_no_name_any_more() -> None:
+    """It is replaced: ``web.2`` is its successor alone, and who asks for it must not wait for a host that is not there."""
+
+    async def body(store: Store) -> None:
+        await scene(store)
+
+        def names() -> tuple[str, ...]:
+            item = Assembler(store, vxlan_port=4789).items_for(NodeId("node-w1"))["endpoint/network-front/t2"]
+            return tuple(getattr(item, "names", ()))
+
+        node = store.nodes.get("node-w2")
+        assert node is not None
+        for state, named in ((NodeState.READY, True), (NodeState.DISCONNECTED, True), (NodeState.DOWN, False)):
+            status = msgspec.structs.replace(node.status, state=state)
+            await store.commit(Transaction().replace(msgspec.structs.replace(node, status=status)))
+            node = store.nodes.get("node-w2")
+            assert node is not None
+            assert bool(names()) is named, state
+
+    with_store(body)
+
+
 def test_increments_lead_from_one_set_to_the_other() -> None:
     async def body(store: Store) -> None:
         await scene(store)

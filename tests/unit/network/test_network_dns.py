@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,14 @@ def test_alias_shared_by_services_resolves_to_all_and_service_names_win_over_con
     assert hosts["db"][1] == ("10.0.1.101", "10.0.1.102")
     assert hosts["a"][1] == ("10.0.1.101",)
     assert hosts["own"][1] == ("10.0.1.9",)
+
+
+def test_the_ingress_network_has_no_names() -> None:
+    web = ServiceRecord(id="s", name="web", vip="10.0.1.100")
+    zone = zone_of(
+        NetworkState(network=replace(NET, ingress=True), endpoints=(task(5, aliases=("own",)),), services=(web,))
+    )
+    assert (zone.hosts, zone.reverse, zone.subnet) == ({}, {}, NET.subnet)
 
 
 def test_local_containers_are_added_unless_known() -> None:
