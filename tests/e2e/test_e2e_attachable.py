@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import secrets
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
+from soak.names import World, live_through
 from support.lab import TestLab
 
 pytestmark = pytest.mark.e2e
@@ -135,3 +139,14 @@ def test_what_may_not_join_is_told_why(lab: TestLab, meeting: str) -> None:
         assert said.returncode != 0 and "10.99.0.1 is not between" in said.stderr
     finally:
         lab.fleet("network", "rm", "att-closed")
+
+
+def test_names_lead_to_exactly_what_runs_whatever_is_changed(lab: TestLab) -> None:
+    """A few rounds of ``scripts/names``, which breaks hosts besides."""
+    seed = secrets.randbelow(1 << 32)
+    print(f"seed {seed}")
+    world = World(lab, random.Random(seed), calm=True)
+    try:
+        assert live_through(world, end=time.monotonic() + 60, rounds=3) == []
+    finally:
+        world.clear()

@@ -228,6 +228,53 @@ def test_published_ports_answer_at_ipv6_addresses_of_every_host(lab: TestLab, cl
     assert fetch(lab, asker, f"http://[{HOSTS[place_of(lab, task)[0]]}]:8081/") == name
 
 
+def ingress_addresses(lab: TestLab) -> set[str]:
+    """The hosts' own on the ingress network."""
+    cards = [lab.exec(host, ["ip", "-4", "-o", "addr"]).stdout.split() for host in HOSTS]
+    subnet = ipaddress.IPv4Network(lab.get("/networks/ingress")["IPAM"]["Config"][0]["Subnet"])
+    words = {word.partition("/")[0] for card in cards for word in card if word.endswith(f"/{subnet.prefixlen}")}
+    return {word for word in words if ipaddress.IPv4Address(word) in subnet}
+
+
+def test_a_service_sees_its_clients_addresses_through_every_host(lab: TestLab, cleared: None) -> None:
+    tell = (
+        "mkdir -p /www/cgi-bin; printf '#!/bin/sh\\necho; echo $REMOTE_ADDR' > /www/cgi-bin/who; "
+        f"chmod +x /www/cgi-bin/who; {SERVER}"
+    )
+    lab.fleet("network", "create", "-d", "overlay", "six-net")
+    lab.fleet(
+        "service", "create", "--quiet", "--name", "six-web", "--replicas", "2", "--network", "six-net",
+        "-p", "published=8082,target=80,source=client", IMAGE, "sh", "-c", tell,
+    )  # fmt: skip
+    lab.wait_until(lambda: len(lab.tasks("six-web")) == 2, 60, what="the service runs")
+    before = {task["ID"] for task in lab.tasks("six-web")}
+
+    def seen(asker: str) -> dict[str, set[str]]:
+        """Who it says had asked, by the address that was asked; twice, for there are two tasks."""
+        ways = {lab.address(host): lab.address(host) for host in HOSTS} | {each: f"[{each}]" for each in HOSTS.values()}
+        return {
+            to: {fetch(lab, asker, f"http://{url}:8082/cgi-bin/who").strip("[]") for _ in range(2)}
+            for to, url in ways.items()
+        }
+
+    def shows(asker: str) -> bool:
+        own = {False: {f"::ffff:{lab.address(asker)}"}, True: {HOSTS[asker]}}
+        return all(answers == own[":" in to] for to, answers in seen(asker).items())
+
+    for asker in HOSTS:
+        lab.wait_until(lambda asker=asker: shows(asker), 20, what=f"{asker} is seen as itself")  # type: ignore[misc]
+    place = place_of(lab, lab.tasks("six-web")[0])[0]
+    lab.signal_daemon(place)
+    assert shows("m1") and shows("w2"), "nothing of it needs the daemon"
+    lab.start_daemon(place)
+    lab.fleet("service", "update", "-d", "--publish-add", "published=8082,target=80,source=node", "six-web")
+    nodes = {f"::ffff:{peer}" for peer in ingress_addresses(lab)}
+    lab.wait_until(lambda: seen("w1")[lab.address("m1")] <= nodes, 20, what="m1 is seen")
+    lab.docker("service", "update", "-d", "--label-add", "fleet.publish.source.80/tcp=client", "six-web")
+    lab.wait_until(lambda: shows("w1"), 20, what="w1 is seen as itself again")
+    assert {task["ID"] for task in lab.tasks("six-web")} == before, "no task was replaced for it"
+
+
 def test_a_name_without_ipv6_exists_and_has_no_such_address(lab: TestLab, cleared: None) -> None:
     lab.fleet("network", "create", "-d", "overlay", "six-four")
     web = global_service(lab, "six-old", "six-four")

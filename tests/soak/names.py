@@ -46,7 +46,8 @@ PROBE: Final = Path(__file__).with_name("name_probe.py").read_text()
 class World:
     """The lab, what may be done to it, and which hosts are away."""
 
-    def __init__(self, lab: TestLab, chance: random.Random) -> None:
+    def __init__(self, lab: TestLab, chance: random.Random, *, calm: bool = False) -> None:
+        """``calm``: people change things, and nothing breaks but daemons."""
         self.lab = lab
         self.chance = chance
         self._looking = random.Random(chance.random())
@@ -68,7 +69,12 @@ class World:
             (self._connect, 3),
             (self._disconnect, 2),
             (self._remove_container, 1),
-            (self._kill_daemon, 3),
+            (self._kill_daemon, 1 if calm else 3),
+            *(() if calm else self._misfortunes()),
+        )
+
+    def _misfortunes(self) -> tuple[tuple[Callable[[], str], int], ...]:
+        return (
             (self._lose_power, 1),
             (self._cut_off, 1),
             (self._lose_leader, 1),
@@ -325,6 +331,15 @@ class World:
         back()
         return f"{host} is back"
 
+    def clear(self) -> None:
+        """Remove everything it may have made; all hosts must be there."""
+        for service in self._some("/services"):
+            self._ask("DELETE", f"/services/{service['ID']}")
+        for host, guest in self._guests():
+            self._ask("DELETE", f"/containers/{guest['Id']}", host=host, force=True)
+        for network in self._networks():
+            self._ask("DELETE", f"/networks/{network['Id']}")
+
     # -- looking
 
     def rest(self, deadline_s: float = SETTLE_S) -> tuple[Picture, str]:
@@ -350,12 +365,14 @@ class World:
         if why:
             return [f"not at rest after {SETTLE_S:g} s: {why}"], ""
         rested, looks, last = time.monotonic(), 0, 0.0
+        first = ""
         while True:
             looks += 1
             last = time.monotonic()
             found = self._looked(picture)
             if not found or last - rested > deadline_s:
                 break
+            first = first or f"; at first {found[0]}, and {len(found) - 1} more"
             time.sleep(0.5)
             picture, why = self.rest()  # nothing should move any more; if it did, it is the new state that counts
             if why:
@@ -365,7 +382,7 @@ class World:
         agreed = last - rested
         return (
             found,
-            f"at rest after {rested - began:.1f} s, right {agreed:.1f} s later ({looks} looks): {picture.summary}",
+            f"at rest after {rested - began:.1f} s, right {agreed:.1f} s later ({looks} looks): {picture.summary}{first}",
         )
 
     def _looked(self, picture: Picture) -> list[str]:
@@ -401,7 +418,7 @@ def run(*, minutes: float, seed: int, keep: Path | None, rounds: int = 0) -> int
         try:
             prepare(lab, managers=3, workers=2)
             world = World(lab, random.Random(seed))
-            found = _rounds(world, end=time.monotonic() + minutes * 60, rounds=rounds)
+            found = live_through(world, end=time.monotonic() + minutes * 60, rounds=rounds)
             if keep is not None and found:
                 for host in lab.hosts():
                     (keep / f"{host}.log").write_bytes(lab.layout.log(host).read_bytes())
@@ -412,7 +429,7 @@ def run(*, minutes: float, seed: int, keep: Path | None, rounds: int = 0) -> int
     return 1 if found else 0
 
 
-def _rounds(world: World, *, end: float, rounds: int = 0) -> list[str]:
+def live_through(world: World, *, end: float, rounds: int = 0) -> list[str]:
     """Ends at the first round that leaves something wrong: what comes after would be its consequence."""
     began, number = time.monotonic(), 0
     while time.monotonic() < end and (not rounds or number < rounds):
