@@ -64,6 +64,8 @@ class OverlayGuests:
         self._calls = calls
         self._node_id = node_id
         self._changed = asyncio.Event()
+        self._leaving: dict[str, asyncio.Event] = {}
+        """Containers whose place is being given back, and what is set when that is over."""
 
     async def find(self, name: str) -> str:
         """See ``Overlays``."""
@@ -71,6 +73,8 @@ class OverlayGuests:
 
     async def join(self, container_id: str, attachment: AttachmentSpec, *, names: Sequence[str]) -> AttachmentSpec:
         """See ``Overlays``."""
+        while (gone := self._leaving.get(container_id)) is not None:
+            await gone.wait()  # it ended and starts again: told the other way round, it would run without a place
         answer = await self._calls.ask(
             "POST",
             "/cluster/v1/guests",
@@ -124,9 +128,15 @@ class OverlayGuests:
 
     async def _give_back(self) -> None:
         for container_id, network_id in self._worker.own_guests(self._node_id) - self._engine.guests():
+            if (container_id, network_id) in self._engine.guests():
+                continue  # it starts again meanwhile
+            gone = self._leaving[container_id] = asyncio.Event()
             try:
                 await self._calls.ask("DELETE", f"/cluster/v1/guests/{network_id}/{container_id}")
             except errors.FleetError as cause:
                 log.warning("an address could not be given back yet", container=container_id[:12], cause=str(cause))
                 return
+            finally:
+                del self._leaving[container_id]
+                gone.set()
             log.info("left a network of the cluster", container=container_id[:12], network=network_id)
