@@ -18,6 +18,8 @@ _PLUGINS: Final = (
     EnginePlugin(type="Log", name="none"),
     EnginePlugin(type="Network", name="bridge"),
     EnginePlugin(type="Network", name="host"),
+    EnginePlugin(type="Network", name="ipvlan"),
+    EnginePlugin(type="Network", name="macvlan"),
     EnginePlugin(type="Network", name="null"),
     EnginePlugin(type="Network", name="overlay"),
     EnginePlugin(type="Volume", name="local"),

@@ -35,7 +35,8 @@ network.add_command(doctor)
     "--driver",
     default="bridge",
     metavar="DRIVER",
-    help="bridge: on this host; overlay: of the swarm (default bridge).",
+    help="bridge: on this host; overlay: of the swarm; macvlan, ipvlan: cards on this host's own network, "
+    "-o parent=LINK (default bridge).",
 )
 @click.option("--subnet", multiple=True, metavar="CIDR", help="Subnet, such as 10.5.0.0/24.")
 @click.option("--gateway", multiple=True, metavar="ADDRESS", help="Gateway of the subnet.")
@@ -55,6 +56,8 @@ network.add_command(doctor)
     "--ipv4", type=bool, default=True, metavar="BOOL", help="Use IPv4 (default true; a bridge may have IPv6 alone)."
 )
 @click.option("--ipv6", is_flag=True, help="Use IPv6 too; its subnet is chosen (RFC 4193) unless a --subnet names one.")
+@click.option("--config-only", is_flag=True, help="Only a configuration, which networks can be made from.")
+@click.option("--config-from", default="", metavar="NETWORK", help="The configuration it is made from.")
 @click.option("--scope", default="", metavar="SCOPE", help="Scope, such as swarm.")
 @click.option("--label", "labels", type=PAIR, multiple=True, metavar="NAME=VALUE", help="Label.")
 @click.option("-o", "--opt", "options", type=PAIR, multiple=True, metavar="NAME=VALUE", help="Option of the driver.")
@@ -72,8 +75,8 @@ def create(app: App, *, name: str, **flags: Any) -> None:
         "Internal": flags["internal"],
         "Attachable": flags["attachable"],
         "Ingress": flags["ingress"],
-        "ConfigOnly": False,
-        "ConfigFrom": None,
+        "ConfigOnly": flags["config_only"],
+        "ConfigFrom": {"Network": flags["config_from"]} if flags["config_from"] else None,
         "Options": dict(flags["options"]),
         "Labels": dict(flags["labels"]),
         "Name": name,

@@ -1,15 +1,19 @@
-"""Networks that people make on one host (driver bridge): which there are, durably, and that the kernel has them.
+"""Networks that people make on one host (bridge, macvlan, ipvlan): which there are, durably, and that the kernel has them.
 
     <data>/networks/<id>.json      one each, written before its bridge is made and removed after that went
     <data>/networks/ula.seed       from which IPv6 subnets are derived that nobody chose
 
 So a crash leaves a record whose bridge the next start makes: what was acknowledged is there, what was not may be.
+A *configuration* (``--config-only``) is a record alone: what other networks are made from (``--config-from``), which remember
+its name so that it stays while they do.
+
 Addresses are given by ``fleet.network``, which remembers them with the sandboxes; a container that does not run holds none.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import re
 import secrets
@@ -28,7 +32,7 @@ from fleet.errors import ConflictError, FleetError, ForbiddenError, InvariantErr
 from fleet.model import wire
 from fleet.model.wire import Value
 from fleet.network.ipam import SubnetPool, UlaPool, is_ipv6, next_address, parse_any_subnet, parse_subnet, parse_subnet6
-from fleet.network.topology import NetworkSpec
+from fleet.network.topology import DIRECT, Driver, NetworkSpec
 
 __all__ = ["HostNetwork", "HostNetworks", "NetworkWish"]
 
@@ -40,7 +44,12 @@ _LABELS_MAX: Final = 64
 _AUX_MAX: Final = 256
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 _ROUTES: Final = Path("/proc/thread-self/net/route")
+PARENT: Final = "parent"
 _MTU: Final = "com.docker.network.driver.mtu"
+_OF_CONFIGURATION: Final = (
+    "subnet", "gateway", "ip_range", "aux_addresses", "internal", "enable_ipv4", "enable_ipv6", "subnet6", "gateway6",
+    "ip_range6", "options",
+)  # fmt: skip
 _DEFAULTS: Final = {
     "com.docker.network.bridge.enable_icc": "true",
     "com.docker.network.bridge.enable_ip_masquerade": "true",
@@ -54,10 +63,14 @@ class NetworkWish(Value, frozen=True, kw_only=True):
     """What a network is to be like. An empty ``subnet`` is chosen from the pools, an empty ``gateway`` is its first address.
 
     ``enable_ipv6`` asks for a subnet of IPv6 as well, or alone with ``enable_ipv4`` false; what ends in ``6`` is about that.
-    ``aux_addresses`` are of both families.
+    ``aux_addresses`` are of both families. ``config_from`` names the configuration that says all of it but the name, the driver
+    and the labels.
     """
 
     name: str
+    driver: Driver = "bridge"
+    config_only: bool = False
+    config_from: str = ""
     subnet: str = ""
     gateway: str = ""
     ip_range: str = ""
@@ -84,7 +97,7 @@ class HostNetwork(NetworkWish, frozen=True, kw_only=True):
         return NetworkSpec(
             id=self.id,
             name=self.name,
-            driver="bridge",
+            driver=self.driver,
             subnet=self.subnet,
             gateway=self.gateway,
             internal=self.internal,
@@ -94,6 +107,8 @@ class HostNetwork(NetworkWish, frozen=True, kw_only=True):
             subnet6=self.subnet6,
             gateway6=self.gateway6,
             ip_range6=self.ip_range6,
+            parent=self.options.get(PARENT, "") if self.driver in DIRECT else "",
+            mode=self.options.get(f"{self.driver}_mode", "") if self.driver in DIRECT else "",
         )
 
 
@@ -129,7 +144,7 @@ class HostNetworks:
         for path in sorted(self._root.glob("*.json")):
             try:
                 found = wire.decode(path.read_bytes(), HostNetwork)
-                assert found.spec.id == path.stem
+                assert found.id == path.stem and (found.config_only or found.spec)
             except (FleetError, InvariantError, AssertionError) as cause:
                 problems.append(f"{path}: {cause or 'holds another network'}; left alone")
                 continue
@@ -140,6 +155,8 @@ class HostNetworks:
         """Make what a boot or a crash took away; sentences about what could not be made."""
         problems = []
         for network in self.all():
+            if network.config_only:
+                continue
             try:
                 await self._network.ensure_network(network.spec)
             except FleetError as cause:
@@ -174,8 +191,14 @@ class HostNetworks:
             self._check_name(wish.name)
             if len(self._known) >= NETWORKS_MAX:
                 raise ConflictError(f"this host has {NETWORKS_MAX} networks: remove some (fleet network prune)")
+            wish = self._configured(wish)
             _check_sizes(wish)
-            taken = await asyncio.to_thread(self._taken)
+            if wish.config_only:
+                return await self._keep(wish)
+            # the subnet of a network without a bridge is the host's own network's, which it has a route to
+            routed = () if wish.driver in DIRECT else await asyncio.to_thread(_routed, self._routes)
+            taken = [network.subnet for network in self._known.values() if network.subnet and not network.config_only]
+            taken += routed
             subnet = _choose_subnet(wish, taken)
             gateway = wish.gateway or next_address(subnet, "", (), network=wish.name) if subnet else ""
             subnet6 = await asyncio.to_thread(self._choose_subnet6, wish)
@@ -184,6 +207,8 @@ class HostNetworks:
                 id=secrets.token_hex(32),
                 created_at=self._clock.now(),
                 name=wish.name,
+                driver=wish.driver,
+                config_from=wish.config_from,
                 subnet=subnet,
                 gateway=gateway,
                 ip_range=wish.ip_range,
@@ -213,6 +238,8 @@ class HostNetworks:
             except BaseException:
                 del self._known[network.id]
                 path.unlink(missing_ok=True)
+                with contextlib.suppress(FleetError):  # else upkeep removes what there is of it
+                    await self._network.remove_network(network.id)
                 raise
         self._tell(Action.NETWORK_CREATE, network)
         return network
@@ -221,6 +248,15 @@ class HostNetworks:
         """Remove one that no running container is on. Raises ``NotFoundError``, ``ForbiddenError``."""
         async with self._changing:
             network = self.find(name_or_id)
+            if network.config_only:
+                if made := sorted(n.name for n in self._known.values() if n.config_from == network.name):
+                    raise ForbiddenError(
+                        f"configuration network {network.name} is in use by network {', '.join(made[:5])}"
+                    )
+                del self._known[network.id]
+                await asyncio.to_thread(self._path(network.id).unlink, missing_ok=True)
+                self._tell(Action.NETWORK_DESTROY, network)
+                return network
             if users := sorted(self._users(network.id)):
                 named = ", ".join(users[:5]) + (" ..." if len(users) > 5 else "")
                 raise ForbiddenError(
@@ -231,6 +267,36 @@ class HostNetworks:
             del self._known[network.id]
             await asyncio.to_thread(self._path(network.id).unlink, missing_ok=True)
         self._tell(Action.NETWORK_DESTROY, network)
+        return network
+
+    def _configured(self, wish: NetworkWish) -> NetworkWish:
+        """With what the configuration says that it was to be made from."""
+        if not wish.config_from:
+            return wish
+        config = next((n for n in self._known.values() if n.config_only and n.name == wish.config_from), None)
+        if config is None:
+            raise NotFoundError(
+                f"network {wish.name}: there is no configuration network {wish.config_from} on this host"
+            )
+        own = NetworkWish(name=wish.name, driver=wish.driver, labels=wish.labels, config_from=wish.config_from)
+        if wish != own:
+            raise ForbiddenError(
+                f"network {wish.name}: user specified configurations are not supported if the network depends on a configuration "
+                f"network ({wish.config_from})"
+            )
+        settings = {name: getattr(config, name) for name in _OF_CONFIGURATION}
+        return msgspec.structs.replace(own, **settings)
+
+    async def _keep(self, wish: NetworkWish) -> HostNetwork:
+        """A configuration: nothing is made of it here."""
+        for subnet, parse in ((wish.subnet, parse_subnet), (wish.subnet6, parse_subnet6)):
+            if subnet:
+                parse(subnet)
+        wished = {name: getattr(wish, name) for name in wish.__struct_fields__}
+        network = HostNetwork(id=secrets.token_hex(32), created_at=self._clock.now(), **wished)
+        await asyncio.to_thread(write_durably, self._path(network.id), wire.encode(network))
+        self._known[network.id] = network
+        self._tell(Action.NETWORK_CREATE, network)
         return network
 
     def _path(self, network_id: str) -> Path:
@@ -258,7 +324,7 @@ class HostNetworks:
         to this host, so that containers are reached from outside."""
         if not wish.enable_ipv6:
             return ""
-        taken = [network.subnet6 for network in self._known.values() if network.subnet6]
+        taken = [network.subnet6 for network in self._known.values() if network.subnet6 and not network.config_only]
         if not wish.subnet6:
             if wish.gateway6 or wish.ip_range6:
                 raise UserError(f"network {wish.name}: an IPv6 gateway and range need a subnet they belong to")
@@ -272,17 +338,13 @@ class HostNetworks:
                 )
         return str(wanted)
 
-    def _taken(self) -> list[str]:
-        """Subnets that this host uses or has routes to. Blocks."""
-        return [network.subnet for network in self._known.values() if network.subnet] + _routed(self._routes)
-
     def _tell(self, action: Action, network: HostNetwork, **attributes: str) -> None:
         self._hub.send(
             ContainerEvent(
                 action=action,
                 id=network.id,
                 time=self._clock.now(),
-                attributes={"name": network.name, "type": "bridge", **attributes},
+                attributes={"name": network.name, "type": network.driver, **attributes},
             )
         )
 
@@ -294,6 +356,11 @@ def _choose_subnet(wish: NetworkWish, taken: Collection[str]) -> str:
         if wish.subnet or wish.gateway or wish.ip_range:
             raise UserError(f"network {wish.name}: IPv4 addresses were given but IPv4 is not enabled")
         return ""
+    if not wish.subnet and wish.driver in DIRECT:
+        raise UserError(
+            f"network {wish.name}: {wish.driver} needs --subnet, which is that of the network its parent is on, and --gateway, "
+            "its router; with --ip-range for the part that is nobody else's"
+        )
     if not wish.subnet:
         if wish.gateway or wish.ip_range or any(not is_ipv6(address) for address in wish.aux_addresses.values()):
             raise UserError(f"network {wish.name}: gateway, range and auxiliary addresses need a subnet they belong to")
@@ -314,14 +381,17 @@ def _check_sizes(wish: NetworkWish) -> None:
         raise UserError(f"network {wish.name}: more than {_LABELS_MAX} labels or options")
     if len(wish.aux_addresses) > _AUX_MAX:
         raise UserError(f"network {wish.name}: more than {_AUX_MAX} auxiliary addresses")
+    known = _DEFAULTS if wish.driver == "bridge" and not wish.config_only else {}
     for key, value in wish.options.items():
+        if key in _own_options(wish):
+            continue  # its value is looked at where it is used
         if key == _MTU:
             if not value.isdecimal() or len(value) > 5:
                 raise UserError(f"network {wish.name}: option {key}={value!r} is not a number of bytes")
-        elif key not in _DEFAULTS:
-            raise UserError(f"network {wish.name}: option {key!r} is not known to the bridge driver of fleet")
-        elif value.lower() != _DEFAULTS[key]:
-            raise UserError(f"network {wish.name}: option {key}={value} is not supported, it is {_DEFAULTS[key]}")
+        elif key not in known:
+            raise UserError(f"network {wish.name}: option {key!r} is not known to the {wish.driver} driver of fleet")
+        elif value.lower() != known[key]:
+            raise UserError(f"network {wish.name}: option {key}={value} is not supported, it is {known[key]}")
     for name, address in wish.aux_addresses.items():
         text = wish.subnet6 if is_ipv6(address) else wish.subnet
         if text or is_ipv6(address):
@@ -333,6 +403,12 @@ def _check_sizes(wish: NetworkWish) -> None:
                 raise UserError(
                     f"network {wish.name}: auxiliary address {name}={address} is not in {text or 'a subnet'}"
                 )
+
+
+def _own_options(wish: NetworkWish) -> tuple[str, ...]:
+    """Options of the driver; a configuration may be for any of them."""
+    drivers = DIRECT if wish.config_only else (wish.driver,) if wish.driver in DIRECT else ()
+    return (PARENT, *(f"{driver}_mode" for driver in drivers)) if drivers else ()
 
 
 def _canonical(address: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from fleet.errors import RuntimeFault
+from fleet.network.direct import add_direct, explain_direct
 from fleet.network.kernel import rtnetlink
-from fleet.network.kernel.rtnetlink import Message, Netlink
+from fleet.network.kernel.rtnetlink import Message, Netlink, NetlinkError
 from fleet.network.links import NetworkLinks
 from fleet.network.namespaces import write_sysctl
 from fleet.network.naming import Owner
 from fleet.network.return_routes import MARK_BASE, MARK_MASK, ReturnRoute, ReturnRoutes
-from fleet.network.topology import Interface, SandboxSpec
+from fleet.network.topology import Interface, NetworkSpec, SandboxSpec
 
 __all__ = ["mend_routes", "plug", "set_default_route", "unplug"]
 
@@ -26,7 +27,8 @@ def plug(
     links: Mapping[str, NetworkLinks],
     netns: int,
 ) -> None:
-    """Make a cable for each interface and set up its inner end; ``veths`` are the names of the outer ends.
+    """Make a cable for each interface and set up its inner end; ``veths`` are the names of the outer ends, empty for cards
+    without (macvlan, ipvlan).
 
     Called inside the sandbox ``netns``; ``host`` is a socket of the host's namespace, which works from here too. Raises
     ``RuntimeFault``; what was made until then goes with the namespace.
@@ -34,6 +36,9 @@ def plug(
     outer: list[Message] = []
     for interface, veth in zip(interfaces, veths, strict=True):
         network = links[interface.network_id]
+        if network.spec.is_direct:
+            _plug_direct(interface, network.spec, parent=network.bridge_index, host=host, netns=netns)
+            continue
         outer.append(
             rtnetlink.add_veth(
                 veth,
@@ -66,6 +71,15 @@ def plug(
             gateways = filter(None, (interface.gateway, interface.gateway6))
             inner += [rtnetlink.add_default_route(link.index, gateway) for gateway in gateways]
         netlink.send_all(inner)
+
+
+def _plug_direct(interface: Interface, network: NetworkSpec, *, parent: int, host: Netlink, netns: int) -> None:
+    driver, mode = network.driver, network.mode
+    mac = "" if driver == "ipvlan" else interface.mac
+    try:
+        host.send(add_direct(driver, mode, name=interface.name, parent=parent, mtu=network.mtu, mac=mac, netns=netns))
+    except NetlinkError as error:
+        raise explain_direct(error, network=network.name, parent=network.parent, mode=mode) from error
 
 
 def unplug(card: str) -> None:

@@ -122,7 +122,7 @@ def cards_of(interfaces: Sequence[Interface], veths: Sequence[str], *, guarded: 
     return frozenset(
         Card(veth, interface.mac, interface.address6, interface.address if interface.network_id == guarded else "")
         for interface, veth in zip(interfaces, veths, strict=True)
-        if interface.address6 or interface.network_id == guarded
+        if veth and (interface.address6 or interface.network_id == guarded)
     )
 
 

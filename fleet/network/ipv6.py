@@ -61,7 +61,7 @@ class Ipv6:
             self._fault = self._find_fault()
         if not self._fault:
             return state
-        if strict and state.network.driver == "bridge":
+        if strict and state.network.is_local:
             raise UnsupportedError(f"network {state.network.name}: {self._fault}")
         return replace(state, network=state.network.without_ipv6())
 

@@ -99,6 +99,11 @@ class NetworkLinks:
             done += self._ensure_vxlan(self.underlay)
         return done
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Links of the host that are this network's."""
+        return (self.bridge, self.vxlan)
+
     def stale(self) -> bool:
         """Whether ``ensure`` has not succeeded yet, or this host's underlay address became another one since."""
         if not self.bridge_index:

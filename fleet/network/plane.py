@@ -28,6 +28,7 @@ from fleet.errors import ConflictError, NotFoundError, RuntimeFault, Unsupported
 from fleet.network import desired, rules
 from fleet.network.cables import mend_routes, plug, set_default_route, unplug
 from fleet.network.cardrules import Card
+from fleet.network.direct import DirectLinks
 from fleet.network.dns.keeper import DnsKeeper
 from fleet.network.dns.records import Zone, zone_of
 from fleet.network.doctor.view import PlaneView
@@ -263,7 +264,7 @@ class Plane:
         with ExitStack() as undo:
             undo.callback(prepared.close)
             interfaces = self._plan_interfaces(spec)
-            self._check_host_ports(spec, ipv6=any(interface.address6 for interface in interfaces))
+            self._check_host_ports(spec, interfaces)
             path = self._store.netns_path(spec.id)
             close_namespace(path)  # left by a crash, if at all
             sockets = prepared.sockets
@@ -346,8 +347,11 @@ class Plane:
         ]
         gone = [veth for i, veth in zip(record.interfaces, record.veths, strict=True) if i.network_id == network_id]
         interfaces = self._with_gateway([interface for interface, _ in kept])
-        self._netlink.send_all([rtnetlink.delete_link(veth) for veth in gone if self._netlink.link(veth) is not None])
+        cables = [veth for veth in gone if veth and self._netlink.link(veth) is not None]
+        self._netlink.send_all([rtnetlink.delete_link(veth) for veth in cables])
         with self._inside(sandbox_id):
+            if not all(gone):
+                unplug(next(i.name for i in record.interfaces if i.network_id == network_id))
             set_default_route(interfaces)
         self._returns_applied.pop(sandbox_id, None)  # routes went with the card
         attachments = tuple(attachment for attachment in record.spec.attachments if attachment.network_id != network_id)
@@ -449,9 +453,8 @@ class Plane:
         """Know a network from now on."""
         spec = state.network
         if spec.id not in self._links:
-            self._links[spec.id] = NetworkLinks(
-                spec=spec, owner=self._owner, netlink=self._netlink, underlay=self._underlay
-            )
+            kind = DirectLinks if spec.is_direct else NetworkLinks
+            self._links[spec.id] = kind(spec=spec, owner=self._owner, netlink=self._netlink, underlay=self._underlay)
         self._links[spec.id].spec = spec
         self._states[spec.id] = state
 
@@ -462,13 +465,17 @@ class Plane:
         """Do what can be done; a network that cannot be made must not keep the others from working."""
         try:
             return action()
-        except (RuntimeFault, UnsupportedError) as error:
+        except (RuntimeFault, UnsupportedError, UserError) as error:
             return [f"network {name}: {error}"]
 
     def _check_vni(self, spec: NetworkSpec) -> None:
         for other in (state.network for state in self._states.values()):
             if other.id != spec.id and spec.vni and (other.vni, other.vxlan_port) == (spec.vni, spec.vxlan_port):
                 raise ConflictError(f"network {spec.name}: VNI {spec.vni} is used by network {other.name}")
+            if other.id != spec.id and spec.parent and other.parent == spec.parent:
+                raise ConflictError(
+                    f"network {spec.name}: link {spec.parent} is already the parent of network {other.name}"
+                )
 
     def _apply(self, network_id: str, *, dead: Collection[str] = ()) -> None:
         self._links[network_id].apply_remotes(self._remotes(network_id))
@@ -485,14 +492,14 @@ class Plane:
     def _zone(self, network_id: str) -> Zone:
         state = self._states[network_id]
         local: list[Endpoint] = []
-        if state.network.driver == "bridge":
+        if state.network.is_local:
             for record in self._on(network_id):
                 local += desired.local_endpoints(record, network_id)
         return zone_of(state, local)
 
     def _put_local_zones(self, interfaces: Iterable[Interface]) -> None:
         for interface in interfaces:
-            if self._states[interface.network_id].network.driver == "bridge":
+            if self._states[interface.network_id].network.is_local:
                 self._put_zone(interface.network_id)
 
     def _on(self, network_id: str) -> list[SandboxRecord]:
@@ -537,7 +544,7 @@ class Plane:
             )
         spec = state.network
         address = attachment.address
-        if spec.driver == "bridge":
+        if spec.is_local:
             address = self._address4(spec, attachment)
         elif address is None:
             raise UserError(f"network {spec.name}: an overlay attachment needs the address its managers gave it")
@@ -565,7 +572,7 @@ class Plane:
 
     def _address6(self, spec: NetworkSpec, attachment: AttachmentSpec) -> str:
         """The card's IPv6 address; empty on a network that has none here."""
-        if spec.driver == "bridge":
+        if spec.is_local:
             if spec.subnet6:
                 return self._allocate(spec, requested=attachment.address6, family="ip6")
             if attachment.address6:
@@ -598,7 +605,8 @@ class Plane:
 
     def _plug(self, spec: SandboxSpec, interfaces: Sequence[Interface], netns: int) -> tuple[str, ...]:
         """Make the cables; returns the names of the host's ends."""
-        veths = tuple(self._owner.new_veth() for _ in interfaces)
+        direct = [self._states[interface.network_id].network.is_direct for interface in interfaces]
+        veths = tuple("" if is_direct else self._owner.new_veth() for is_direct in direct)
         if coming := desired.cards_of(
             interfaces, veths, guarded=self._guarded()
         ):  # watched before there is anything to watch: the container may be running
@@ -734,7 +742,7 @@ class Plane:
 
     def _host_rules(self) -> HostRules:
         wanted = desired.host_rules(
-            self._states,
+            self._bridged(),
             bridges=self._bridges(),
             records=self._records.values(),
             published=self._published,
@@ -746,17 +754,29 @@ class Plane:
 
     def _host_rules6(self) -> HostRules | None:
         return self._ipv6.host_rules(
-            self._states,
+            self._bridged(),
             bridges=self._bridges(),
             records=self._records.values(),
             published=self._published,
             seed=self._node_id,
         )
 
+    def _bridged(self) -> dict[str, NetworkState]:
+        """Networks that the host's rules are about: the others' packets never pass it."""
+        return {network_id: state for network_id, state in self._states.items() if not state.network.is_direct}
+
     def _bridges(self) -> dict[str, str]:
         return {network_id: links.bridge for network_id, links in self._links.items()}
 
-    def _check_host_ports(self, spec: SandboxSpec, *, ipv6: bool) -> None:
+    def _check_host_ports(self, spec: SandboxSpec, interfaces: Sequence[Interface]) -> None:
+        ipv6 = any(interface.address6 for interface in interfaces)
+        for interface in interfaces if spec.host_ports else ():
+            network = self._states[interface.network_id].network
+            if network.is_direct and (interface.gateway or interface.gateway6):
+                raise UserError(
+                    f"ports cannot be published on network {network.name} ({network.driver}), for nothing of it passes this "
+                    "host: the container is reached at its own address there"
+                )
         taken = [(port, record.spec.id) for record in self._records.values() for port in record.spec.host_ports]
         for port in spec.host_ports:
             for other, sandbox_id in taken:
@@ -791,7 +811,7 @@ class Plane:
         now = time.monotonic()
         self._leaving = {veth: until for veth, until in self._leaving.items() if until > now}
         known |= self._leaving.keys()
-        known |= {name for links in self._links.values() for name in (links.bridge, links.vxlan)}
+        known |= {name for links in self._links.values() for name in links.devices}
         strays = [link for link in self._netlink.links() if link.group == self._owner.group and link.name not in known]
         if of is not None:
             strays = [link for link in strays if self._owner.sandbox_of(link.alias) in of]

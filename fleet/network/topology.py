@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 from fleet.errors import UserError
 from fleet.network.ipam import is_ipv6
@@ -31,12 +31,17 @@ __all__ = [
     "ServiceRecord",
 ]
 
-Driver = Literal["overlay", "bridge"]
+Driver = Literal["overlay", "bridge", "macvlan", "ipvlan"]
+DIRECT: Final = ("macvlan", "ipvlan")
+"""Drivers whose containers have cards on the host's own network, without a bridge."""
+MODES: Final[dict[str, tuple[str, ...]]] = {"macvlan": ("bridge", "private", "vepa", "passthru"), "ipvlan": ("l2",)}
+"""What such a card may reach on the same parent; the first is what it is when nothing is said."""
 Protocol = Literal["tcp", "udp", "sctp"]
 ClientSource = Literal["node", "client"]
 """Whose address a service sees as its client's: the node's that the client asked, or the client's own."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
+_LINK = re.compile(r"[^\s/:%]{1,15}\Z")  # ip-link(8); a colon would be an alias of old
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _VNI_MAX = (1 << 24) - 1  # RFC 7348 section 5: 24 bits
@@ -100,7 +105,8 @@ class NetworkSpec:
     ``subnet`` is CIDR, ``gateway`` an address inside it that the bridge carries on *every* host (unless ``internal``).
     ``mtu`` 0 means: what the underlay leaves. ``node_address`` is this node's own address on an ``ingress`` network; it
     differs from host to host, everything else is the same on all of them. What ends in ``6`` is the same for IPv6, and empty
-    on a network without it. A bridge may be without IPv4 instead: then ``subnet`` and ``gateway`` are empty.
+    on a network without it. A bridge may be without IPv4 instead: then ``subnet`` and ``gateway`` are empty. ``parent`` and
+    ``mode`` are those of macvlan and ipvlan, which are of this host too; their gateway is a router of the host's network.
     """
 
     id: str
@@ -120,16 +126,36 @@ class NetworkSpec:
     gateway6: str = ""
     node_address6: str = ""
     ip_range6: str = ""
+    parent: str = ""
+    mode: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Known to this host alone, which gives its addresses."""
+        return self.driver != "overlay"
+
+    @property
+    def is_direct(self) -> bool:
+        """Without a bridge: cards are devices of ``parent``."""
+        return self.driver in DIRECT
 
     def __post_init__(self) -> None:
         check_id("network", self.id)
         what = f"network {self.name}"
-        if self.subnet or self.driver != "bridge" or not self.subnet6:
+        if self.subnet or self.driver == "overlay" or not self.subnet6:
             self._check4(what)
         elif self.gateway or self.node_address or self.ip_range:
             raise UserError(f"{what}: IPv4 addresses need an IPv4 subnet")
-        if self.driver not in ("overlay", "bridge"):
-            raise UserError(f"{what}: driver {self.driver!r} is not overlay or bridge")
+        if self.driver not in ("overlay", "bridge", *DIRECT):
+            raise UserError(f"{what}: driver {self.driver!r} is not overlay, bridge, macvlan or ipvlan")
+        if self.is_direct and not _LINK.match(self.parent):
+            raise UserError(
+                f"{what}: {self.driver} needs a link of this host to be its parent: -o parent=eth1, or eth1.10"
+            )
+        if self.is_direct and self.mode not in ("", *MODES[self.driver]):
+            raise UserError(
+                f"{what}: mode {self.mode!r} of {self.driver} is not one of {', '.join(MODES[self.driver])}"
+            )
         if self.driver == "overlay" and not 1 <= self.vni <= _VNI_MAX:
             raise UserError(f"{what}: VNI {self.vni} is not between 1 and {_VNI_MAX}")
         if self.mtu and not _MTU_MIN <= self.mtu <= _MTU_MAX:

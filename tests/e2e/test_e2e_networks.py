@@ -128,6 +128,68 @@ def test_networks_and_their_containers_are_there_after_kill_9_and_power_loss(lab
     assert cards(lab, "net-web") == {"net-a": "10.78.0.7"}
 
 
+def uplink(lab: TestLab, host: str) -> str:
+    """The host's own card."""
+    links = json.loads(lab.exec(host, ["ip", "-j", "addr"]).stdout)
+    return str(next(i["ifname"] for i in links if any(a["local"] == lab.address(host) for a in i["addr_info"])))
+
+
+def test_containers_are_on_the_hosts_own_network_with_macvlan(lab: TestLab, cleared: None) -> None:
+    begin = lab.address(HOST).rpartition(".")[0]
+    subnet, free = f"{begin}.0/24", f"{begin}.245"
+    lan = ("-d", "macvlan", "--subnet", subnet, "--gateway", lab.machine_address(), "--ip-range", f"{begin}.240/29")
+    made = lab.docker("network", "create", *lan, "-o", f"parent={uplink(lab, HOST)}", "net-lan", check=False)
+    if "has no macvlan" in made.stderr:
+        pytest.skip("not run: this kernel has no macvlan")
+    assert made.returncode == 0, made.stderr
+    shown = json.loads(lab.docker("network", "inspect", "net-lan").stdout)[0]
+    assert (shown["Driver"], shown["Scope"], shown["Options"]) == ("macvlan", "local", {"parent": uplink(lab, HOST)})
+    run(lab, "net-web", "--network", "net-lan", "--restart", "always")
+    run(lab, "net-db", "--network", "net-lan", "--ip", free, "--restart", "always")
+    found = cards(lab, "net-web")["net-lan"]
+    assert reaches(lab, "net-web", "net-db") and reaches(lab, "net-web", lab.address("w1"))
+
+    def from_elsewhere() -> bool:
+        return lab.exec("w1", ["busybox", "ping", "-c1", "-W2", found], check=False).returncode == 0
+
+    assert from_elsewhere(), "as any machine of that network"
+    lab.signal_daemon(HOST, signal.SIGKILL)
+    assert from_elsewhere()
+    lab.start_daemon(HOST)
+    assert cards(lab, "net-db") == {"net-lan": free} and reaches(lab, "net-db", "net-web")
+    lab.docker("network", "disconnect", "net-lan", "net-web")
+    assert not from_elsewhere()
+    lab.docker("network", "connect", "--ip", found, "net-lan", "net-web")
+    assert from_elsewhere()
+    refused = lab.docker("run", "--rm", "-p", "8077:80", "--network", "net-lan", IMAGE, "true", check=False)
+    assert refused.returncode != 0 and "ports cannot be published on network net-lan" in refused.stderr
+    lab.kill(HOST)
+    lab.start(HOST)
+    lab.wait_until(lambda: from_elsewhere() and reaches(lab, "net-db", "net-web"), 30, what="they are back")
+
+
+def test_networks_are_made_from_a_configuration_which_stays_while_they_do(lab: TestLab, cleared: None) -> None:
+    lab.docker("network", "create", "--config-only", "--subnet", "10.84.0.0/24", "--gateway", "10.84.0.9", "net-conf")
+    shown = json.loads(lab.docker("network", "inspect", "net-conf").stdout)[0]
+    assert (shown["ConfigOnly"], shown["Driver"]) == (True, "null")
+    lab.fleet("network", "create", "--config-from", "net-conf", "net-a")
+    shown = json.loads(lab.docker("network", "inspect", "net-a").stdout)[0]
+    assert (shown["ConfigFrom"], shown["Driver"]) == ({"Network": "net-conf"}, "bridge")
+    assert shown["IPAM"]["Config"] == [{"Subnet": "10.84.0.0/24", "Gateway": "10.84.0.9"}]
+    run(lab, "net-web", "--network", "net-a")
+    assert cards(lab, "net-web") == {"net-a": "10.84.0.1"}
+    lab.restart_daemon(HOST, signum=signal.SIGKILL)
+    for words, args in (
+        ("is in use by network net-a", ("network", "rm", "net-conf")),
+        ("configuration network", ("run", "--rm", "--network", "net-conf", IMAGE, "true")),
+        ("user specified configurations", ("network", "create", "--config-from", "net-conf", "--internal", "net-b")),
+    ):
+        said = lab.docker(*args, check=False)
+        assert said.returncode != 0 and words in said.stderr, said.stderr
+    lab.fleet("rm", "-f", "net-web")
+    lab.docker("network", "rm", "net-a", "net-conf")
+
+
 @pytest.mark.parametrize("delay_s", [0.03, 0.1, 0.2])
 def test_a_change_that_is_killed_in_the_middle_is_done_or_not(lab: TestLab, cleared: None, delay_s: float) -> None:
     lab.fleet("network", "create", "net-a")
@@ -203,7 +265,14 @@ def test_what_cannot_be_says_why(lab: TestLab, cleared: None) -> None:
     says("IPv4 or IPv6 must be enabled", "network", "create", "--ipv4=false", "net-x", command=lab.fleet)
     says("add --ipv6", "network", "create", "--subnet", "fd00:80::/64", "net-x")
     says("not known to the bridge driver", "network", "create", "-o", "speed=fast", "net-x")
-    says("driver 'macvlan'", "network", "create", "-d", "macvlan", "net-x")
+    says("driver 'magic'", "network", "create", "-d", "magic", "net-x")
+    says("macvlan needs --subnet", "network", "create", "-d", "macvlan", "-o", "parent=eth0", "net-x")
+    lan = ("network", "create", "-d", "macvlan", "--subnet", "10.83.0.0/24")
+    says("-o parent=eth1", *lan, "net-x")
+    says("this host has no link eth9", *lan, "-o", "parent=eth9", "net-x")
+    says("mode 'loud' of macvlan", *lan, "-o", "parent=eth9", "-o", "macvlan_mode=loud", "net-x")
+    says("'ipvlan_mode' is not known to the macvlan driver", *lan, "-o", "ipvlan_mode=l2", "net-x")
+    says("no configuration network net-y", "network", "create", "-d", "macvlan", "--config-from", "net-y", "net-x")
     says("has active endpoints: net-web", "network", "rm", "net-a")
     says("address 10.79.0.5 is in use", "run", "--rm", "--network", "net-a", "--ip", "10.79.0.5", IMAGE, "true")
     says("user defined networks only", "run", "--rm", "--ip", "172.29.0.9", IMAGE, "true")

@@ -52,7 +52,12 @@ class NetworkNames:
     async def find(self, name: str) -> tuple[str, bool]:
         """(id, whether it is the cluster's) of a network besides the predefined ones. Raises as ``attach``."""
         try:
-            return self._engine.networks.find(name).id, False
+            found = self._engine.networks.find(name)
+            if found.config_only:
+                raise UserError(
+                    f"configuration network {found.name} holds no containers: make a network from it (--config-from)"
+                )
+            return found.id, False
         except NotFoundError as cause:
             if self._engine.overlays is None:
                 raise NotFoundError(f"network {name} not found on this host") from cause

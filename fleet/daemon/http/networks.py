@@ -26,6 +26,7 @@ from fleet.manager.http.networks import NETWORK_FILTERS
 from fleet.model.network import IpamConfig, NetworkSpec
 from fleet.model.wire import Value
 from fleet.network.ipam import is_ipv6
+from fleet.network.topology import DIRECT
 from fleet.network.topology import NetworkSpec as HostNetworkSpec
 
 __all__ = ["network_routes"]
@@ -155,7 +156,7 @@ def network_routes(membership: Membership, engine: ContainerEngine, bridge: Host
         unused = filters | {"dangling": ("true",)}
         removed = []
         for network in local_matching(unused):
-            if network["Name"] not in _PREDEFINED:
+            if network["Name"] not in _PREDEFINED and not network["ConfigOnly"]:
                 await engine.networks.remove(network["Id"])
                 removed.append(network["Name"])
         for network in swarm.list(unused) if is_manager() else ():
@@ -171,17 +172,14 @@ def _wish(spec: NetworkSpec) -> NetworkWish:
     """What the host's own networks can be of what the API can say. Raises ``UnsupportedError`` for the rest."""
     ipam = spec.ipam
     config = ipam.config if ipam is not None else ()
+    driver = spec.driver or "bridge"
     refusals = (
         (
-            spec.driver not in ("", "bridge"),
-            f"driver {spec.driver!r}: known are bridge (this host) and overlay (the swarm)",
+            driver not in ("bridge", *DIRECT),
+            f"driver {spec.driver!r}: known are bridge, macvlan and ipvlan (this host) and overlay (the swarm)",
         ),
-        (spec.scope not in ("", "local"), f"driver bridge has no scope {spec.scope!r}"),
+        (spec.scope not in ("", "local"), f"driver {driver} has no scope {spec.scope!r}"),
         (spec.ingress, "only an overlay can be the ingress network"),
-        (
-            spec.config_only or (spec.config_from is not None and bool(spec.config_from.network)),
-            "no config-only networks",
-        ),
         (ipam is not None and ipam.driver not in ("", "default"), f"no IPAM driver {ipam.driver if ipam else ''!r}"),
         (ipam is not None and bool(ipam.options), "the default IPAM driver has no options"),
     )
@@ -193,6 +191,9 @@ def _wish(spec: NetworkSpec) -> NetworkWish:
     pool6 = next((each for each in config if each.is_ipv6), IpamConfig())
     return NetworkWish(
         name=spec.name,
+        driver=driver,  # type: ignore[arg-type]  # seen to be one above
+        config_only=spec.config_only,
+        config_from=spec.config_from.network if spec.config_from is not None else "",
         subnet=pool.subnet,
         gateway=pool.gateway,
         ip_range=pool.ip_range,
@@ -223,8 +224,15 @@ def _made(engine: ContainerEngine, network: HostNetwork) -> Json:
     if network.subnet6:
         configs.append(_pool(network.subnet6, network.ip_range6, network.gateway6, aux[1]))
     return {
-        **_rendered(network.name, "bridge", configs, _attached(engine, network.id)),
+        **_rendered(
+            network.name,
+            "null" if network.config_only else network.driver,
+            configs,
+            _attached(engine, network.id),
+        ),
         "Id": network.id,
+        "ConfigOnly": network.config_only,
+        "ConfigFrom": {"Network": network.config_from},
         "EnableIPv4": bool(network.subnet),
         "EnableIPv6": bool(network.subnet6),
         "Created": time_text(network.created_at),

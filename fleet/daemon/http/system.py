@@ -239,7 +239,7 @@ def _info(
         "DriverStatus": [["Backing Filesystem", backing_filesystem(config.data_root)]],
         "Plugins": {
             "Volume": ["local"],
-            "Network": ["bridge", "host", "null", "overlay"],
+            "Network": ["bridge", "host", "ipvlan", "macvlan", "null", "overlay"],
             "Authorization": None,
             "Log": ["json-file", "local", "none"],
         },

@@ -17,13 +17,14 @@ from fleet.network.doctor.agreement import (
     compare_links,
 )
 from fleet.network.doctor.features import kernel_findings
-from fleet.network.doctor.finding import Check, Finding, Level, wrong
+from fleet.network.doctor.finding import Check, Finding, Level, right, wrong
 from fleet.network.doctor.listing import compare_rules, dropping_rules
 from fleet.network.doctor.view import PlaneView
 from fleet.network.kernel.nft import NftContext
 from fleet.network.kernel.rtnetlink import Netlink
 from fleet.network.links import Remotes
 from fleet.network.namespaces import open_namespace
+from fleet.network.topology import NetworkSpec
 
 __all__ = ["look_at_host", "look_at_network", "look_at_sandbox", "network_ids", "sandboxes_on", "suspects"]
 
@@ -75,6 +76,8 @@ def look_at_network(view: PlaneView, network_id: str) -> list[Finding]:
     links, state = view.links.get(network_id), view.states.get(network_id)
     if links is None or state is None:
         return []
+    if state.network.is_direct:
+        return [_parent(view, state.network)]
     is_overlay = state.network.driver == "overlay"
     cables = tuple(
         Cable(veth, of=record.spec.id)
@@ -102,6 +105,16 @@ def look_at_network(view: PlaneView, network_id: str) -> list[Finding]:
     addresses = links.seen_addresses(bridge.index) if bridge is not None else set()
     found = SeenLinks(links=seen, addresses=addresses, remotes=remotes)
     return compare_links(wanted, found) + compare_forwarding(wanted, found)
+
+
+def _parent(view: PlaneView, network: NetworkSpec) -> Finding:
+    """The one thing on the host that a network without a bridge needs."""
+    link = view.netlink.link(network.parent)
+    if link is not None and link.up:
+        return right(Check.LINKS, f"parent {network.parent} is there and up", network=network.name)
+    is_missing = "is missing" if link is None else "is down"
+    says = f"parent {network.parent} {is_missing}: containers on it reach nothing"
+    return wrong(Check.LINKS, says, f"ip link set {network.parent} up, once it is there", network=network.name)
 
 
 def look_at_sandbox(view: PlaneView, sandbox_id: str, networks: Sequence[str]) -> list[Finding]:

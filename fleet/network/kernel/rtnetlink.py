@@ -29,11 +29,14 @@ __all__ = [
     "add_bridge",
     "add_default_route",
     "add_fdb",
+    "add_ipvlan",
     "add_loopback_route6",
+    "add_macvlan",
     "add_mark_rule",
     "add_neighbour",
     "add_table_route",
     "add_veth",
+    "add_vlan",
     "add_vxlan",
     "delete_fdb",
     "delete_group",
@@ -59,7 +62,10 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 10, 18, 20
-IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 27, 28, 29
+IFLA_LINK, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 5, 27, 28, 29
+IFLA_MACVLAN_MODE, IFLA_IPVLAN_MODE, IFLA_VLAN_ID = 1, 1, 1
+_MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+_IPVLAN_L2 = 0
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PROXY, IFLA_VXLAN_PORT = 1, 4, 7, 11, 15
@@ -335,6 +341,34 @@ def add_veth(name: str, *, mtu: int, group: int, master: int, peer: str, peer_ma
     body += _u32(IFLA_GROUP, group) + _u32(IFLA_MASTER, master)
     body += _attribute(IFLA_LINKINFO, _kind("veth", _attribute(VETH_INFO_PEER, other)))
     return _create_link(body, f"create cable {name} to {peer}")
+
+
+def add_macvlan(name: str, *, parent: int, mode: str, mac: str = "", mtu: int = 0, netns: int | None = None) -> Message:
+    """Create a macvlan device of link ``parent``, down, in the namespace ``netns`` if that is given. ``mtu`` 0: the parent's."""
+    data = _u32(IFLA_MACVLAN_MODE, _MACVLAN_MODES[mode])
+    return _add_child("macvlan", name, data, parent=parent, mac=mac, mtu=mtu, netns=netns)
+
+
+def add_ipvlan(name: str, *, parent: int, mtu: int = 0, netns: int | None = None) -> Message:
+    """The same with ipvlan, mode L2; its MAC address is the parent's."""
+    data = _attribute(IFLA_IPVLAN_MODE, struct.pack("=H", _IPVLAN_L2))
+    return _add_child("ipvlan", name, data, parent=parent, mac="", mtu=mtu, netns=netns)
+
+
+def add_vlan(name: str, *, parent: int, vlan: int, group: int) -> Message:
+    """Create the device of a VLAN (IEEE 802.1Q) of link ``parent``, up."""
+    body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + _text(IFLA_IFNAME, name) + _u32(IFLA_LINK, parent)
+    info = _kind("vlan", _attribute(IFLA_VLAN_ID, struct.pack("=H", vlan)))
+    body += _u32(IFLA_GROUP, group) + _attribute(IFLA_LINKINFO, info)
+    return _create_link(body, f"create VLAN device {name}")
+
+
+def _add_child(kind: str, name: str, data: bytes, *, parent: int, mac: str, mtu: int, netns: int | None) -> Message:
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + _u32(IFLA_LINK, parent)
+    body += _attribute(IFLA_ADDRESS, _mac_bytes(mac)) if mac else b""
+    body += _u32(IFLA_MTU, mtu) if mtu else b""
+    body += _u32(IFLA_NET_NS_FD, netns) if netns is not None else b""
+    return _create_link(body + _attribute(IFLA_LINKINFO, _kind(kind, data)), f"create {kind} device {name}")
 
 
 def set_alias(name: str, alias: str) -> Message:

@@ -181,6 +181,20 @@ def test_the_pools_hold_more_than_dockers() -> None:
         (NetworkWish(name="x", options={"com.docker.network.driver.mtu": "20"}), "MTU 20"),
         (NetworkWish(name="x", options={"com.docker.network.bridge.enable_icc": "false"}), "is not supported"),
         (NetworkWish(name="x", options={"y": "z"}), "not known"),
+        (NetworkWish(name="x", options={"parent": "eth1"}), "not known to the bridge driver"),
+        (NetworkWish(name="x", driver="macvlan", options={"parent": "eth1"}), "macvlan needs --subnet"),
+        (NetworkWish(name="x", driver="macvlan", subnet="10.0.0.0/24"), "-o parent=eth1"),
+        (
+            NetworkWish(
+                name="x", driver="macvlan", subnet="10.0.0.0/24", options={"parent": "e", "macvlan_mode": "loud"}
+            ),
+            "mode 'loud'",
+        ),
+        (
+            NetworkWish(name="x", driver="macvlan", subnet="10.0.0.0/24", options={"parent": "e", "ipvlan_mode": "l2"}),
+            "not known to the macvlan driver",
+        ),
+        (NetworkWish(name="x", config_only=True, subnet="10.0.0.1/24"), "host bits"),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_nothing(tmp_path: Path, wish: NetworkWish, words: str) -> None:
@@ -222,5 +236,51 @@ def test_what_the_kernel_refuses_is_not_there_and_what_is_used_stays(tmp_path: P
         with pytest.raises(ConflictError):
             await world.networks.remove("one")
         assert world.files() == [f"{one.id}.json"] and world.networks.all() == [one]
+
+    run(tmp_path, body)
+
+
+def test_a_network_without_a_bridge_is_where_the_host_has_a_route_to(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        world.routes.write_text(ROUTES)
+        options = {"parent": "eth1.10", "macvlan_mode": "private"}
+        lan = NetworkWish(
+            name="lan", driver="macvlan", subnet="192.168.1.0/24", gateway="192.168.1.254", options=options
+        )
+        made = await world.networks.create(lan)
+        spec = world.kernel.made[made.id]
+        assert (spec.driver, spec.parent, spec.mode, spec.gateway) == ("macvlan", "eth1.10", "private", "192.168.1.254")
+        with pytest.raises(ForbiddenError, match="overlaps"):
+            await world.networks.create(NetworkWish(name="other", subnet="192.168.1.0/25"))
+        again = world.opened()
+        assert world.problems == [] and again.all() == [made]
+
+    run(tmp_path, body)
+
+
+def test_networks_are_made_from_a_configuration_which_stays_while_they_do(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        options = {"parent": "eth1", "macvlan_mode": "vepa"}
+        config = await world.networks.create(
+            NetworkWish(name="conf", config_only=True, subnet="10.0.0.0/24", ip_range="10.0.0.128/25", options=options)
+        )
+        assert not world.kernel.made, "a configuration is no network"
+        wish = NetworkWish(name="lan", driver="macvlan", config_from="conf", labels={"a": "b"})
+        made = await world.networks.create(wish)
+        spec = world.kernel.made[made.id]
+        assert (spec.subnet, spec.ip_range, spec.parent, spec.mode) == ("10.0.0.0/24", "10.0.0.128/25", "eth1", "vepa")
+        assert made.labels == {"a": "b"} and made.config_from == "conf"
+        with pytest.raises(NotFoundError, match="no configuration network lan"):
+            await world.networks.create(NetworkWish(name="x", config_from="lan"))
+        with pytest.raises(ForbiddenError, match="user specified configurations"):
+            await world.networks.create(NetworkWish(name="x", config_from="conf", subnet="10.1.0.0/24"))
+        with pytest.raises(ForbiddenError, match="in use by network lan"):
+            await world.networks.remove("conf")
+        world.networks = world.opened()
+        assert world.problems == [] and [n.name for n in world.networks.all()] == ["conf", "lan"]
+        await world.networks.ensure()
+        assert list(world.kernel.made) == [made.id]
+        await world.networks.remove("lan")
+        assert (await world.networks.remove("conf")) == config and world.files() == []
 
     run(tmp_path, body)
