@@ -6,6 +6,7 @@ Reads ``{"seats": [{"key", "netns", "names", "reverse", "doors"}]}`` from standa
 connections were told, or how they failed. Each seat has a thread that lives in its namespace (``setns`` changes a thread).
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -88,9 +89,10 @@ def asked(questions):
             sock.connect(("127.0.0.11", 53))
             for number in open_:
                 name, kind, _ = questions[number]
-                sock.send(
-                    struct.pack("!HHHHHH", number, 0x0100, 1, 0, 0, 0) + encoded(name) + struct.pack("!HH", kind, 1)
-                )
+                with contextlib.suppress(ConnectionRefusedError):  # of the one before; nobody is there (yet)
+                    sock.send(
+                        struct.pack("!HHHHHH", number, 0x0100, 1, 0, 0, 0) + encoded(name) + struct.pack("!HH", kind, 1)
+                    )
             end = time.monotonic() + ROUND_S
             waiting = set(open_)
             while waiting and (left := end - time.monotonic()) > 0:
