@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "kernel")
 from network_hosts import Host, hosts, socket_in
 
 from fleet.network.dns import wire
-from fleet.network.topology import AttachmentSpec, Endpoint, NetworkSpec, NetworkState, SandboxSpec, ServiceRecord
+from fleet.network.topology import (
+    AttachmentSpec,
+    ClientSource,
+    Endpoint,
+    NetworkSpec,
+    NetworkState,
+    NodeRecord,
+    PublishedPort,
+    SandboxSpec,
+    ServiceRecord,
+)
 
 NET = NetworkSpec(id="net", name="net", driver="overlay", subnet="10.0.0.0/16", gateway="10.0.0.1", vni=4097)
 BRIDGE = NetworkSpec(id="bridge", name="bridge", driver="bridge", subnet="172.30.0.0/16", gateway="172.30.0.1")
@@ -33,6 +44,10 @@ TRANSFER_S = 2.0
 
 def address_of(number: int) -> str:
     return f"10.0.{1 + number // 200}.{2 + number % 200}"
+
+
+def vip_of(service: int) -> str:
+    return f"10.0.{240 + service // 200}.{1 + service % 200}"
 
 
 def state_of(made: list[Host], *, services: int, tasks: int, ready: int | None = None) -> NetworkState:
@@ -53,7 +68,7 @@ def state_of(made: list[Host], *, services: int, tasks: int, ready: int | None =
                     ready=ready is None or service > 0 or task < ready,
                 )
             )
-    records = tuple(ServiceRecord(id=f"s{s}", name=f"web{s}", vip=f"10.0.250.{s + 1}") for s in range(services))
+    records = tuple(ServiceRecord(id=f"s{s}", name=f"web{s}", vip=vip_of(s)) for s in range(services))
     return NetworkState(network=NET, endpoints=tuple(endpoints), services=records)
 
 
@@ -96,10 +111,53 @@ def ask_names(path: Path, count: int) -> list[float]:
     return spent
 
 
-def transfer(source: Path, target: Path, address: str, *, connect_to: str = "") -> float:
+def questions_a_second(paths: list[Path]) -> float:
+    """Answers of one host's DNS process to containers that ask at once, one question after the other each."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(len(paths)) as pool:
+        counts = [len(spent) for spent in pool.map(lambda path: ask_names(path, 1500), paths)]
+    return sum(counts) / (time.perf_counter() - start)
+
+
+def transfers(source: Path, target: Path, address: str, *, streams: int) -> float:
+    """Gigabits a second of TCP streams at once."""
+    with ThreadPoolExecutor(streams) as pool:
+        ports = range(5001, 5001 + streams)
+        return sum(pool.map(lambda port: transfer(source, target, address, port=port), ports))
+
+
+def round_trips(source: Path, target: Path, address: str, *, connect_to: str = "", count: int = 2000) -> list[float]:
+    """Milliseconds from a request of 64 bytes to its answer, on one TCP connection."""
+    with socket_in(target) as listener:
+        listener.bind((address, 5003))
+        listener.listen(1)
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                while data := connection.recv(64):
+                    connection.sendall(data)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        spent = []
+        with socket_in(source) as sock:
+            sock.connect((connect_to or address, 5003))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for _ in range(count):
+                start = time.perf_counter()
+                sock.sendall(b"?" * 64)
+                sock.recv(64, socket.MSG_WAITALL)
+                spent.append((time.perf_counter() - start) * 1e3)
+        thread.join()
+    return spent
+
+
+def transfer(source: Path, target: Path, address: str, *, port: int = 5001) -> float:
     """Gigabits a second of one TCP stream."""
     with socket_in(target) as listener:
-        listener.bind((address, 5001))
+        listener.bind((address, port))
         listener.listen(1)
         received = [0, 0.0]
 
@@ -115,7 +173,7 @@ def transfer(source: Path, target: Path, address: str, *, connect_to: str = "") 
         thread = threading.Thread(target=receive)
         thread.start()
         with socket_in(source) as sock:
-            sock.connect((connect_to or address, 5001))
+            sock.connect((address, port))
             sock.settimeout(None)
             data = bytes(1 << 20)
             end = time.perf_counter() + TRANSFER_S
@@ -138,6 +196,34 @@ def connects(source: Path, target: Path, address: str, *, connect_to: str, count
                 spent.append((time.perf_counter() - start) * 1e3)
             listener.accept()[0].close()
     return spent
+
+
+async def published_rows(made: list[Host]) -> dict[str, Any]:
+    """Connecting to a published port of the first host, whose only task is on the second: with the node's and the client's
+    address. The client is what joins the hosts."""
+    one, two = made
+    outside = one.netns.parent / "switch.netns"
+    task, own = "10.255.0.100", {one.name: "10.255.0.2", two.name: "10.255.0.3"}
+    end = Endpoint(id="p", service_id="p", address=task, node_id=two.name, underlay=two.address)
+    nodes = tuple(NodeRecord(node_id=h.name, underlay=h.address, address=own[h.name]) for h in made)
+    for host in made:
+        spec = NetworkSpec(
+            id="ingress", name="ingress", driver="overlay", subnet="10.255.0.0/24", gateway="10.255.0.1", vni=4096,
+            ingress=True, node_address=own[host.name],
+        )  # fmt: skip
+        await host.network.apply_state(NetworkState(network=spec, endpoints=(end,), nodes=nodes))
+    wish = AttachmentSpec(network_id="ingress", address=task)
+    sandbox = await two.network.create_sandbox(SandboxSpec(id="p", attachments=(wish,)))
+    rows: dict[str, Any] = {}
+    sources: tuple[ClientSource, ...] = ("node", "client")
+    for source in sources:
+        port = PublishedPort(protocol="tcp", published_port=5002, target_port=5002, service_id="p", source=source)
+        for host in made:
+            await host.network.apply_published((port,))
+        rows[f"connect to a published port, source={source}"] = await asyncio.to_thread(
+            connects, outside, Path(sandbox.netns_path), task, connect_to=one.address
+        )
+    return rows
 
 
 async def measure(made: list[Host]) -> dict[str, Any]:
@@ -163,6 +249,14 @@ async def measure(made: list[Host]) -> dict[str, Any]:
     rows["change of a virtual address, 1 sandbox"] = await timed(50, lambda n: one.network.apply_state(changes[n % 2]))
     rows["DNS question"] = await asyncio.to_thread(ask_names, first, 3000)
 
+    for number in range(4):
+        wish = (AttachmentSpec(network_id="net", address=f"10.0.201.{2 + number}"),)
+        await one.network.create_sandbox(SandboxSpec(id=f"n{number}", attachments=wish))
+    asking = [one.sandbox_path(f"n{number}") for number in range(4)]
+    rows["DNS questions of 4 containers at once, a second"] = [await asyncio.to_thread(questions_a_second, asking)]
+    for number in range(4):
+        await one.network.remove_sandbox(f"n{number}")
+
     big = [state_of(made, services=10, tasks=100, ready=ready) for ready in (99, 100)]
     rows["change to 10 services of 100"] = await timed(1, lambda _: one.network.apply_state(big[1]))
     rows["change of one of 100 backends, 1 sandbox"] = await timed(30, lambda n: one.network.apply_state(big[n % 2]))
@@ -174,6 +268,16 @@ async def measure(made: list[Host]) -> dict[str, Any]:
     rows["reconcile, 50 sandboxes"] = await timed(
         3, lambda _: one.network.reconcile(keep_sandboxes=keep, keep_networks=["net", "bridge"])
     )
+
+    many = [state_of(made, services=1000, tasks=1, ready=ready) for ready in (1, 0)]
+    rows["1,000 services on one network: told, 50 sandboxes"] = await timed(
+        1, lambda _: one.network.apply_state(many[0])
+    )
+    rows["1,000 services: one of them changes, 50 sandboxes"] = await timed(
+        10, lambda n: one.network.apply_state(many[(n + 1) % 2])
+    )
+    rows["1,000 services: attach"], _ = await attach(one, network_id="net", count=20, first=100)
+    await one.network.apply_state(state_of(made, services=10, tasks=4))
 
     rows["connect over the overlay"] = await asyncio.to_thread(
         connects, first, second, address_of(1), connect_to=address_of(1)
@@ -190,10 +294,21 @@ async def measure(made: list[Host]) -> dict[str, Any]:
     rows["connect over the overlay, by virtual address"] = await asyncio.to_thread(
         connects, first, second, address_of(1), connect_to="10.0.250.1"
     )
+    rows["request and response, host to host"] = await asyncio.to_thread(round_trips, one.netns, two.netns, two.address)
+    rows["request and response, overlay"] = await asyncio.to_thread(round_trips, first, second, address_of(1))
+    rows["request and response, by virtual address"] = await asyncio.to_thread(
+        round_trips, first, second, address_of(1), connect_to="10.0.250.1"
+    )
     rows["TCP stream, host to host"] = [
         await asyncio.to_thread(transfer, one.netns, two.netns, two.address) for _ in range(3)
     ]
     rows["TCP stream, overlay"] = [await asyncio.to_thread(transfer, first, second, address_of(1)) for _ in range(3)]
+    for what, ends in (
+        ("host to host", (one.netns, two.netns, two.address)),
+        ("overlay", (first, second, address_of(1))),
+    ):
+        rows[f"TCP, 8 streams, {what}"] = [await asyncio.to_thread(transfers, *ends, streams=8) for _ in range(3)]
+    rows |= await published_rows(made)
     for host in made:
         await host.network.destroy()
     return rows
@@ -203,10 +318,10 @@ def run(json_path: str | None = None) -> None:
     """Print the table; with ``json_path`` write the numbers there too."""
     with tempfile.TemporaryDirectory() as folder, hosts(Path(folder), 2) as made:
         rows = asyncio.run(measure(made))
-    print(f"{'':48} {'p50':>9} {'p99':>9} {'min':>9}")
+    print(f"{'':52} {'p50':>9} {'p99':>9} {'min':>9}")
     numbers = {}
     for name, values in rows.items():
-        unit = "Gbit/s" if name.startswith("TCP") else "ms"
+        unit = "Gbit/s" if name.startswith("TCP") else "1/s" if name.endswith("a second") else "ms"
         ordered = sorted(values)
         p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
         numbers[name] = {
@@ -216,7 +331,7 @@ def run(json_path: str | None = None) -> None:
             "min": ordered[0],
             "n": len(ordered),
         }
-        print(f"{name:48} {statistics.median(ordered):9.3f} {p99:9.3f} {ordered[0]:9.3f} {unit}")
+        print(f"{name:52} {statistics.median(ordered):9.3f} {p99:9.3f} {ordered[0]:9.3f} {unit}")
     if json_path is not None:
         Path(json_path).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
