@@ -247,7 +247,6 @@ def test_a_service_sees_its_clients_addresses_through_every_host(lab: TestLab, c
         "-p", "published=8082,target=80,source=client", IMAGE, "sh", "-c", tell,
     )  # fmt: skip
     lab.wait_until(lambda: len(lab.tasks("six-web")) == 2, 60, what="the service runs")
-    before = {task["ID"] for task in lab.tasks("six-web")}
 
     def seen(asker: str) -> dict[str, set[str]]:
         """Who it says had asked, by the address that was asked; twice, for there are two tasks."""
@@ -267,6 +266,8 @@ def test_a_service_sees_its_clients_addresses_through_every_host(lab: TestLab, c
     lab.signal_daemon(place)
     assert shows("m1") and shows("w2"), "nothing of it needs the daemon"
     lab.start_daemon(place)
+    lab.wait_until(lambda: len(lab.tasks("six-web")) == 2 and shows("w1"), 60, what="its host is back")
+    before = {task["ID"] for task in lab.tasks("six-web")}
     lab.fleet("service", "update", "-d", "--publish-add", "published=8082,target=80,source=node", "six-web")
     nodes = {f"::ffff:{peer}" for peer in ingress_addresses(lab)}
     lab.wait_until(lambda: seen("w1")[lab.address("m1")] <= nodes, 20, what="m1 is seen")
