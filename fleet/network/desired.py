@@ -32,6 +32,7 @@ __all__ = [
     "published_backends",
     "returns_of",
     "sandbox_rules",
+    "showing_clients",
     "turned",
     "with_attachments",
     "with_gateway",
@@ -59,11 +60,16 @@ def sandbox_rules(
     return SandboxRules(dns_port=port, vips=vips, vips6=vips6 if with_ipv6 else None, returns=returns)
 
 
+def showing_clients(published: Iterable[PublishedPort]) -> frozenset[str]:
+    """Services with a port that shows its clients' own addresses."""
+    return frozenset(port.service_id for port in published if port.source == "client")
+
+
 def returns_of(
     interfaces: Iterable[Interface], *, ingress: NetworkState | None, published: Iterable[PublishedPort]
 ) -> ReturnRoutes:
     """The ways back that a sandbox with these cards needs: those of a service with a port that shows its clients."""
-    services = {port.service_id for port in published if port.source == "client"}
+    services = showing_clients(published)
     if ingress is None or not services:
         return NO_RETURNS
     for interface in interfaces:

@@ -147,7 +147,7 @@ class Plane:
             if not links.stale():  # what could not be made was said above, and is tried again when it is asked for
                 self._apply(network_id)
         self._apply_host_rules()
-        return done + self._host_filter.obstacles() + [self._ipv6.fault] * bool(self._ipv6.fault)
+        return done + self._obstacles() + [self._ipv6.fault] * bool(self._ipv6.fault)
 
     def close(self) -> None:
         """Let go of the thread's resources; the data plane and the DNS process stay."""
@@ -237,11 +237,12 @@ class Plane:
                 raise UserError(f"published port {port.published_port}/{port.protocol}: given to two services")
             seen.add(key)
         if tuple(ports) != self._published:
-            self._published = tuple(ports)
+            before, self._published = self._published, tuple(ports)
             self._store.put_published(self._published)
             ingress = self._ingress()
-            for record in self._on(ingress.network.id) if ingress is not None else ():
-                self._apply_sandbox_rules(record)
+            if ingress is not None and desired.showing_clients(before) != desired.showing_clients(ports):
+                for record in self._on(ingress.network.id):
+                    self._apply_sandbox_rules(record)
             self._apply_host_rules()
 
     # --- sandboxes ------------------------------------------------------------------------------------------------
@@ -443,7 +444,7 @@ class Plane:
             sandbox_rules=lambda r: self._sandbox_rules(r.spec.id, r.interfaces, port=r.dns_port),
             asking_order=self._asking_order,
             zone=self._zone,
-            obstacles=self._host_filter.obstacles,
+            obstacles=self._obstacles,
             netns_path=self._store.netns_path,
         )
 
@@ -724,9 +725,19 @@ class Plane:
     def _guarded(self) -> str:
         """The network whose containers' IPv4 addresses are watched too: the ingress network, once a port shows its clients."""
         ingress = self._ingress()
-        if ingress is None or all(port.source == "node" for port in self._published) or not self._ipv6.can_watch():
+        if ingress is None or not desired.showing_clients(self._published) or not self._ipv6.can_watch():
             return ""
         return ingress.network.id
+
+    def _obstacles(self) -> list[str]:
+        """What on this host stands in the way, in sentences."""
+        found = self._host_filter.obstacles()
+        if desired.showing_clients(self._published) and not self._ipv6.can_watch():
+            found.append(
+                "published ports show their clients' addresses, and this host's kernel cannot filter on bridges (module "
+                "nf_tables_bridge): a container here that is on the ingress network could pretend to be a client"
+            )
+        return found
 
     def _apply_host_rules(self, *, dead: Collection[str] = ()) -> None:
         if self._host_filter.apply(self._host_rules(), dead=dead):
