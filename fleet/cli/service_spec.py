@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from fleet import errors
 from fleet.cli.service_flags import LABEL_FLAGS, LIST_FLAGS, MAP_FLAGS, VALUE_FLAGS, ListFlag
-from fleet.compose.values import take_sources
-from fleet.model.publishing import SOURCE_LABEL, source_label
+from fleet.compose.values import SOURCE_LABEL, source_label, take_sources
 
 __all__ = ["autoscale_bounds", "create_spec", "scale_spec", "update_spec"]
 

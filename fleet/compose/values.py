@@ -13,9 +13,9 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 from fleet import errors
-from fleet.model.publishing import source_label
 
 __all__ = [
+    "SOURCE_LABEL",
     "parse_bool",
     "parse_bytes",
     "parse_capability",
@@ -30,6 +30,7 @@ __all__ = [
     "parse_preference",
     "parse_ulimit",
     "parse_userns_mode",
+    "source_label",
     "split_fields",
     "take_sources",
 ]
@@ -126,6 +127,8 @@ def split_fields(text: str) -> list[tuple[str, str | None]]:
 # --- ports ------------------------------------------------------------------------------------------------------------
 
 _PROTOCOLS: Final = ("tcp", "udp", "sctp")
+SOURCE_LABEL: Final = "fleet.publish.source"
+"""As ``model.publishing`` reads it, which takes too long to import for what every command does."""
 _ACCEPTED: Final = {"protocol": "tcp, udp or sctp", "mode": "ingress or host", "source": "client or node"}
 
 
@@ -196,6 +199,11 @@ def _long_port(text: str) -> list[JsonObject]:
         raise errors.UserError(f"{text!r}: the field 'target' (the port in the container) is missing")
     port = _port(protocol=protocol, target=target, published=published, mode=mode)
     return [port | {"Source": source} if source else port]
+
+
+def source_label(target_port: int, protocol: str) -> str:
+    """The label that says whose address is seen at one port of the containers."""
+    return f"{SOURCE_LABEL}.{target_port}/{protocol}"
 
 
 def take_sources(ports: Iterable[JsonObject]) -> dict[str, str]:

@@ -18,21 +18,16 @@ from typing import Final, Literal
 from fleet import errors
 from fleet.model.service import PortConfig, Protocol
 
-__all__ = ["SOURCE_LABEL", "ClientSource", "check_sources", "source_label", "source_of"]
+__all__ = ["SOURCE_LABEL", "ClientSource", "check_sources", "source_of"]
 
 SOURCE_LABEL: Final = "fleet.publish.source"
 ClientSource = Literal["node", "client"]
 
 
-def source_label(target_port: int, protocol: str) -> str:
-    """The label for one port of the containers."""
-    return f"{SOURCE_LABEL}.{target_port}/{protocol}"
-
-
 def source_of(labels: Mapping[str, str], port: PortConfig) -> ClientSource:
     """What the labels say about a port; the most exact one counts."""
-    exact = source_label(port.target_port, port.protocol.value)
-    for name in (exact, exact.partition("/")[0], SOURCE_LABEL):
+    of_port = f"{SOURCE_LABEL}.{port.target_port}"
+    for name in (f"{of_port}/{port.protocol.value}", of_port, SOURCE_LABEL):
         if name in labels:
             return "client" if labels[name] == "client" else "node"
     return "node"
