@@ -46,6 +46,7 @@ class Core:
         default_network: str,
         host_files: Path,
         rootless: bool,
+        controllers: frozenset[str],
     ) -> None:
         self.runtime = runtime
         self.images = images
@@ -62,6 +63,8 @@ class Core:
         self.user_namespaces = UserNamespaces(runtime)
         self.rootless = rootless
         """Root here is that of a user namespace; see ``without_root``."""
+        self.controllers = controllers
+        """Then: the cgroup controllers there are for limits."""
         self.entries: dict[str, Entry] = {}
         self.names: dict[str, str] = {}
         """name -> id; also holds names of containers being made."""

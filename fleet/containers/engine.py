@@ -21,7 +21,7 @@ from typing import Final, Literal, Self
 import msgspec
 
 from fleet.clock import Clock, SystemClock
-from fleet.containers import assemble, moving
+from fleet.containers import assemble, moving, without_root
 from fleet.containers.attach import Attachment, Attachments
 from fleet.containers.config import ContainerConfig, FileMount, RestartRule, is_name
 from fleet.containers.connecting import Connecting
@@ -96,10 +96,11 @@ class ContainerEngine:
         host_files: Path = Path("/etc"),
         user_namespaces: bool = False,
         rootless: bool = False,
+        controllers: frozenset[str] = frozenset(),
     ) -> Self:
         """Read what is on disk and begin to listen to the supervisor. ``user_namespaces``: for every container that can have one,
-        where that is possible; ``rootless``: this process is root of one only. ``data_root`` must be on a disk that overlayfs
-        can write to,
+        where that is possible; ``rootless``: this process is root of one only, and
+        ``controllers`` of cgroups are what it may limit with. ``data_root`` must be on a disk that overlayfs can write to,
         ``exec_root`` is for this boot (``/run``). Call ``recover`` next, once the networks are there. Raises ``RuntimeFault``."""
         core = Core(
             data_root=data_root,
@@ -111,6 +112,7 @@ class ContainerEngine:
             default_network=default_network,
             host_files=host_files,
             rootless=rootless,
+            controllers=controllers,
         )
         engine = cls(core, volumes_root=data_root / "volumes", networks_root=data_root / "networks")
         try:
@@ -301,10 +303,10 @@ class ContainerEngine:
     async def update(
         self, name_or_id: str, *, resources: ResourceLimits | None = None, restart: RestartRule | None = None
     ) -> Container:
-        """Change limits (at once, also of a running container; without root they are discarded) and the restart rule."""
+        """Change limits (at once, also of a running container; without root those that can be had) and the restart rule."""
         entry = self._core.find(name_or_id)
-        if self._core.rootless:
-            resources = None
+        if resources is not None and self._core.rootless:
+            resources = without_root.keep_limits(resources, self._core.controllers) if self._core.controllers else None
         async with entry.lock:
             if resources is not None and entry.record.is_up:
                 await self._core.runtime.update(entry.id, resources)
@@ -428,6 +430,11 @@ class ContainerEngine:
     def rootless(self) -> bool:
         """Whether this process is root of a user namespace only."""
         return self._core.rootless
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        """The cgroup controllers that limit containers where ``rootless`` holds."""
+        return self._core.controllers
 
     @property
     def user_namespaces(self) -> UserNamespaces:

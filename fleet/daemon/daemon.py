@@ -49,7 +49,7 @@ from fleet.images import ImageStore
 from fleet.logs import get_logger
 from fleet.network.host import HostNetwork
 from fleet.network.topology import NetworkSpec
-from fleet.node_runtime.cgroups import NO_CGROUPS
+from fleet.node_runtime.cgroups import layout_for
 from fleet.node_runtime.client import RuntimeClient
 
 __all__ = ["BRIDGE", "Daemon"]
@@ -88,10 +88,11 @@ class Daemon:
                 await asyncio.to_thread(_prepare_root, folder)
                 stack.callback(os.close, _lock(folder))
             owner = await asyncio.to_thread(_host_id, config.data_root)
+            cgroup_parent = inside.cgroup_parent(config.cgroup_parent) if inside else config.cgroup_parent
             runtime = await RuntimeClient.open(
                 state_dir=config.data_root / "runtime",
                 run_dir=config.exec_root / "runtime",
-                cgroup_parent=NO_CGROUPS if inside else config.cgroup_parent,
+                cgroup_parent=cgroup_parent,
             )
             stack.push_async_callback(runtime.close)
             images = await ImageStore.open(config.data_root / "images")
@@ -124,6 +125,7 @@ class Daemon:
                 default_network=BRIDGE.id,
                 user_namespaces=config.userns_remap == "auto" and inside is None,
                 rootless=inside is not None,
+                controllers=layout_for(cgroup_parent).unified_controllers,
             )
             if config.userns_remap == "auto" and inside is None and not engine.user_namespaces.by_default:
                 log.info("containers have the host's user ids", why=engine.user_namespaces.why_not)

@@ -75,8 +75,17 @@ class Layout:
 
 
 def layout_for(parent: str) -> Layout:
-    """Where ``parent`` may be made: nowhere for `NO_CGROUPS`."""
-    return Layout({}, "", frozenset()) if parent == NO_CGROUPS else detect_layout()
+    """Where ``parent`` may be made: nowhere for `NO_CGROUPS`. Controllers of v2 are those given to the topmost group on
+    the way to it that is this process's to divide: the root's, or those an ordinary user was given.
+    """
+    layout = Layout({}, "", frozenset()) if parent == NO_CGROUPS else detect_layout()
+    if layout.is_v2:
+        directory = layout.unified
+        for part in parent.strip("/").split("/"):
+            if os.access(f"{directory}/cgroup.subtree_control", os.W_OK):
+                return Layout(layout.v1, layout.unified, frozenset(_read(f"{directory}/cgroup.controllers").split()))
+            directory = f"{directory}/{part}"
+    return layout
 
 
 def detect_layout(mountinfo: str | None = None) -> Layout:
@@ -126,14 +135,17 @@ class CgroupTree:
                 os.makedirs(root + self.parent, exist_ok=True)
 
     def _delegate(self, inner: str) -> None:
-        """v2: let children of ``inner`` have controllers, from the root down."""
+        """v2: let children of ``inner`` have controllers, from the root down; above a group that a user was given that
+        is its giver's.
+        """
         wanted = " ".join(f"+{name}" for name in _USED_V2 if name in self.layout.unified_controllers)
         directory = self.layout.unified
-        _write(f"{directory}/cgroup.subtree_control", wanted)
-        for part in inner.strip("/").split("/"):
-            directory = f"{directory}/{part}"
-            os.makedirs(directory, exist_ok=True)
-            _write(f"{directory}/cgroup.subtree_control", wanted)
+        for part in ("", *inner.strip("/").split("/")):
+            if part:
+                directory = f"{directory}/{part}"
+                os.makedirs(directory, exist_ok=True)
+            if os.access(f"{directory}/cgroup.subtree_control", os.W_OK):
+                _write(f"{directory}/cgroup.subtree_control", wanted)
 
     def create(self, path: str, *, limits: Mapping[str, Any], devices: Sequence[DeviceRule] | None) -> None:
         """Make the group everywhere and set its limits; ``devices`` None allows all. Raises OSError with the file's
@@ -204,16 +216,25 @@ class CgroupTree:
         """Move a supervisor out of the group of whoever started it, so that a service manager's kill of that group
         spares it.
 
-        Only the hierarchy service managers track (v2, or v1's name=systemd) is changed.
+        Only the hierarchies service managers track are changed: v2, or v1's name=systemd, and with the latter a v2 that
+        has no controllers of use (hybrid), for there systemd kills by that one.
         """
-        if self.layout.unified and self.is_v2:
-            directory = f"{self.layout.unified}{self.parent}/supervisor"
-        elif "name=systemd" in self.layout.v1:
-            directory = f"{self.layout.v1['name=systemd']}{self.parent}"
-        else:
+        if self.is_v2:
+            directories = [f"{self.layout.unified}{self.parent}/supervisor"]
+        elif self.parent.strip("/") == NO_CGROUPS:
             return
-        os.makedirs(directory, exist_ok=True)
-        _write(f"{directory}/cgroup.procs", str(pid))
+        else:
+            directories = [root + self.parent for root in self._tracking_roots()]
+        for directory in directories:
+            os.makedirs(directory, exist_ok=True)
+            _write(f"{directory}/cgroup.procs", str(pid))
+
+    def _tracking_roots(self) -> list[str]:
+        """v1 and hybrid: hierarchies in which service managers keep their units apart, and nothing is limited."""
+        roots = [self.layout.v1["name=systemd"]] if "name=systemd" in self.layout.v1 else []
+        if self.layout.unified and not self.is_v2 and os.access(self.layout.unified, os.W_OK):
+            roots.append(self.layout.unified)
+        return roots
 
     # --- limits -------------------------------------------------------------------------------------------------
 
@@ -438,7 +459,7 @@ class CgroupTree:
 
     def _all_roots(self) -> list[str]:
         roots = list(self._roots)
-        for extra in (self.layout.v1.get("cpuset"), self.layout.v1.get("name=systemd")):
+        for extra in (self.layout.v1.get("cpuset"), *self._tracking_roots()):
             if extra and extra not in roots:
                 roots.append(extra)
         return roots

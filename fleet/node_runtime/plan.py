@@ -149,7 +149,8 @@ def plan_container(spec: ContainerSpec, *, host: HostFacts) -> dict[str, Any]:
         "cgroup_namespace": spec.cgroup_namespace,
         "cgroup": _cgroup_path(spec.cgroup_path or container_id),
         "limits": plan_limits(spec.resources),
-        "device_rules": None if spec.privileged else rules,
+        # Without root no rules can be attached, and a device opens with the user's own rights in any case.
+        "device_rules": None if spec.privileged or host.is_rootless else rules,
         "user_namespace": _plan_users(spec),
         "rootless": host.is_rootless,
         "terminal_group": not host.has_single_id,

@@ -94,9 +94,10 @@ def ordinary_user() -> Iterator[Path]:
 
 
 class UsersFleet:
-    """fleetd of the user, and the command. ``name``: a part of the home, so that one user can have several."""
+    """fleetd of the user, and the command. ``name``: a part of the home, so that one user can have several. ``group``: the
+    folder of the control group that fleetd is started in; otherwise in this process's."""
 
-    def __init__(self, home: Path, *, name: str = "", path: str = _PATH) -> None:
+    def __init__(self, home: Path, *, name: str = "", path: str = _PATH, group: Path | None = None) -> None:
         self.home = home / name if name else home
         self.run_dir = self.home / "run"
         self.log = self.home / "fleetd.log"
@@ -105,6 +106,7 @@ class UsersFleet:
                 folder.mkdir(mode=0o700)
                 os.chown(folder, UID, UID)
         self._python = interpreter()
+        self._enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)] if group else []
         self._environment = {
             "HOME": str(self.home),
             "PATH": path,
@@ -124,7 +126,7 @@ class UsersFleet:
         """Until it is ready. Fails with its log."""
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*_as_user(), self._python, "-P", "-m", "fleet.daemon.main"],
+                [*self._enter, *_as_user(), self._python, "-P", "-m", "fleet.daemon.main"],
                 env=self._environment, cwd=self.home, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + 180

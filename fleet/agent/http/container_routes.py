@@ -135,7 +135,7 @@ def _add_making(router: APIRouter, engine: ContainerEngine, images: ImageStore, 
             body, name=request.query_params.get("name", ""), networks=networks, free_port=free_port
         )
         container = await engine.create(config)
-        warnings = without_root.warnings_of(config) if engine.rootless else []
+        warnings = without_root.warnings_of(config, engine.controllers) if engine.rootless else []
         return json_response({"Id": container.id, "Warnings": warnings}, status=201)
 
     @router.post("/containers/prune")
@@ -180,7 +180,8 @@ def _add_making(router: APIRouter, engine: ContainerEngine, images: ImageStore, 
             resources=limits,
             restart=restart_of(body.restart_policy) if body.restart_policy and body.restart_policy.name else None,
         )
-        return json_response({"Warnings": (without_root.discard_limits(limits) if engine.rootless else None) or None})
+        discarded = without_root.discard_limits(limits, engine.controllers) if engine.rootless else []
+        return json_response({"Warnings": discarded or None})
 
 
 def _add_running(router: APIRouter, engine: ContainerEngine) -> None:

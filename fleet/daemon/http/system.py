@@ -226,7 +226,8 @@ def _info(
     running = _count(engine, Status.RUNNING, Status.RESTARTING)
     total = len(engine.list())
     now: datetime = clock.now()
-    facts = read_engine_facts(layout=layout_for(NO_CGROUPS) if config.rootless else None)
+    cgroup_parent = Inside(config.exec_root).cgroup_parent(config.cgroup_parent) if config.rootless else ""
+    facts = read_engine_facts(layout=layout_for(cgroup_parent) if config.rootless else None)
     return {
         "ID": membership.state.node_id if membership.state else config.hostname,
         "Name": config.hostname,
@@ -259,7 +260,7 @@ def _info(
         "NGoroutines": 0,
         "SystemTime": now.isoformat().replace("+00:00", "Z"),
         "LoggingDriver": "json-file",
-        "CgroupDriver": "none" if config.rootless else "cgroupfs",
+        "CgroupDriver": "none" if cgroup_parent == NO_CGROUPS else "cgroupfs",
         "CgroupVersion": facts.cgroup_version,
         "KernelVersion": uname.release,
         "OperatingSystem": _os_name(),

@@ -15,6 +15,7 @@ on it is root as far as the rest of fleet can tell. When it is stopped while no 
     outside.json    the same of outside, what it uses for a network, and what is limited, in sentences
     outside.sock    the anchor asks outside for a bound socket here
     ports.sock      fleetd asks the anchor here to carry a container's ports
+    cgroup.json     the control group that containers' are made in, or why there is none (``delegation``)
     resolv.conf     over /etc/resolv.conf in the namespaces, where a name server inside them is to be asked
     rootless.log    what the three say
 """

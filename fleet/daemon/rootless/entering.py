@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from fleet import errors
+from fleet.daemon.rootless import delegation
 from fleet.daemon.rootless.records import ANCHOR, NAMESPACES, OUTSIDE, living, peer_pid
 from fleet.node_runtime import syscalls
 
@@ -41,8 +42,14 @@ def enter(exec_root: Path, arguments: Sequence[str]) -> NoReturn:
     outside = living(folder, OUTSIDE)
     if not anchor and outside:
         _wait_for_the_end(outside)
+    group = delegation.noted(folder) if anchor else delegation.find()
+    if anchor:
+        _settle(group.base)
+    else:
+        delegation.note(folder, group)
     if not anchor or not outside:
-        _start(folder, anchor)
+        _start(folder, anchor, group.base)
+        _settle(group.base)
         anchor = anchor or _anchor(exec_root, folder)
     here = Path.cwd()
     pidfd = os.pidfd_open(anchor)
@@ -77,8 +84,19 @@ def _anchor(exec_root: Path, folder: Path) -> int:
     return int(record["pid"]) if record else peer_pid(exec_root / "runtime" / "supervisor.sock")
 
 
-def _start(folder: Path, anchor: int) -> None:
-    command = [sys.executable, "-P", "-m", "fleet.daemon.rootless.outside", str(folder), str(anchor)]
+def _settle(base: str) -> None:
+    try:
+        if base:
+            delegation.settle(base)
+    except OSError as cause:
+        raise errors.UserError(
+            f"containers of this fleetd live in control group {base}, and it cannot go there from its own ({cause.strerror}): "
+            f"start it as before, or have root write its process id to /sys/fs/cgroup{base}/{delegation.LEAF}/cgroup.procs"
+        ) from cause
+
+
+def _start(folder: Path, anchor: int, base: str) -> None:
+    command = [sys.executable, "-P", "-m", "fleet.daemon.rootless.outside", str(folder), str(anchor), base]
     with (
         (folder / "rootless.log").open("ab") as log,
         subprocess.Popen(

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from fleet.daemon.rootless import delegation
 from fleet.daemon.rootless.records import OUTSIDE, PORTS_SOCKET, ask
 from fleet.errors import ConflictError, RuntimeFault, UnsupportedError, UserError
 from fleet.network.topology import HostPort
@@ -56,8 +57,14 @@ class Inside:
             record = json.loads((self._folder / OUTSIDE).read_text())
         if why := record.get("why_no_network", ""):
             found.append(f"WARNING: no network beyond this host: {why}")
+        if why := delegation.noted(self._folder).why_not:
+            found.append(f"WARNING: containers have no limits and cannot be paused: {why}")
         found += [f"WARNING: {text}" for text in record.get("limits", ())]
         return found
+
+    def cgroup_parent(self, configured: str) -> str:
+        """Where containers' groups are made; ``NO_CGROUPS`` where this user may make none."""
+        return delegation.noted(self._folder).parent(configured)
 
     def why_no_network(self) -> str:
         """Why nothing beyond this host can be reached; "" when it can."""

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from fleet.daemon.rootless import delegation
 from fleet.daemon.rootless.records import OUTSIDE, OUTSIDE_SOCKET, ask, living, peer_pid
 from fleet.errors import FleetError
 from fleet.network.dns.control import DnsControl
@@ -49,4 +50,5 @@ def leave(*, data_root: Path, exec_root: Path) -> int:
         deadline = time.monotonic() + _END_TIMEOUT_S
         while living(folder, OUTSIDE) and time.monotonic() < deadline:
             time.sleep(0.02)
+        delegation.release(folder)
     return 0

@@ -1,9 +1,9 @@
 """The process in the host's namespaces: makes those of the anchor, binds ports for it, keeps its network running.
 
-Run as ``python -m fleet.daemon.rootless.outside FOLDER PID``; PID is the anchor's, or 0 to make namespaces and an anchor. Prints
-``ready``, or one sentence that says why not, and closes its standard output. Ends on SIGTERM, when it is told to (``end``), and
-when the anchor is gone. The anchor goes on if this one is killed: then published ports cannot be added and the way out is
-closed until the next start of fleetd starts another.
+Run as ``python -m fleet.daemon.rootless.outside FOLDER PID BASE``; PID is the anchor's, or 0 to make namespaces and an anchor, in
+the control group BASE if that is not empty. Prints ``ready``, or one sentence that says why not, and closes its standard output.
+Ends on SIGTERM, when it is told to (``end``), and when the anchor is gone. The anchor goes on if this one is killed: then
+published ports cannot be added and the way out is closed until the next start of fleetd starts another.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from fleet.daemon.rootless import delegation
 from fleet.daemon.rootless.ids import IdMaps, read_maps
 from fleet.daemon.rootless.records import (
     ANCHOR,
@@ -46,7 +48,7 @@ class RefusedError(Exception):
 
 def main(arguments: list[str]) -> int:
     """See the module."""
-    folder, anchor_pid = Path(arguments[0]), int(arguments[1])
+    folder, anchor_pid, base = Path(arguments[0]), int(arguments[1]), arguments[2]
     if os.fork():  # nobody's child from here on: whoever started us is to be fleetd, and may end at any time
         os._exit(0)
     syscalls.set_name(b"fleet-outside")
@@ -61,7 +63,7 @@ def main(arguments: list[str]) -> int:
             (folder / RESOLV_CONF).unlink(missing_ok=True)
             if network is not None:
                 (folder / RESOLV_CONF).write_text(network.resolv_conf())
-            anchor_pid, anchor = make_namespaces(folder, maps)
+            anchor_pid, anchor = make_namespaces(folder, maps, base)
         outside = Outside(folder, anchor_pid, anchor, network)
         outside.listen()
         why = outside.start_network() if network is not None else why_no_network
@@ -81,8 +83,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def make_namespaces(folder: Path, maps: IdMaps) -> tuple[int, int]:
+def make_namespaces(folder: Path, maps: IdMaps, base: str) -> tuple[int, int]:
     """Pid and pidfd of a new anchor, in namespaces of its own. Raises ``RefusedError``."""
+    with _refusing(f"enter control group {base}"):
+        if base:
+            delegation.move_to_base(base)
     says, tell = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -96,6 +101,9 @@ def make_namespaces(folder: Path, maps: IdMaps) -> tuple[int, int]:
         answer = os.read(says[0], 4096)
         if answer != b"made":
             raise RefusedError(f"make namespaces: {answer.decode(errors='replace')}; {why_forbidden()}")
+        with _refusing(f"leave control group {base} for one below it"):
+            for number in (pid, os.getpid()) if base else ():
+                delegation.settle(base, number)
         _write_maps(pid, maps)
         os.write(tell[1], b"go")
         answer = os.read(says[0], 4096)
@@ -112,6 +120,14 @@ def make_namespaces(folder: Path, maps: IdMaps) -> tuple[int, int]:
         os.close(says[0])
         os.close(tell[1])
     return pid, pidfd
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as cause:
+        raise RefusedError(f"{what}: {cause.strerror}") from cause
 
 
 def _become_anchor(folder: Path, say: int, told: int) -> NoReturn:

@@ -310,6 +310,15 @@ def test_v2_controllers_are_handed_down_from_the_top(tmp_path: Path) -> None:
         assert (directory / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
 
 
+def test_v2_controllers_are_handed_down_from_where_they_were_given(tmp_path: Path) -> None:
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user/cgroup.subtree_control").touch()
+    layout = Layout({}, str(tmp_path), frozenset({"memory", "pids"}))
+    CgroupTree(layout, "/user/fleet").prepare()
+    assert (tmp_path / "user/cgroup.subtree_control").read_text() == "+memory +pids"
+    assert not (tmp_path / "cgroup.subtree_control").exists()
+
+
 def test_the_sheltered_move_only_where_service_managers_look(tmp_path: Path) -> None:
     unified, named, cpu = tmp_path / "unified", tmp_path / "named", tmp_path / "cpu"
     for group in (unified / "fleet/supervisor", named / "fleet", cpu / "fleet"):
@@ -320,6 +329,20 @@ def test_the_sheltered_move_only_where_service_managers_look(tmp_path: Path) -> 
     CgroupTree(Layout({"cpu": str(cpu), "name=systemd": str(named)}, "", frozenset()), "/fleet").shelter(43)
     assert (named / "fleet/cgroup.procs").read_text() == "43"
     assert (cpu / "fleet/cgroup.procs").read_text() == ""
+
+
+def test_with_both_versions_the_sheltered_move_in_both_that_service_managers_look_at(tmp_path: Path) -> None:
+    unified, named, cpu = tmp_path / "unified", tmp_path / "named", tmp_path / "cpu"
+    for group in (unified / "fleet", named / "fleet", cpu / "fleet"):
+        group.mkdir(parents=True)
+        (group / "cgroup.procs").touch()
+    hybrid = Layout({"cpu": str(cpu), "memory": str(cpu), "name=systemd": str(named)}, str(unified), frozenset())
+    CgroupTree(hybrid, "/fleet").shelter(44)
+    assert [(root / "fleet/cgroup.procs").read_text() for root in (unified, named, cpu)] == ["44", "44", ""]
+    for root in (unified, named, cpu):
+        (root / "fleet/cgroup.procs").unlink()
+    CgroupTree(hybrid, "/fleet").remove_parent()
+    assert not any((root / "fleet").exists() for root in (unified, named, cpu))
 
 
 def test_v2_figures(tmp_path: Path) -> None:
