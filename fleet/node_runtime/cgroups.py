@@ -17,6 +17,7 @@ controllers switched on from the top down; a group can be removed only some time
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -144,8 +145,16 @@ class CgroupTree:
             if part:
                 directory = f"{directory}/{part}"
                 os.makedirs(directory, exist_ok=True)
-            if os.access(f"{directory}/cgroup.subtree_control", os.W_OK):
-                _write(f"{directory}/cgroup.subtree_control", wanted)
+            control = f"{directory}/cgroup.subtree_control"
+            if not os.access(control, os.W_OK):
+                continue
+            try:
+                _write(control, wanted)
+            except OSError as error:
+                if error.errno != errno.EBUSY or part:
+                    raise
+                _make_room(directory)  # the root of a container, in which this process runs
+                _write(control, wanted)
 
     def create(self, path: str, *, limits: Mapping[str, Any], devices: Sequence[DeviceRule] | None) -> None:
         """Make the group everywhere and set its limits; ``devices`` None allows all. Raises OSError with the file's
@@ -190,13 +199,17 @@ class CgroupTree:
         finally:
             os.close(fd)
 
-    def open_entrances(self, path: str) -> list[int]:
-        """Descriptors into which a single-threaded process writes ``0`` to enter the group.
+    def open_entrances(self, path: str, *, beside: int = 0) -> list[int]:
+        """Descriptors into which a single-threaded process writes ``0`` to enter the group, or the one below it of the
+        process ``beside`` where v2 lets nobody into the group itself: in a container that runs containers.
 
         v1 ``tasks`` instead of ``cgroup.procs``: moving one's only thread takes no global lock.
         """
         if self.is_v2:
-            return [os.open(f"{self.layout.unified}{self.parent}/{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
+            directory = f"{self.layout.unified}{self.parent}/{path}"
+            if beside and _read(f"{directory}/cgroup.subtree_control").strip():
+                directory += _below(path, beside)
+            return [os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
         fds = []
         try:
             for root in self._roots:
@@ -388,17 +401,12 @@ class CgroupTree:
             _write(f"{self._need_v1('freezer', path)}/freezer.state", "THAWED")
 
     def pids(self, path: str) -> list[int]:
-        """Processes in the group, as this pid namespace numbers them; [] when it is gone."""
+        """Processes in the group and in those made below it, as this pid namespace numbers them; [] when it is gone."""
         root = self._roots[0] if self._roots else ""
-        try:
-            return [int(pid) for pid in _read(f"{root}{self.parent}/{path}/cgroup.procs").split()]
-        except OSError:
-            return []
+        return _pids_from(f"{root}{self.parent}/{path}")
 
     def kill(self, path: str) -> None:
-        """SIGKILL every process of the group; several rounds, for some may be forking. Those of groups below are the
-        removal's.
-        """
+        """SIGKILL every process of the group and of those below; several rounds, for some may be forking."""
         for _ in range(_KILL_ROUNDS):
             pids = self.pids(path)
             if not pids:
@@ -658,6 +666,43 @@ def _set_memory_v1(directory: str, memory: int, total: int) -> None:
         names.reverse()
     for name in names:
         _write(f"{directory}/{name}", values[name])
+
+
+def _pids_from(directory: str) -> list[int]:
+    found: list[int] = []
+    try:
+        found += map(int, _read(f"{directory}/cgroup.procs").split())
+        if os.stat(directory).st_nlink > 2:  # counts groups below
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        found += _pids_from(entry.path)
+    except OSError:
+        pass
+    return found
+
+
+def _below(path: str, pid: int) -> str:
+    """Where below the group ``path`` the process is, "" for in it; whatever part of the tree this namespace shows."""
+    for line in _read(f"/proc/{pid}/cgroup").splitlines():
+        _, found, rest = line.partition(f"/{path}/")
+        if line.startswith("0::") and found:
+            return f"/{rest}"
+    return ""
+
+
+def _make_room(directory: str) -> None:
+    """v2: move the processes of a group into a new one below it, for a group with processes may not hand controllers
+    down.
+    """
+    os.makedirs(f"{directory}/init", exist_ok=True)
+    for _ in range(_KILL_ROUNDS):  # they may be forking
+        pids = _read(f"{directory}/cgroup.procs").split()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                _write(f"{directory}/init/cgroup.procs", pid)
+        if not pids:
+            return
 
 
 def _remove_own(parent: str) -> bool:

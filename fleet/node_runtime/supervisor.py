@@ -735,7 +735,7 @@ class Supervisor:
         wanted = message["process"]
         self._exec_number += 1
         exec_id = f"{container.id[:64]}-{os.getpid()}-{self._exec_number}"
-        entrances = self._cgroups.open_entrances(container.spec["cgroup"])
+        entrances = self._cgroups.open_entrances(container.spec["cgroup"], beside=container.pid)
         ours, theirs = _socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)
         streams = process.Streams(given.get("stdin", -1), given.get("stdout", -1), given.get("stderr", -1))
         try:

@@ -22,7 +22,7 @@ from fleet.node_runtime.events import Exited, RuntimeEvent
 from fleet.node_runtime.logs import read_log
 from fleet.node_runtime.spec import ContainerSpec, LogSpec, ProcessSpec, ResourceLimits, RootFs
 
-TEST_TIMEOUT_S = 60
+TEST_TIMEOUT_S = 300
 
 APPLETS = [
     "cat",
@@ -129,7 +129,7 @@ class Node:
         )
         return replace(spec, **changes)
 
-    async def event(self, wanted: Callable[[RuntimeEvent], bool], *, timeout_s: float = 15) -> RuntimeEvent:
+    async def event(self, wanted: Callable[[RuntimeEvent], bool], *, timeout_s: float = 90) -> RuntimeEvent:
         for index, seen in enumerate(self._seen):
             if wanted(seen):
                 return self._seen.pop(index)
@@ -211,7 +211,7 @@ def on_node(test: Callable[[Node], Awaitable[None]]) -> Callable[[], None]:
     return run
 
 
-async def eventually(check: Callable[[], Awaitable[bool]] | Callable[[], bool], *, timeout_s: float = 10) -> None:
+async def eventually(check: Callable[[], Awaitable[bool]] | Callable[[], bool], *, timeout_s: float = 60) -> None:
     """Wait for a condition, asked every 20 ms."""
     async with asyncio.timeout(timeout_s):
         while True:
