@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import make_unique
 from support.images import busybox_rootfs_tar
 from support.ordinary_user import UID, UsersFleet, ordinary_user, why_impossible
 
@@ -30,7 +29,7 @@ def given() -> Iterator[Path]:
     """As root gives a group away by hand, with a leaf to start fleetd in."""
     top = Path(LAYOUT.unified)
     (top / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in GIVEN))
-    path = f"/fleet-test-{make_unique()}"
+    path = f"/fleet-test-{os.environ['FLEET_TEST_RUN']}-given"
     base = top / path.strip("/")
     for group in (base, base / "fleetd"):
         group.mkdir()

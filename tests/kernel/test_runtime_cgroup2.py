@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import poll_until
 from test_runtime_support import Node, on_node
 
 from fleet.node_runtime.cgroups import detect_layout
@@ -47,7 +47,9 @@ async def test_a_container_that_divides_its_group_is_entered_seen_paused_and_end
     assert not Path(f"{LAYOUT.unified}{node.cgroup_parent}/{spec.id}").exists()
 
 
-def test_a_supervisor_makes_room_at_the_root_of_its_own_container(cgroup_parent: str) -> None:
+def test_a_supervisor_makes_room_at_the_root_of_its_own_container(
+    cgroup_parent: str, wait_until: Callable[..., None]
+) -> None:
     (Path(LAYOUT.unified) / "cgroup.subtree_control").write_text("+memory +pids")
     group = Path(f"{LAYOUT.unified}{cgroup_parent}")
     group.mkdir()
@@ -69,4 +71,4 @@ def test_a_supervisor_makes_room_at_the_root_of_its_own_container(cgroup_parent:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(1 << 26), "0::/init"]
-    poll_until(lambda: not (group / "init/cgroup.procs").read_text(), 30, what="nobody left in the group")
+    wait_until(lambda: not (group / "init/cgroup.procs").read_text(), 30, what="nobody left in the group")
