@@ -27,7 +27,7 @@ __all__ = ["Delegated", "find", "move_to_base", "note", "noted", "release", "set
 LEAF: Final = "fleetd"
 """As systemd's DelegateSubgroup= would name it."""
 _FILE: Final = "cgroup.json"
-_RELEASE_TIMEOUT_S: Final = 2.0
+_RELEASE_TIMEOUT_S: Final = 10.0
 _HINT: Final = "start it in one of its own: systemd-run --user --scope -p Delegate=yes fleetd"
 
 
