@@ -319,6 +319,16 @@ def test_v2_controllers_are_handed_down_from_where_they_were_given(tmp_path: Pat
     assert not (tmp_path / "cgroup.subtree_control").exists()
 
 
+def test_processes_of_groups_made_inside_a_container_are_the_containers(tmp_path: Path) -> None:
+    for directory, pids in (("fleet/c", ""), ("fleet/c/init", "7\n8\n"), ("fleet/c/inner/deep", "9\n")):
+        (tmp_path / directory).mkdir(parents=True)
+        (tmp_path / directory / "cgroup.procs").write_text(pids)
+    (tmp_path / "fleet/c/inner/cgroup.procs").touch()
+    tree = CgroupTree(Layout({}, str(tmp_path), frozenset({"memory"})), "/fleet")
+    assert sorted(tree.pids("c")) == [7, 8, 9]
+    assert tree.pids("gone") == []
+
+
 def test_the_sheltered_move_only_where_service_managers_look(tmp_path: Path) -> None:
     unified, named, cpu = tmp_path / "unified", tmp_path / "named", tmp_path / "cpu"
     for group in (unified / "fleet/supervisor", named / "fleet", cpu / "fleet"):
