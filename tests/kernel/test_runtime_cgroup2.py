@@ -25,7 +25,7 @@ mkdir init inner
 echo 0 > init/cgroup.procs
 echo +memory > cgroup.subtree_control
 (echo 0 > inner/cgroup.procs; exec sleep 1001) &
-until [ -s inner/cgroup.procs ]; do :; done
+until read pid < inner/cgroup.procs; do :; done
 echo divided
 exec sleep 1000
 """
@@ -35,7 +35,7 @@ exec sleep 1000
 async def test_a_container_that_divides_its_group_is_entered_seen_paused_and_ended(node: Node) -> None:
     spec = node.spec("sh", "-c", DIVIDE, privileged=True)
     await node.client.start(spec)
-    process = ProcessSpec(args=("sh", "-c", "until [ -s /sys/fs/cgroup/inner/cgroup.procs ]; do :; done"))
+    process = ProcessSpec(args=("sh", "-c", "until read pid < /sys/fs/cgroup/inner/cgroup.procs; do :; done"))
     assert (await node.client.exec_capture(spec.id, process, timeout_s=60))[0] == 0
     process = ProcessSpec(args=("sh", "-c", "until grep sleep /proc/1/cmdline; do :; done; cat /proc/self/cgroup"))
     code, out = await node.client.exec_capture(spec.id, process, timeout_s=60)
