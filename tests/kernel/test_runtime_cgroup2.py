@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_runtime_support import Node, on_node
+from test_runtime_support import Node, eventually, on_node
 
 from fleet.node_runtime.cgroups import detect_layout
 from fleet.node_runtime.spec import ProcessSpec
@@ -35,8 +35,11 @@ exec sleep 1000
 async def test_a_container_that_divides_its_group_is_entered_seen_paused_and_ended(node: Node) -> None:
     spec = node.spec("sh", "-c", DIVIDE, privileged=True)
     await node.client.start(spec)
-    process = ProcessSpec(args=("sh", "-c", "until read pid < /sys/fs/cgroup/inner/cgroup.procs; do :; done"))
-    assert (await node.client.exec_capture(spec.id, process, timeout_s=60))[0] == 0
+
+    async def divided() -> bool:
+        return await node.log(spec) == "divided\n"
+
+    await eventually(divided)
     process = ProcessSpec(args=("sh", "-c", "until grep sleep /proc/1/cmdline; do :; done; cat /proc/self/cgroup"))
     code, out = await node.client.exec_capture(spec.id, process, timeout_s=60)
     assert (code, out.decode().splitlines()[-1]) == (0, "0::/init")
