@@ -64,7 +64,7 @@ _Processes = list[ContainerProcess]  # the class below has a method named list
 
 _EVENTS_MAX = 10_000
 _EXECS_MAX = 10_000
-_START_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 60.0
 _RECONNECT_DELAYS_S = (0.0, 0.05, 0.2, 0.5, 1.0)
 _LOCK_HELD_STATUS = 75
 _SOCKET_PATH_MAX = 107
@@ -236,7 +236,8 @@ class RuntimeClient:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 _, errors = await process.communicate()
         except TimeoutError:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and what it started holds the pipe
+                process.kill()
             raise RuntimeFault(f"the supervisor did not come up within {_START_TIMEOUT_S:.0f} s") from None
         if process.returncode == _LOCK_HELD_STATUS:
             return False
