@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -57,7 +58,8 @@ def enter(exec_root: Path, arguments: Sequence[str]) -> NoReturn:
         syscalls.setns(pidfd, NAMESPACES)
     except OSError as cause:
         raise errors.UserError(f"join the namespaces of process {anchor}: {cause.strerror}") from cause
-    os.chdir(here)
+    with contextlib.suppress(OSError):  # a directory that this user may not enter, but was started in
+        os.chdir(here)
     # -P: whatever lies in the current directory is not imported.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "fleet.daemon.main", *arguments, ENTERED])  # noqa: S606 - becomes the daemon
 
