@@ -63,7 +63,7 @@ def test_a_supervisor_makes_room_at_the_root_of_its_own_container(
         "print(open('/sys/fs/cgroup/fleet/c/memory.max').read(), open('/proc/self/cgroup').read())\n"
         "tree.remove('c'); tree.remove_parent()\n"
     )
-    inside = 'mount -t cgroup2 none /sys/fs/cgroup && exec "$0" -c "$1"'
+    inside = 'umount -l /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec "$0" -c "$1"'
     command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec unshare --cgroup --mount "$@"', str(group)]
     done = subprocess.run(
         [*command, "sh", "-c", inside, sys.executable, prepare],
