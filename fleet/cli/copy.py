@@ -7,6 +7,7 @@ inside the target, and only after the first component was renamed as docker's ru
 from __future__ import annotations
 
 import base64
+import copy
 import dataclasses
 import json
 import os
@@ -152,14 +153,15 @@ def _from_container(app: App, name: str, path: str, target: str, *, archive: boo
 def _unpack(chunks: Iterator[bytes], folder: str, *, old: str, new: str, archive: bool) -> int:
     size = 0
 
-    def keep(member: tarfile.TarInfo, where: str) -> tarfile.TarInfo | None:
+    def keep(member: tarfile.TarInfo, where: str) -> tarfile.TarInfo:
         owner = (member.uid, member.gid)
-        member = member.replace(name=_renamed(member.name, old, new), deep=False)
+        member = copy.copy(member)
+        member.name = _renamed(member.name, old, new)
         if member.islnk():
-            member = member.replace(linkname=_renamed(member.linkname, old, new), deep=False)
-        safe = tarfile.data_filter(member, where)
+            member.linkname = _renamed(member.linkname, old, new)
+        safe = copy.copy(_checked(member, where))
         if archive and os.geteuid() == 0:
-            return safe.replace(uid=owner[0], gid=owner[1], uname="", gname="", deep=False)
+            safe.uid, safe.gid, safe.uname, safe.gname = *owner, "", ""
         return safe
 
     stream: Any = _Body(chunks)
@@ -167,10 +169,37 @@ def _unpack(chunks: Iterator[bytes], folder: str, *, old: str, new: str, archive
         with tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 size += member.size
-                tar.extract(member, folder, filter=keep)
+                if hasattr(tarfile, "data_filter"):
+                    tar.extract(member, folder, filter=keep)
+                else:
+                    tar.extract(keep(member, folder), folder)
     except (tarfile.TarError, OSError) as cause:
         raise errors.RuntimeFault(f"cannot unpack into {folder}: {cause}") from cause
     return size
+
+
+def _checked(member: tarfile.TarInfo, where: str) -> tarfile.TarInfo:
+    """As tarfile's data filter has it, which Python has from 3.11.4 on, and Debian 12's (3.11.2) has not."""
+    if hasattr(tarfile, "data_filter"):
+        return tarfile.data_filter(member, where)
+    member = copy.copy(member)
+    member.name = member.name.lstrip("/")
+    base = os.path.realpath(where)
+    targets = [member.name]
+    if member.issym():
+        targets.append(str(Path(member.name).parent / member.linkname))
+    elif member.islnk():
+        targets.append(member.linkname)
+    for target in targets:  # an absolute one leaves the base behind in the join
+        if os.path.commonpath([os.path.realpath(Path(base) / target), base]) != base:
+            raise tarfile.ExtractError(f"{member.name!r} leads out of the destination")
+    if member.isdev():
+        raise tarfile.ExtractError(f"{member.name!r} is a device or a pipe")
+    member.mode = member.mode & 0o755 | (0o700 if member.isdir() else 0o600)
+    if member.isreg() and not member.mode & 0o100:
+        member.mode &= ~0o111
+    member.uid, member.gid, member.uname, member.gname = os.geteuid(), os.getegid(), "", ""
+    return member
 
 
 def _to_container(app: App, name: str, source: str, path: str, *, archive: bool, follow: bool) -> int:
