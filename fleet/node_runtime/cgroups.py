@@ -71,8 +71,12 @@ class Layout:
 
     @property
     def is_v2(self) -> bool:
-        """True when the limits live on the unified hierarchy."""
-        return bool(self.unified) and "memory" not in self.v1 and "memory" in self.unified_controllers
+        """True when the limits live on the unified hierarchy: all of them. A kernel without v1's memory (Linux 6.12 of
+        Debian), booted for v1, has memory alone there.
+        """
+        return (
+            bool(self.unified) and not any(name in self.v1 for name in _USED) and "memory" in self.unified_controllers
+        )
 
 
 def layout_for(parent: str) -> Layout:
@@ -269,6 +273,10 @@ class CgroupTree:
         if cpu and (shares or not fresh):
             _write(f"{cpu}/cpu.shares", str(max(2, min(shares, 262144))) if shares else "1024")
         bytes_max = int(limits.get("memory_bytes", 0))
+        if bytes_max and memory is None and self.parent.strip("/") != NO_CGROUPS:
+            raise OSError(
+                95, "this host has cgroup v1, and its kernel no memory controller for it: boot with v2", "memory"
+            )
         if memory and (bytes_max or not fresh):
             _set_memory_v1(memory, bytes_max, _memory_and_swap(bytes_max, int(limits.get("memory_swap_bytes", 0))))
         reservation = int(limits.get("memory_reservation_bytes", 0))

@@ -252,6 +252,15 @@ def test_the_mount_table_tells_which_hierarchies_there_are() -> None:
     assert not detect_layout("").is_v2
 
 
+def test_a_kernel_with_memory_on_v2_and_the_rest_on_v1_is_used_as_v1_and_refuses_memory_limits(tmp_path: Path) -> None:
+    layout = Layout({"pids": str(tmp_path)}, str(tmp_path / "unified"), frozenset({"memory", "cpuset"}))
+    assert not layout.is_v2
+    tree = CgroupTree(layout, "/fleet")
+    tree.create("c", limits={}, devices=None)
+    with pytest.raises(OSError, match="no memory controller"):
+        tree.apply_limits("c", {"memory_bytes": 1 << 26}, fresh=True)
+
+
 V2_FILES = [
     "cpu.max",
     "cpu.weight",
