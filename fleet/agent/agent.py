@@ -20,7 +20,7 @@ from fleet.agent.manager_calls import ManagerCalls
 from fleet.agent.network_sync import HostNetworkLike, NetworkSync
 from fleet.agent.reporter import Reporter
 from fleet.agent.session import Session
-from fleet.agent.usage import UsageReporter, usage_reader
+from fleet.agent.usage import UsageReporter, host_reader, usage_reader
 from fleet.agent.worker import Worker
 from fleet.api import dispatch
 from fleet.clock import Clock
@@ -92,7 +92,7 @@ class Agent:
             managers_changed=managers_changed,
             trust_changed=trust_changed,
             hello=self._hello,
-            usage=UsageReporter(clock, usage_reader(self.worker, engine)),
+            usage=UsageReporter(clock, usage_reader(self.worker, engine), host_reader(engine)),
         )
 
         self._guests = OverlayGuests(

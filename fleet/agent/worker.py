@@ -94,12 +94,13 @@ class Worker:
         controller = self._controllers.get(TaskId(task_id))
         return controller.task if controller else None
 
-    def running_tasks(self, services: Collection[str]) -> list[Task]:
-        """Those of these services that run here now."""
+    def running_tasks(self, services: Collection[str] | None) -> list[Task]:
+        """Those of these services that run here now; of all with None."""
         return [
             controller.task
             for controller in self._controllers.values()
-            if controller.task.service_id in services and controller.status.state is TaskState.RUNNING
+            if (services is None or controller.task.service_id in services)
+            and controller.status.state is TaskState.RUNNING
         ]
 
     def assigned_networks(self) -> set[str]:

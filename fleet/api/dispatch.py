@@ -8,7 +8,8 @@ the manager sends one complete ``Assign`` and numbered increments, the agent ``R
   frame can not leave the two sides with different sets.
 * **Items are what a node must know, nothing more**: its tasks; the networks those are on; every endpoint and service of
   these networks; published ports; secrets, configs and registry logins of its own tasks.
-* **Usage is asked for**: only of services whose number of tasks depends on it, and it is lost when nobody listens.
+* **Usage is asked for**: of hosts now and then, of tasks only where their number depends on it or somebody looks; it is
+  lost when nobody listens.
 * **Reports repeat until acknowledged**: after every (re)connection the agent reports the status of all its tasks, and a
   ``Reported`` comes only after the store made them durable.
 """
@@ -39,6 +40,7 @@ __all__ = [
     "Describe",
     "EndpointItem",
     "Hello",
+    "HostUsage",
     "Item",
     "LoginItem",
     "ManagerMessage",
@@ -251,12 +253,23 @@ USAGE_MAX: Final = 2_000
 """Tasks in one ``Usage``: about 100 KiB."""
 
 
+class HostUsage(msgspec.Struct, frozen=True, array_like=True):
+    """What a host has used: time its processors were busy since it started, memory that could not be given to others now; and
+    the same of all its containers, without page cache that can be dropped."""
+
+    cpu_ns: int
+    memory_bytes: int
+    containers_cpu_ns: int
+    containers_memory_bytes: int
+
+
 class Usage(_Message, frozen=True, kw_only=True):
     """Answers ``Measure`` again and again; never acknowledged nor said twice, since the next one is newer. ``at_ns``: of the
     node's own clock that only goes forward."""
 
     at_ns: int
-    tasks: tuple[TaskUsage, ...]
+    tasks: tuple[TaskUsage, ...] = ()
+    host: HostUsage | None = None
 
 
 class Beat(_Message, frozen=True, kw_only=True):
@@ -318,10 +331,18 @@ class Trust(_Message, frozen=True, kw_only=True):
 
 
 class Measure(_Message, frozen=True, kw_only=True):
-    """Say every ``period_s`` what the running tasks of these services use; none ends it. Holds until the session ends."""
+    """Say every ``period_s`` what the running tasks of these services use, or ``every`` one, and the ``host``; nothing ends it.
+    Holds until the session ends. An older agent knows of services alone."""
 
     services: tuple[ServiceId, ...] = ()
     period_s: float = 10.0
+    host: bool = False
+    every: bool = False
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing is asked for."""
+        return not (self.services or self.host or self.every)
 
 
 class Redirect(_Message, frozen=True, kw_only=True):

@@ -400,6 +400,10 @@ class ContainerEngine:
         entry = self._core.find(name_or_id)
         return await self._core.runtime.stats(entry.id) if entry.record.is_up else None
 
+    async def stats_of_all(self) -> ContainerStats:
+        """What all containers of this host use together, and used since it started; nothing where there are no cgroups."""
+        return await self._core.runtime.stats_of_all()
+
     async def processes(self, name_or_id: str) -> Sequence[ContainerProcess]:
         """The processes in it, by the host's process ids. Raises ``ConflictError`` when it does not run."""
         entry = self._core.find(name_or_id)

@@ -28,6 +28,8 @@ from fleet.daemon.http.moves import move_routes
 from fleet.daemon.http.networks import network_routes
 from fleet.daemon.http.swarm import swarm_routes
 from fleet.daemon.http.system import system_routes
+from fleet.daemon.http.usage import usage_routes
+from fleet.daemon.http.watch import watch_routes
 from fleet.daemon.membership import Membership
 from fleet.daemon.metrics import Exposition, RequestFigures
 from fleet.daemon.metrics.http import metrics_routes
@@ -121,6 +123,8 @@ def api_routes(
         access_routes(authenticator),
         log_routes(membership),
         move_routes(membership, moves),
+        usage_routes(membership, moves.peers),
+        watch_routes(membership),
         metrics_routes(exposition),
         distribution_routes(images, locator.sources_for),
         doctor_routes(membership, engine, doctor, hostname=config.hostname),

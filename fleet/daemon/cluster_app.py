@@ -21,6 +21,7 @@ POST /cluster/v1/moves/{id}/...                every node                   the 
 GET  /cluster/v1/tasks/{id}/move               managers                     the two nodes of the task's move
 *    /cluster/v1/task-moves/{id}/...           every node                   the node of that task, if a manager says so
 POST /cluster/v1/doctor/{run}/...              every node                   managers
+GET  /cluster/v1/usage                         the leader                   managers
 =============================================  ===========================  ==========================
 """
 
@@ -54,6 +55,7 @@ from fleet.daemon.log_stream import LogQuery, container_log_frames
 from fleet.daemon.moves import Moves
 from fleet.daemon.moves.http import cluster_move_routes, cluster_task_move_routes
 from fleet.daemon.remote import cluster_exec_routes
+from fleet.daemon.usage import CLUSTER_PATH, usage_json
 from fleet.identity.certificates import PeerIdentity
 from fleet.identity.tls import verify_peer
 from fleet.images import ImageStore
@@ -223,6 +225,11 @@ def cluster_app(
         manager().admission.member(peer.node_id)
         nodes = manager().dispatcher.holders_of(reference)
         return json_response({"addresses": [node.cluster_addr for node in nodes if node.id != peer.node_id]})
+
+    @app.get(CLUSTER_PATH)
+    async def usage(request: Request) -> Response:
+        caller(request, role=NodeRole.MANAGER)
+        return json_response(usage_json(manager(), dict(request.query_params)))
 
     @app.get("/cluster/v1/images/manifest")
     async def manifest(request: Request, reference: str) -> Response:

@@ -35,6 +35,7 @@ from fleet.manager.assignments import Assembler, difference
 from fleet.manager.audience import Audience, audience_of
 from fleet.manager.figures import ManagerFigures
 from fleet.manager.held_images import HeldImages
+from fleet.manager.host_loads import HostLoads
 from fleet.manager.managers import certified_role, change_node
 from fleet.manager.root_rotation import trust_of
 from fleet.manager.usage import TaskLoads
@@ -145,6 +146,8 @@ class Dispatcher:
         """What agents said that they have."""
         self.loads = TaskLoads(store, clock)
         """What they said that tasks use."""
+        self.hosts = HostLoads(store, clock)
+        """And their hosts."""
         self._trust: dispatch.Trust | None = None
         self._reports: list[tuple[_Session, dispatch.Report]] = []
         self._reports_ready = asyncio.Event()
@@ -195,6 +198,7 @@ class Dispatcher:
                 group.create_task(self._write_reports())
                 group.create_task(self._watch_leases())
                 group.create_task(self._watch_withdrawals())
+                group.create_task(self._watch_looks())
         finally:
             self._is_running = False
             for session in list(self._sessions.values()):
@@ -218,6 +222,7 @@ class Dispatcher:
         try:
             while True:
                 changes = await subscription.wait()
+                self.hosts.follow(changes)
                 audience = Audience(everyone=changes.resync)
                 for service_id in self.loads.follow(changes):
                     audience.nodes.update(
@@ -389,6 +394,7 @@ class Dispatcher:
                     self._withdrawals.confirmed(session.id, message.number)
                 case dispatch.Usage():
                     self.loads.note(session.node_id, message)
+                    self.hosts.note(session.node_id, message)
                 case dispatch.Describe():
                     self.images.set(session.node_id, message.images)
                     await self._redescribe(session.node_id, message.description)
@@ -408,10 +414,7 @@ class Dispatcher:
                 session.trust = trust
                 await session.channel.send(dispatch.encode(trust))
             wanted = self._items_for(session)
-            measure = self.loads.wanted(i.task.service_id for i in wanted.values() if isinstance(i, dispatch.TaskItem))
-            if measure != session.measure:
-                session.measure = measure
-                await session.channel.send(dispatch.encode(measure))
+            await self._measure(session, wanted)
             message: dispatch.Assign | None
             if session.sent is None:
                 message = dispatch.Assign(complete=True, results_in=session.sequence + 1, items=tuple(wanted.values()))
@@ -427,6 +430,25 @@ class Dispatcher:
             session.sequence = message.results_in
             session.sent = wanted
             await session.channel.send(dispatch.encode(message))
+
+    async def _measure(self, session: _Session, items: dict[str, dispatch.Item]) -> None:
+        """Ask the node for figures, if that is something else than before."""
+        asked = self.loads.wanted(i.task.service_id for i in items.values() if isinstance(i, dispatch.TaskItem))
+        period_s = self.hosts.period_s(len(self._sessions))
+        if not asked.is_nothing:
+            period_s = min(asked.period_s, period_s)
+        measure = msgspec.structs.replace(asked, host=True, period_s=period_s)
+        if measure != session.measure:
+            session.measure = measure
+            await session.channel.send(dispatch.encode(measure))
+
+    async def _watch_looks(self) -> None:
+        while True:
+            await self.loads.watch_turned()
+            for session in list(self._sessions.values()):
+                if session.sent is not None:
+                    with contextlib.suppress(ChannelClosed):
+                        await self._measure(session, session.sent)
 
     @staticmethod
     def _tell_assigned(node_id: NodeId, message: dispatch.Assign) -> None:

@@ -1,11 +1,14 @@
 """What tasks use, as agents told the leader: a few readings a task, in memory only, and which tasks to ask for.
 
+Asked for are the tasks of services that are scaled by it and, for as long as somebody looks (``watch``), all.
 A new leader knows nothing and asks at once; after two readings of a task it knows its CPU again. An agent is believed about
 tasks of its own node alone.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +26,13 @@ from fleet.store import Changes, Store
 __all__ = ["TaskLoad", "TaskLoads"]
 
 _READINGS_MAX: Final = 64
+_READINGS_LOOKED_AT: Final = 3
+"""Of tasks that are read because somebody looks: nobody asks for their past."""
+_WATCH_S: Final = 30.0
+"""How long a look lasts, unless there is another."""
+_WATCH_PERIOD_S: Final = 2.0
+_TASKS_A_PERIOD: Final = 1_000
+"""With more tasks the period of a look grows."""
 _FRESH_PERIODS: Final = 3.0
 _GAP_MIN_S: Final = 0.25
 """Frames of one node that come sooner are not read."""
@@ -56,6 +66,10 @@ class TaskLoads:
         self._heard: dict[NodeId, float] = {}
         self._periods: dict[ServiceId, float] = {}
         """Of services to be measured, the seconds between two readings."""
+        self._watched_until = -math.inf
+        self._watch_period_s = _WATCH_PERIOD_S
+        self._is_watched = False
+        self._watch_begun = asyncio.Event()
         self.follow(Changes((), resync=True))
 
     # Whom to ask ----------------------------------------------------------------------------------------------
@@ -90,11 +104,31 @@ class TaskLoads:
             self._periods[service.id] = min(max(policy.interval.total_seconds() / 3, _PERIOD_S[0]), _PERIOD_S[1])
 
     def wanted(self, service_ids: Iterable[ServiceId]) -> Measure:
-        """What to ask a node that has tasks of these services; nothing for most."""
+        """What to ask a node that has tasks of these services; nothing for most, while nobody looks."""
         found = sorted(set(service_ids) & self._periods.keys()) if self._periods else []
-        if not found:
+        periods = [self._periods[service_id] for service_id in found]
+        if self._is_watched:
+            periods.append(self._watch_period_s)
+        if not periods:
             return Measure()
-        return Measure(services=tuple(found), period_s=min(self._periods[service_id] for service_id in found))
+        return Measure(services=tuple(found), period_s=min(periods), every=self._is_watched)
+
+    def watch(self) -> None:
+        """Somebody looks at what tasks use: for a while all are to be read."""
+        self._watched_until = self._clock.monotonic() + _WATCH_S
+        self._watch_period_s = _WATCH_PERIOD_S * max(1, math.ceil(len(self._store.tasks.all()) / _TASKS_A_PERIOD))
+        self._watch_begun.set()
+
+    async def watch_turned(self) -> None:
+        """Returns when a look has begun, or the last one has ended, and ``wanted`` is something else. Cancels safely."""
+        if not self._is_watched:
+            await self._watch_begun.wait()
+            self._is_watched = True
+            return
+        while (left_s := self._watched_until - self._clock.monotonic()) > 0:
+            await self._clock.sleep(left_s)
+        self._watch_begun.clear()
+        self._is_watched = False
 
     # What they said -------------------------------------------------------------------------------------------
 
@@ -108,7 +142,10 @@ class TaskLoads:
             task = self._store.tasks.get(usage.task_id)
             if task is None or task.node_id != node_id or usage.cpu_ns < 0 or usage.memory_bytes < 0:
                 continue
-            readings = self._readings.setdefault(usage.task_id, deque(maxlen=_READINGS_MAX))
+            kept = _READINGS_MAX if task.service_id in self._periods else _READINGS_LOOKED_AT
+            readings = self._readings.get(usage.task_id)
+            if readings is None or readings.maxlen != kept:
+                readings = self._readings[usage.task_id] = deque(readings or (), maxlen=kept)
             if readings and (said.at_ns <= readings[-1].at_ns or usage.cpu_ns < readings[-1].cpu_ns):
                 readings.clear()  # the host started anew
             readings.append(_Reading(now, said.at_ns, usage.cpu_ns, usage.memory_bytes))

@@ -559,6 +559,17 @@ class RuntimeClient:
             raise NotFoundError(f"container {container_id} is not running") from error
         return ContainerStats(read_at=datetime.now(UTC), **figures)
 
+    async def stats_of_all(self) -> ContainerStats:
+        """What all containers use together: figures of their common parent, which keep what ended ones used. Zeros without
+        cgroups, and before the first container."""
+        if self._cgroup_parent == NO_CGROUPS:
+            return ContainerStats(read_at=datetime.now(UTC))
+        try:
+            figures = await asyncio.to_thread(self._cgroups.figures, "")
+        except OSError:
+            figures = {}
+        return ContainerStats(read_at=datetime.now(UTC), **figures)
+
     async def processes(self, container_id: str) -> _Processes:
         """Processes of the container with the host's ids. Raises `NotFoundError` when it is not running."""
         if self._cgroup_parent == NO_CGROUPS:

@@ -15,7 +15,9 @@ from fleet.daemon.access.table import Object, Reach, Row
 __all__ = ["ThinnedAnswer", "Thinner", "thinner_for"]
 
 _LINE_MAX: Final = 4 << 20
-_KINDS: Final = {str(about): about for about in Object if about not in (Object.NONE, Object.EVENT, Object.INFO)}
+_KINDS: Final = {
+    str(about): about for about in Object if about not in (Object.NONE, Object.EVENT, Object.CHANGE, Object.INFO)
+}
 
 Json = Any
 Thinner = Callable[[Json], Json]
@@ -35,6 +37,8 @@ def thinner_for(principal: Principal, row: Row, objects: Objects) -> Thinner | N
     match row.about:
         case Object.EVENT:
             return lambda event: event if _is_event_shown(principal, event, objects) else None
+        case Object.CHANGE:
+            return lambda line: line if _is_change_shown(principal, line, objects) else None
         case Object.VOLUME:
             return lambda answer: {**answer, "Volumes": [item for item in answer["Volumes"] or () if is_shown(item)]}
         case _:
@@ -71,6 +75,14 @@ def _is_event_shown(principal: Principal, event: Json, objects: Objects) -> bool
         return True
     about = _KINDS.get(event.get("Type", ""))
     return about is not None and _is_found(principal, about, actor.get("ID", ""), objects)
+
+
+def _is_change_shown(principal: Principal, line: Json, objects: Objects) -> bool:
+    """That something is no more tells its id alone, and whoever was shown it has to hear it."""
+    about = _KINDS.get(line["Type"])
+    if about is None or line.get("Action") != "put":
+        return True
+    return _is_shown(principal, about, line["Object"], objects)
 
 
 def _public(answer: Json, *, is_limited: bool) -> Json:

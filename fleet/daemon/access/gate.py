@@ -49,7 +49,7 @@ class AccessGate:
                 receive = await self._judged(principal, row, target, scope, receive)
                 thin = thinner_for(principal, row, self._objects)
                 if thin is not None:
-                    send = ThinnedAnswer(send, thin, by_line=row.about is Object.EVENT)
+                    send = ThinnedAnswer(send, thin, by_line=row.about in (Object.EVENT, Object.CHANGE))
         except errors.FleetError as refusal:
             await _answer(refusal, scope, receive, send)
             return

@@ -64,6 +64,7 @@ class Object(StrEnum):
     CONTAINER = "container"
     EXEC = "exec"
     EVENT = "event"
+    CHANGE = "change"
     INFO = "info"
 
 
@@ -143,6 +144,8 @@ TABLE: Final[tuple[Row, ...]] = (
     _row("GET", "/nodes/{id_}", _READ, _ONE, Object.NODE),
     _row("POST", "/nodes/{id_}/update", _ADMIN),
     _row("DELETE", "/nodes/{id_}", _ADMIN),
+    _row("GET", "/fleet/v1/usage", _READ),
+    _row("GET", "/fleet/v1/watch", _READ, _LIST, Object.CHANGE),
     _row("GET", "/fleet/v1/rebalance", _READ),
     _row("POST DELETE", "/fleet/v1/rebalance", _CHANGE),
     # Users.

@@ -108,6 +108,9 @@ class FakeRuntime:
     async def stats(self, key: str) -> Any:
         return None
 
+    async def stats_of_all(self) -> Any:
+        return None
+
     async def processes(self, key: str) -> list[Any]:
         return []
 

@@ -189,13 +189,14 @@ def test_a_node_is_asked_what_tasks_use_while_a_policy_needs_it_and_is_heard() -
     async def body(scene: Scene) -> None:
         wire = await scene.connect()
         asked = lambda: [m for m in wire.got if isinstance(m, dispatch.Measure)]  # noqa: E731
-        assert asked() == []
+        hosts = dispatch.Measure(host=True, period_s=10.0)
+        assert asked() == [hosts]
         labels = {"fleet.autoscale.max": "5", "fleet.autoscale.cpu": "50", "fleet.autoscale.interval": "6s"}
         service = make_service()
         service = msgspec.structs.replace(service, spec=msgspec.structs.replace(service.spec, labels=labels))
         await scene.store.commit(Transaction().create(service))
         await scene.clock.advance(0.1)
-        assert asked() == [dispatch.Measure(services=(service.id,), period_s=2.0)]
+        assert asked() == [hosts, dispatch.Measure(services=(service.id,), period_s=2.0, host=True)]
         for second in (1, 2):
             usage = dispatch.TaskUsage(scene.task().id, second * 250_000_000, 5)
             wire.say(dispatch.Usage(at_ns=second * 1_000_000_000, tasks=(usage,)))
@@ -203,12 +204,29 @@ def test_a_node_is_asked_what_tasks_use_while_a_policy_needs_it_and_is_heard() -
         load = scene.dispatcher.loads.of(scene.task().id, service.id, span=timedelta(seconds=6))
         assert load is not None and (load.nano_cpus, load.memory_bytes) == (250_000_000, 5)
         other = await scene.connect()
-        assert [m for m in other.got if isinstance(m, dispatch.Measure)] == asked(), "each session is asked"
+        assert [m for m in other.got if isinstance(m, dispatch.Measure)] == asked()[1:], "each session is asked"
         service = scene.store.services.get(service.id) or service
         plain = msgspec.structs.replace(service, spec=msgspec.structs.replace(service.spec, labels={}))
         await scene.store.commit(Transaction().replace(plain))
         await scene.clock.advance(0.1)
-        assert [m for m in other.got if isinstance(m, dispatch.Measure)][-1] == dispatch.Measure()
+        assert [m for m in other.got if isinstance(m, dispatch.Measure)][-1] == hosts
+
+    on_scene(body)
+
+
+def test_every_task_is_asked_for_when_somebody_looks_and_hosts_are_heard() -> None:
+    async def body(scene: Scene) -> None:
+        wire = await scene.connect()
+        scene.dispatcher.loads.watch()
+        await scene.clock.advance(0.1)
+        asked = [m for m in wire.got if isinstance(m, dispatch.Measure)]
+        assert asked[-1] == dispatch.Measure(every=True, host=True, period_s=2.0)
+        for second in (1, 2):
+            host = dispatch.HostUsage(second * 500_000_000, 7, second * 250_000_000, 5)
+            wire.say(dispatch.Usage(at_ns=second * 1_000_000_000, host=host))
+            await scene.alive(wire, 1)
+        load = scene.dispatcher.hosts.now(scene.task().node_id)
+        assert load is not None and load[1:] == (500_000_000, 7, 250_000_000, 5)
 
     on_scene(body)
 

@@ -150,3 +150,37 @@ def test_a_reading_is_small_on_the_wire() -> None:
     frame = encode(Usage(at_ns=10**18, tasks=tasks))
     assert len(frame) < 2_000 * 48
     assert decode_agent(frame) == Usage(at_ns=10**18, tasks=tasks)
+
+
+def test_all_tasks_are_asked_for_while_somebody_looks_and_no_longer() -> None:
+    class Clock(SetClock):
+        async def sleep(self, seconds: float) -> None:
+            self.time += seconds
+
+    async def scenario() -> None:
+        engine = MemoryEngine()
+        await engine.start()
+        store = await Store.open(engine)
+        try:
+            task = a_task(node=NODE, state=TaskState.RUNNING, task_id=TASK)
+            await store.commit(Transaction().create(task).create(service("plain")))
+            clock = Clock()
+            loads = TaskLoads(store, clock)
+            plain = [ServiceId("plain")]
+            assert loads.wanted(plain).is_nothing
+            loads.watch()
+            await loads.watch_turned()
+            assert loads.wanted(plain) == Measure(every=True, period_s=2.0)
+            for second in range(8):
+                say(loads, clock, second, after=2)
+            assert loads.of(TASK, SERVICE, span=timedelta()) == TaskLoad(nano_cpus=500_000_000, memory_bytes=7)
+            loads.watch()
+            before = clock.time
+            await loads.watch_turned()
+            assert clock.time - before == 30
+            assert loads.wanted(plain).is_nothing
+        finally:
+            await store.close()
+            await engine.close()
+
+    asyncio.run(scenario())
