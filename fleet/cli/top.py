@@ -35,8 +35,9 @@ __all__ = ["top"]
 
 _EVENTS_KEPT: Final = 200
 _EVENTS_BACK: Final = "10m"
-_RATE_S: Final = 1.1
-"""Between two looks that give a rate: figures are up to a second old."""
+_SETTLE_S: Final = 5.0
+_AGAIN_S: Final = 0.5
+"""How long one snapshot waits for figures, and how often it looks: agents are asked for them by the first look."""
 _ENTER: Final = "\x1b[?1049h\x1b[?25l"  # another screen, no cursor (xterm's control sequences)
 _LEAVE: Final = "\x1b[?25h\x1b[?1049l"
 
@@ -83,7 +84,7 @@ class _Watch:
             while True:
                 clock.sleep(self._interval_s)
                 try:
-                    found = gather(client, self._snapshot)
+                    found = gather(client)
                 except (errors.FleetError, OSError, ValueError, KeyError, TypeError) as cause:
                     with self._lock:
                         self._problem = str(cause) or type(cause).__name__
@@ -121,14 +122,16 @@ def top(app: App, *, once: bool, interval: float, view: str, sort: str) -> int:
     """Watch the cluster: nodes, services, tasks in trouble and why, events.
 
     Keys: q quit, s sort, o overview, n nodes, v services, t tasks, e events. CPU counts processors; RES is what tasks
-    reserve, USE what they use. A daemon knows the use of its own host alone.
+    reserve, USE what they use; of nodes it is what the whole host uses.
     """
-    first = gather(app.client, None)
+    first = gather(app.client)
     live = sys.stdin.isatty() and sys.stdout.isatty() and app.environment.get("TERM", "dumb") != "dumb"
     if once or not live:
-        clock.sleep(_RATE_S if first.use_of else 0)
-        found = gather(app.client, first) if first.use_of else first
-        screen = Screen(snapshot=found, events=_recent(app.client), view=view, sort=sort)
+        until = clock.monotonic() + _SETTLE_S
+        while not first.is_measured and clock.monotonic() < until:
+            clock.sleep(_AGAIN_S)
+            first = gather(app.client)
+        screen = Screen(snapshot=first, events=_recent(app.client), view=view, sort=sort)
         for line in plain(screen):
             echo(line)
         return 0

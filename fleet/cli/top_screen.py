@@ -254,10 +254,10 @@ def _summary(snapshot: Snapshot) -> str:
 
 def _note(snapshot: Snapshot) -> str:
     """What the figures of use leave out."""
-    others = [node for node in snapshot.nodes if node.name != snapshot.use_of]
-    if not snapshot.use_of:
+    if not snapshot.tells_use:
         return "use: this daemon tells no figures; what is reserved is shown"
-    return f"use: known of {snapshot.use_of} alone" if others else ""
+    unknown = [clean(node.name) for node in snapshot.nodes if node.use is None and node.state == "ready"]
+    return f"use: not known yet of {', '.join(unknown)}" if unknown else ""
 
 
 def plain(screen: Screen) -> list[str]:

@@ -1,13 +1,12 @@
 """What ``fleet top`` shows, as values: read from the manager API in one go, joined and summed up here.
 
-What nodes and services reserve is known to every manager. What they really use is not: a daemon tells it of its own host alone
-(``/metrics``), so use is shown where it is known and a dash elsewhere; a sum that lacks hosts is marked as a lower bound.
+What tasks and nodes use is what their agents told the manager that leads (``/fleet/v1/usage``). It is shown where it is known and
+a dash elsewhere: a node that just came, a task that began a moment ago; a sum that lacks tasks is marked as a lower bound.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -18,19 +17,17 @@ from fleet.cli import clock
 from fleet.cli.service_spec import mode_name
 from fleet.cli.tasks import has_ended, state_of
 
-__all__ = ["NodeRow", "ServiceRow", "Snapshot", "TaskRow", "Use", "gather", "parse_use", "use_between"]
+__all__ = ["NodeRow", "ServiceRow", "Snapshot", "TaskRow", "Use", "gather"]
 
 Json = dict[str, Any]
 
 RECENT_S: Final = 600.0
 """How long a failed task counts as trouble."""
-_SAMPLE: Final = re.compile(r"(fleet_container_(?:cpu_seconds_total|memory_working_set_bytes))\{(.*)\} (\S+)")
-_TASK: Final = re.compile(r'(?:^|,)task_id="([^"\\]+)"')
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What a task uses: ``cpus`` as a share of processors (1.5 is one and a half)."""
+    """What a task or a whole host uses: ``cpus`` as a share of processors (1.5 is one and a half)."""
 
     cpus: float
     memory_bytes: int
@@ -80,15 +77,20 @@ class TaskRow:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """One look at the cluster. ``use_of`` names the host whose use is known; empty when the daemon tells none."""
+    """One look at the cluster. ``tells_use``: whether the daemon tells what is used at all."""
 
     here: str
-    use_of: str
+    tells_use: bool
     nodes: tuple[NodeRow, ...] = ()
     services: tuple[ServiceRow, ...] = ()
     tasks: tuple[TaskRow, ...] = ()
-    counters: Mapping[str, tuple[float, int]] = dataclasses.field(default_factory=dict)
-    at_s: float = 0.0
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether use of every running task and ready node is known, as far as the daemon tells any."""
+        tasks = (task.use for task in self.tasks if task.state == "running")
+        nodes = (node.use for node in self.nodes if node.state == "ready")
+        return not self.tells_use or (None not in tasks and None not in nodes)
 
     @property
     def trouble(self) -> tuple[TaskRow, ...]:
@@ -96,64 +98,38 @@ class Snapshot:
         return tuple(task for task in self.tasks if task.trouble)
 
 
-def parse_use(text: str) -> dict[str, tuple[float, int]]:
-    """(CPU seconds so far, bytes of memory in use) by task, from a Prometheus exposition. Unreadable lines are left out."""
-    seconds: dict[str, float] = {}
-    memory: dict[str, int] = {}
-    for line in text.splitlines():
-        found = _SAMPLE.fullmatch(line)
-        task = _TASK.search(found[2]) if found else None
-        if not found or not task:
-            continue
-        try:
-            value = float(found[3])
-        except ValueError:
-            continue
-        if found[1].endswith("_total"):
-            seconds[task[1]] = value
-        else:
-            memory[task[1]] = int(value)
-    return {task: (value, memory.get(task, 0)) for task, value in seconds.items()}
+def _uses(told: Iterable[tuple[Any, Json | None]]) -> dict[str, Use]:
+    """By id; those whose use of processors is not known yet are left out."""
+    return {
+        str(id_): Use(cpus=figures["NanoCPUs"] / 1e9, memory_bytes=int(figures.get("MemoryBytes") or 0))
+        for id_, figures in told
+        if figures and figures.get("NanoCPUs") is not None
+    }
 
 
-def use_between(before: Snapshot | None, counters: Mapping[str, tuple[float, int]], at_s: float) -> dict[str, Use]:
-    """Use by task since ``before``; a task that was not there then has no rate yet."""
-    if before is None or at_s <= before.at_s:
-        return {}
-    result = {}
-    for task, (seconds, memory) in counters.items():
-        earlier = before.counters.get(task)
-        if earlier is not None:
-            result[task] = Use(cpus=max(0.0, seconds - earlier[0]) / (at_s - before.at_s), memory_bytes=memory)
-    return result
-
-
-def gather(client: EngineClient, before: Snapshot | None) -> Snapshot:
-    """Read the cluster; ``before`` is the last look, for rates. Raises ``FleetError`` when the daemon has no answer."""
+def gather(client: EngineClient) -> Snapshot:
+    """Read the cluster. Raises ``FleetError`` when the daemon has no answer."""
     nodes = client.get("/nodes") or []
     services = client.get("/services", status=True) or []
     tasks = client.get("/tasks") or []
     info = client.get("/info") or {}
     here = str(info.get("Name") or "")
     try:
-        counters = parse_use(str(client.get("/metrics") or ""))
-        use_of = here
-    except EngineError:  # an older daemon, or another engine
-        counters, use_of = {}, ""
-    at_s = clock.monotonic()
-    use = use_between(before, counters, at_s)
-    node_id = str((info.get("Swarm") or {}).get("NodeID") or "")
+        told = client.get("/fleet/v1/usage", tasks=True) or {}
+        tells_use = True
+    except EngineError:  # an older daemon, another engine, no leader, or not for this user
+        told, tells_use = {}, False
+    use = _uses((each.get("ID"), each) for each in told.get("Tasks") or ())
+    of_nodes = _uses((each.get("NodeID"), each.get("Now")) for each in told.get("Nodes") or ())
     live = [task for task in tasks if not has_ended(task)]
     names = {str(node["ID"]): _host(node) for node in nodes}
     rows = _task_rows(tasks, services, names, use, now=clock.now())
     return Snapshot(
         here=here,
-        use_of=use_of,
-        nodes=tuple(_node_rows(nodes, live, use, known=node_id if use_of and before is not None else "")),
+        tells_use=tells_use,
+        nodes=tuple(_node_rows(nodes, live, of_nodes)),
         services=tuple(_service_rows(services, live, use)),
         tasks=tuple(rows),
-        counters=counters,
-        at_s=at_s,
     )
 
 
@@ -171,7 +147,7 @@ def _sum(uses: Iterable[Use]) -> Use:
     return Use(cpus=sum(each.cpus for each in all_), memory_bytes=sum(each.memory_bytes for each in all_))
 
 
-def _node_rows(nodes: list[Json], live: list[Json], use: Mapping[str, Use], *, known: str) -> Iterable[NodeRow]:
+def _node_rows(nodes: list[Json], live: list[Json], use: Mapping[str, Use]) -> Iterable[NodeRow]:
     by_node: defaultdict[str, list[Json]] = defaultdict(list)
     for task in live:
         by_node[str(task.get("NodeID") or "")].append(task)
@@ -190,7 +166,7 @@ def _node_rows(nodes: list[Json], live: list[Json], use: Mapping[str, Use], *, k
             cpus_reserved=sum(cpus for cpus, _ in reserved),
             memory_bytes=int(resources.get("MemoryBytes") or 0),
             memory_reserved=sum(memory for _, memory in reserved),
-            use=_sum(use[t["ID"]] for t in mine if t["ID"] in use) if node["ID"] == known else None,
+            use=use.get(str(node["ID"])),
         )
 
 

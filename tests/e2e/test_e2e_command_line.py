@@ -108,7 +108,8 @@ def test_one_snapshot_of_the_cluster(lab: TestLab) -> None:
     assert re.search(r"^shown +replicated +3/3 +0\.3 ", text, re.MULTILINE)
     assert re.search(r"^stuck\.1 .*pending.*node", text, re.MULTILINE)
     assert "service create" in text
-    assert "use: known of m1 alone" in text
+    known = re.compile(r"^w2 +worker .*/[0-9.]+ +[0-9.]+ .*\n", re.MULTILINE)
+    lab.wait_until(lambda: known.search(lab.fleet("top", "--once").stdout), 60, what="use of another node is told")
 
 
 @pytest.mark.usefixtures("shown")

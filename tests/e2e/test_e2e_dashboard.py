@@ -1,8 +1,12 @@
-"""The dashboard in a real browser: what it shows, what it changes after confirmation, and that hostile text stays text."""
+"""The dashboard in a real browser: what it shows, what it changes after confirmation, and that hostile text stays text.
+
+Two managers of one lab; where a thousand tasks are needed they are pretended.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +15,8 @@ from typing import Any
 import pytest
 from support.forward import forwarded
 from support.lab import TestLab
+
+from bench.dashboard_api import PretendCluster, serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.story]
 
@@ -62,18 +68,22 @@ def _view(page: Any, name: str) -> None:
     page.get_by_role("link", name=name, exact=True).click()
 
 
-def test_nodes_show_their_tasks(page: Any) -> None:
+def test_nodes_show_their_tasks_and_what_each_of_them_uses(page: Any) -> None:
     page.get_by_label("node m1").wait_for()
     page.get_by_label("node w1").wait_for()
     assert page.locator(".tile").count() == 2
+    for node in ("m1", "w1"):
+        for what in ("CPU", "Memory"):
+            chart = page.get_by_role("img", name=f"{what} of {node}, ")
+            chart.locator("path.own").wait_for(state="attached", timeout=60_000)
     _picture(page, "cluster-light")
 
 
 def test_scaling_asks_first_and_works_by_keyboard(page: Any, lab: TestLab) -> None:
-    _view(page, "Services")
-    _picture(page, "services-light")
+    page.keyboard.press("2")
     scale = page.get_by_label("service web", exact=True).get_by_role("button", name="Scale")
     scale.focus()
+    _picture(page, "services-light")
     page.keyboard.press("Enter")
     page.get_by_role("dialog").wait_for()
     page.keyboard.press("Escape")
@@ -87,12 +97,29 @@ def test_scaling_asks_first_and_works_by_keyboard(page: Any, lab: TestLab) -> No
     page.get_by_text("3/3").wait_for()
 
 
-def test_logs_are_text(page: Any) -> None:
+def test_logs_are_text_and_say_of_which_task(page: Any) -> None:
     page.get_by_label("service web", exact=True).get_by_role("button", name="Logs").click()
-    page.get_by_role("log").get_by_text(_HOSTILE).first.wait_for()
+    page.get_by_role("log").get_by_text(f"{_HOSTILE}").first.wait_for()
+    page.get_by_role("log").get_by_text("web.1", exact=True).first.wait_for()
     _picture(page, "logs")
     assert page.title() == "fleet" and page.get_by_role("log").locator("img").count() == 0
     page.get_by_role("button", name="Close").click()
+
+
+def test_an_update_that_pauses_says_why_and_is_rolled_back(page: Any, lab: TestLab) -> None:
+    ends = ("--update-failure-action", "pause", "--update-monitor", "5s", "--restart-condition", "none")
+    lab.fleet("service", "update", "--detach", *ends, "--args", "sh -c 'exit 7'", "web")
+    card = page.get_by_label("service web", exact=True)
+    card.get_by_text("Update paused", exact=True).wait_for(timeout=60_000)
+    page.get_by_label("update of web").get_by_text(re.compile("update paused due to failure")).wait_for()
+    page.get_by_label("update of web").get_by_role("progressbar").wait_for()
+    _picture(page, "update-paused")
+    card.get_by_role("button", name="Roll back").click()
+    page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
+    card.get_by_text("Rolled back", exact=True).wait_for(timeout=60_000)
+    card.get_by_role("link", name="web").click()
+    page.get_by_text("non-zero exit (7)").first.wait_for()
+    _picture(page, "service")
 
 
 def test_draining_moves_tasks_and_events_tell(page: Any) -> None:
@@ -114,3 +141,53 @@ def test_a_narrow_window_needs_no_sideways_scrolling(page: Any, view: str) -> No
     _picture(page, f"narrow-{view.lower()}")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.faults == []
+
+
+@pytest.fixture(scope="module")
+def thousand(browser: Any) -> Iterator[tuple[PretendCluster, Any]]:
+    cluster = PretendCluster(nodes=50, tasks=1_000)
+    with serving(cluster) as url:
+        page = browser.new_page()
+        page.goto(url)
+        yield cluster, page
+        page.close()
+
+
+def test_a_thousand_tasks_are_shown_and_one_change_draws_one_node(thousand: tuple[PretendCluster, Any]) -> None:
+    cluster, page = thousand
+    page.get_by_text("1000 tasks run").wait_for(timeout=60_000)
+    assert page.locator(".tile").count() == 1_000
+    page.evaluate(
+        "window.changed = new Set(); new MutationObserver((all) => all.forEach((each) => { const node ="
+        " each.target.closest && each.target.closest('.node'); if (node && each.target.matches('.tile'))"
+        " window.changed.add(node.ariaLabel); }))"
+        ".observe(document.body, { subtree: true, attributes: true, childList: true, attributeFilter: ['title', 'class'] })"
+    )
+    cluster.tell(cluster.task_line(7, version=2, state="starting"), cluster.service_line(0, version=2))
+    page.get_by_title("shop0_s0.8: starting").wait_for(timeout=60_000)
+    assert page.evaluate("[...window.changed]") == ["node n7"]
+
+
+def test_the_list_of_tasks_holds_the_rows_that_are_seen_alone(thousand: tuple[PretendCluster, Any]) -> None:
+    _, page = thousand
+    page.keyboard.press("3")
+    page.get_by_role("searchbox").wait_for()
+    page.get_by_text("1000 tasks", exact=True).wait_for()
+    rows = page.locator(".rows li")
+    rows.first.wait_for()
+    assert rows.count() < 100 and rows.first.get_attribute("aria-setsize") == "1000"
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    page.locator(".rows li[aria-posinset='1000']").wait_for()
+    assert rows.count() < 100
+    page.keyboard.press("/")
+    page.keyboard.type("n49")
+    page.get_by_text("20 tasks", exact=True).wait_for()
+
+
+def test_a_manager_that_comes_back_is_told_from_the_start(thousand: tuple[PretendCluster, Any]) -> None:
+    cluster, page = thousand
+    page.keyboard.press("Escape")
+    _view(page, "Cluster")
+    cluster.tell({"Type": "reset"}, cluster.node_line(0), cluster.task_line(0), {"Type": "synced"})
+    page.get_by_text("1 tasks run").wait_for(timeout=60_000)
+    assert page.locator("section.node").count() == 1

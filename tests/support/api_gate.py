@@ -22,6 +22,7 @@ from fleet.daemon.access import AccessGate, Authenticator
 from fleet.daemon.access.objects import Objects
 from fleet.daemon.audit import Audit
 from fleet.daemon.http.access import access_routes
+from fleet.daemon.http.watch import watch_lines
 from fleet.daemon.listeners import TLS_EXTENSION
 from fleet.manager.control import ControlApi
 from fleet.manager.control.access import TokenWish
@@ -164,6 +165,9 @@ async def gated() -> AsyncIterator[Gated]:
                 actors = [{"ID": known.id} for known in store.services.all()]
                 lines = [json.dumps({"Type": "service", "Action": "create", "Actor": actor}) for actor in actors]
                 return Response("\n".join(lines) + "\n", media_type="application/json")
+            case "fleet/v1/watch":
+                role: Any = SimpleNamespace(store=store, control=api)
+                return Response(await anext(watch_lines(role)), media_type="application/x-ndjson")
             case _:
                 return {"path": f"/{path}"}
 

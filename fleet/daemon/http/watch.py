@@ -6,7 +6,8 @@
     {"Type": "synced"}                                             everything was told; from here on changes follow
 
 Objects are Docker's, services with ``ServiceStatus``. Tasks have only what lists of them show. ``SpecVersion`` beside a service
-is that of the last update that replaces tasks; tasks with a lesser one are of before. Changes of one object that come quickly are
+is that of the last update that replaces tasks: one with a lesser one is of before, unless its ``SpecDigest`` is the service's, as
+after a rollback. Changes of one object that come quickly are
 one, and a reader that does not keep up misses states between but never the last one. Lists that are polled would cost the
 manager and the reader the whole cluster at each event; this costs what changed.
 """
@@ -14,6 +15,7 @@ manager and the reader the whole cluster at each event; this costs what changed.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Final
 
@@ -26,8 +28,9 @@ from fleet.daemon.membership import Membership
 from fleet.manager.role import ManagerRole
 from fleet.model.ids import ServiceId
 from fleet.model.node import Node
-from fleet.model.service import Service
+from fleet.model.service import Placement, Service, TaskSpec
 from fleet.model.task import Task
+from fleet.orchestrator.view import wanted_spec
 from fleet.store import Changes, Kind
 
 __all__ = ["watch_lines", "watch_routes"]
@@ -120,6 +123,7 @@ def _service(role: ManagerRole, service: Service) -> Json:
         "Action": "put",
         "ID": service.id,
         "SpecVersion": service.task_spec_version,
+        "SpecDigest": _digest(wanted_spec(service)),
         "Object": shown,
     }
 
@@ -129,7 +133,20 @@ def _task(task: Task) -> Json:
     shown: Json = {key: whole[key] for key in _TASK_KEYS if key in whole}
     container = whole["Spec"].get("ContainerSpec") or {}
     shown["Spec"] = {"ContainerSpec": {key: container[key] for key in ("Image", "TTY") if key in container}}
-    return {"Type": "task", "Action": "put", "ID": task.id, "SpecVersion": task.spec_version, "Object": shown}
+    return {
+        "Type": "task",
+        "Action": "put",
+        "ID": task.id,
+        "SpecVersion": task.spec_version,
+        "SpecDigest": _digest(task.spec),
+        "Object": shown,
+    }
+
+
+def _digest(spec: TaskSpec) -> str:
+    """The same for tasks that need not replace each other; where they may be placed says nothing of what they are."""
+    encoded = msgspec.json.encode(msgspec.structs.replace(spec, placement=Placement()))
+    return hashlib.blake2s(encoded, digest_size=6).hexdigest()
 
 
 _TASK_KEYS: Final[tuple[str, ...]] = (

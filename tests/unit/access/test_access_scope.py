@@ -74,6 +74,26 @@ def test_events_are_those_of_objects_within() -> None:
     run(body)
 
 
+def test_changes_that_are_told_are_of_objects_within() -> None:
+    async def body(world: Gated, token: str) -> None:
+        told = [
+            json.loads(line) for line in (await world.call("GET", "/fleet/v1/watch", token=token)).text.splitlines()
+        ]
+        assert [(line["Type"], line.get("ID")) for line in told] == [
+            ("reset", None),
+            ("service", world.api.services.find("shop-web").id),
+            ("task", "task-shop"),
+            ("synced", None),
+        ]
+        unlimited = await world.user("vera", "viewer")
+        text = (await world.call("GET", "/fleet/v1/watch", token=unlimited)).text
+        assert "task-blog" in text and '"node"' in text
+        assert (await world.call("GET", "/fleet/v1/usage", token=token)).status_code == 403
+        assert (await world.call("GET", "/fleet/v1/usage", token=unlimited)).status_code == 200
+
+    run(body)
+
+
 def test_what_is_outside_answers_like_what_is_not_there() -> None:
     async def body(world: Gated, token: str) -> None:
         task = {

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import signal
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from fleet.cli.top_screen import SORTS, VIEWS, Screen, draw, plain
-from fleet.cli.top_state import Snapshot, gather, parse_use, use_between
+from fleet.cli.top_state import Snapshot, Use, gather
 from fleet.cli.widths import width_of
 from tests.support.fake_engine import FakeEngine, Reply, Request
 from tests.support.terminal import Terminal
@@ -66,29 +65,27 @@ TASKS = [
     {**task(3, state="failed", Err="boom\x1b[2J"), "ID": "old-1"},
     {**task(3, state="failed", Err="boom\x1b[2J"), "ID": "old-2"},
 ]
-METRICS = """\
-# TYPE fleet_container_cpu_seconds_total counter
-fleet_container_cpu_seconds_total{container="web.1",service="web",task_id="web-t1"} %s
-fleet_container_cpu_seconds_total{container="other",service="",task_id=""} 5
-fleet_container_memory_working_set_bytes{container="web.1",service="web",task_id="web-t1"} 1.048576e+08
-fleet_containers{status="running"} 2
-"""
+USAGE = {
+    "PeriodSeconds": 10.0,
+    "Nodes": [
+        {"NodeID": "id-m1", "Now": {"NanoCPUs": 1_250_000_000, "MemoryBytes": 104_857_600}},
+        {"NodeID": "id-w1", "Now": None},
+    ],
+    "Tasks": [
+        {"ID": "web-t1", "NanoCPUs": 500_000_000, "MemoryBytes": 104_857_600},
+        {"ID": "web-t2", "NanoCPUs": None, "MemoryBytes": 7},
+    ],
+}
 
 
 @pytest.fixture
 def cluster(engine: FakeEngine) -> FakeEngine:
-    """Each look at its figures finds a second of CPU more."""
-    looks = iter(range(1, 1000))
-
-    def metrics(_: Request) -> Reply:
-        return Reply(body=METRICS % next(looks))
-
     event = {"Type": "service", "Action": "create", "Actor": {"ID": "id-web", "Attributes": {"name": "web"}}, "time": 1}
     engine.on("GET", "/nodes", NODES)
     engine.on("GET", "/services", SERVICES)
     engine.on("GET", "/tasks", TASKS)
     engine.on("GET", "/info", {"Name": "m1", "Swarm": {"NodeID": "id-m1"}})
-    engine.on("GET", "/metrics", metrics)
+    engine.on("GET", "/fleet/v1/usage", USAGE)
     engine.on("GET", "/events", Reply(raw=json.dumps(event).encode()))
     return engine
 
@@ -98,31 +95,39 @@ def snapshot(cluster: FakeEngine) -> Snapshot:
     from fleet.api.client import EngineClient
 
     with EngineClient(cluster.url) as client:
-        first = gather(client, None)
-        time.sleep(0.01)
-        return gather(client, first)
+        return gather(client)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_use_is_read_from_the_exposition_and_becomes_a_rate() -> None:
-    assert parse_use(METRICS % "12.5") == {"web-t1": (12.5, 104857600)}
-    assert parse_use('fleet_container_cpu_seconds_total{task_id="x"} NaNsense\nrubbish {{{') == {}
-    before = Snapshot(here="m1", use_of="m1", counters={"a": (10.0, 1), "gone": (1.0, 1)}, at_s=100.0)
-    found = use_between(before, {"a": (13.0, 2), "new": (5.0, 3)}, 102.0)
-    assert {key: (use.cpus, use.memory_bytes) for key, use in found.items()} == {"a": (1.5, 2)}
-
-
 def test_nodes_and_services_sum_what_tasks_reserve_and_use(snapshot: Snapshot) -> None:
     m1, w1, w2 = snapshot.nodes
     assert (m1.role, m1.tasks, m1.cpus_reserved, m1.memory_reserved, m1.cpus) == ("leader", 1, 0.5, GIB // 2, 4.0)
-    assert m1.use is not None
-    assert (m1.use.memory_bytes, m1.use.cpus > 0) == (104857600, True)
+    assert m1.use == Use(cpus=1.25, memory_bytes=104_857_600)
     assert (w1.use, w1.tasks, w2.state) == (None, 2, "down")
     web, db = snapshot.services
     assert (web.running, web.desired, web.cpus_reserved, web.whole) == (2, 3, 1.5, False)
+    assert web.use == Use(cpus=0.5, memory_bytes=104_857_600)
     assert (db.use, db.memory_reserved) == (None, GIB // 2)
+    assert not snapshot.is_measured
+
+
+def test_one_snapshot_waits_for_figures_that_the_first_look_asked_for(cluster: FakeEngine, fleet: Any) -> None:
+    looks = iter(({**USAGE, "Nodes": [], "Tasks": []}, USAGE))
+    now = {"NanoCPUs": 10**9, "MemoryBytes": 1}
+    whole = {
+        "Nodes": [{"NodeID": f"id-{name}", "Now": now} for name in ("m1", "w1")],
+        "Tasks": [{"ID": each["ID"], "NanoCPUs": 10**8, "MemoryBytes": 1} for each in TASKS],
+    }
+
+    def usage(request: Request) -> Reply:
+        return Reply(body=next(looks, whole))
+
+    cluster.on("GET", "/fleet/v1/usage", usage)
+    out = fleet("top", "--once").out
+    assert re.search(r"^w1 .* 1\.00 ", out, re.MULTILINE)
+    assert "use: " not in out
 
 
 def test_tasks_in_trouble_are_told_once_each_with_their_reason(snapshot: Snapshot) -> None:
@@ -132,7 +137,7 @@ def test_tasks_in_trouble_are_told_once_each_with_their_reason(snapshot: Snapsho
 
 
 def test_daemon_without_figures_is_said(cluster: FakeEngine, fleet: Any) -> None:
-    cluster.on("GET", "/metrics", Reply(404, {"message": "page not found"}))
+    cluster.on("GET", "/fleet/v1/usage", Reply(404, {"message": "page not found"}))
     ran = fleet("top", "--once")
     assert (ran.code, ran.err) == (0, "")
     assert "use: this daemon tells no figures" in ran.out
@@ -145,10 +150,10 @@ def test_one_snapshot_is_plain_and_whole(cluster: FakeEngine, fleet: Any) -> Non
     assert ran.out.splitlines()[0] == "m1: 2/3 nodes, 2 services, 3 tasks, 2 in trouble"
     assert "worker-with-a-very-long-name.example.internal" in ran.out
     assert "no suitable node (insufficient memory on 3 nodes)" in ran.out
-    assert re.search(r"^m1 +leader +ready +active +1 +0\.5/4 +\d+\.\d\d +512M/8\.0G +100M$", ran.out, re.MULTILINE)
-    assert re.search(r"^web +replicated +2/3 +1\.5 +≥\d+\.\d\d +1\.5G +≥100M$", ran.out, re.MULTILINE)
+    assert re.search(r"^m1 +leader +ready +active +1 +0\.5/4 +1\.25 +512M/8\.0G +100M$", ran.out, re.MULTILINE)
+    assert re.search(r"^web +replicated +2/3 +1\.5 +≥0\.50 +1\.5G +≥100M$", ran.out, re.MULTILINE)
     assert "service create id-web (name=web)" in ran.out
-    assert ran.out.rstrip().endswith("use: known of m1 alone")
+    assert ran.out.rstrip().endswith("use: not known yet of w1")
 
 
 def test_worker_is_one_line(engine: FakeEngine, fleet: Any) -> None:

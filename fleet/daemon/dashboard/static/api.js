@@ -43,23 +43,13 @@ async function answer(response) {
   return value;
 }
 
-/** Everything the overview shows. `cluster` is null where this host manages none; `who` is whoever looks. */
-export async function readCluster() {
-  const [info, who] = await Promise.all([read("/info"), read("/fleet/v1/whoami")]);
-  if (!info.Swarm || info.Swarm.LocalNodeState !== "active" || !info.Swarm.ControlAvailable) return { info, who, cluster: null };
-  const [nodes, services, tasks] = await Promise.all([read("/nodes"), read("/services?status=true"), read("/tasks")]);
-  nodes.sort((a, b) => nodeName(a).localeCompare(nodeName(b)));
-  services.sort((a, b) => a.Spec.Name.localeCompare(b.Spec.Name));
-  tasks.sort((a, b) => (a.Status.Timestamp < b.Status.Timestamp ? 1 : -1));
-  return { info, who, cluster: { nodes, services, tasks } };
-}
+/** Whether an error says that there is no such thing. */
+export const isMissing = (error) => error.status === 404;
 
-export const nodeName = (node) => (node.Description && node.Description.Hostname) || node.ID;
-
-/** Calls `each` for every event until `signal` is aborted. One JSON object a line. */
-export async function followEvents(each, signal) {
-  const response = await fetch("/events", { signal, headers: headers() });
-  if (!response.ok) throw new Error(`answered ${response.status}`);
+/** Calls `each` for every JSON value of an answer that has one a line and goes on, until it ends or `signal` is aborted. */
+export async function followLines(path, each, signal) {
+  const response = await fetch(path, { signal, headers: headers() });
+  if (!response.ok) await answer(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -71,9 +61,10 @@ export async function followEvents(each, signal) {
   }
 }
 
-/** Calls `each(text, isError)` for pieces of output. Frames: stream, three zeros, length (big endian); none with a terminal. */
-export async function followLogs(path, hasTerminal, each, signal) {
-  const response = await fetch(`${path}?stdout=1&stderr=1&follow=1&tail=200`, { signal, headers: headers() });
+/** Calls `each(text, isError)` for pieces of output. Frames: stream, three zeros, length (big endian); none with a terminal. With
+ * `detailed` each line begins with what it is of. */
+export async function followLogs(path, { hasTerminal, detailed }, each, signal) {
+  const response = await fetch(`${path}?stdout=1&stderr=1&follow=1&tail=200${detailed ? "&details=1" : ""}`, { signal, headers: headers() });
   if (!response.ok) throw new Error((await response.text()) || `answered ${response.status}`);
   const reader = response.body.getReader();
   const decoder = new TextDecoder();
