@@ -36,8 +36,8 @@ class PretendCluster:
         self.nodes, self.tasks = nodes, tasks
         self._watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Queue[bytes]]] = []
         self._now_s = time.time()
-        self.asked: list[str] = []
-        """Methods and paths of all requests."""
+        self.swarm: Json = {"LocalNodeState": "active", "ControlAvailable": True, "NodeID": "node0"}
+        """What ``/info`` says of it."""
 
     # What there is --------------------------------------------------------------------------------------------
 
@@ -137,9 +137,8 @@ class PretendCluster:
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         """The API, for ASGI."""
-        self.asked.append(f"{scope['method']} {scope['path']}")
         answers: dict[str, Any] = {
-            "/info": {"Name": "n0", "Swarm": {"LocalNodeState": "active", "ControlAvailable": True, "NodeID": "node0"}},
+            "/info": {"Name": "n0", "Swarm": self.swarm},
             "/fleet/v1/whoami": {"User": "", "Role": "admin"},
         }
         path = scope["path"]

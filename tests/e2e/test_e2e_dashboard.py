@@ -133,6 +133,28 @@ def test_draining_moves_tasks_and_events_tell(page: Any) -> None:
     _picture(page, "events")
 
 
+def test_a_worker_names_the_managers(lab: TestLab, browser: Any) -> None:
+    with forwarded(Path(lab.socket("w1"))) as url:
+        page = browser.new_page()
+        page.goto(url)
+        page.get_by_text("This host is a worker").wait_for()
+        page.get_by_text(lab.address("m1"), exact=True).wait_for()
+        page.close()
+
+
+def test_a_host_without_a_cluster_says_how_to_start_and_follows_when_there_is_one(browser: Any) -> None:
+    cluster = PretendCluster(nodes=3, tasks=6)
+    there, cluster.swarm = cluster.swarm, {"LocalNodeState": "inactive"}
+    with serving(cluster) as url:
+        page = browser.new_page()
+        page.goto(url)
+        page.get_by_text("fleet swarm init", exact=True).wait_for()
+        _picture(page, "start")
+        cluster.swarm = there
+        page.get_by_label("node n2").wait_for(timeout=60_000)
+        page.close()
+
+
 @pytest.mark.parametrize("view", ["Cluster", "Services", "Tasks", "Stacks", "Events"])
 def test_a_narrow_window_needs_no_sideways_scrolling(page: Any, view: str) -> None:
     page.set_viewport_size({"width": 360, "height": 740})

@@ -58,6 +58,15 @@ def test_every_file_the_page_names_is_served_and_nothing_comes_from_elsewhere() 
             )
 
 
+def test_modules_are_asked_for_with_the_page_and_not_by_one_another() -> None:
+    named = set(
+        re.findall(
+            r'(?:modulepreload" href|module" src)="/fleet/dashboard/([^"]+)"', (_STATIC / "index.html").read_text()
+        )
+    )
+    assert named == {file.relative_to(_STATIC).as_posix() for file in _STATIC.rglob("*.js")}
+
+
 @pytest.mark.parametrize("path", ["/", "/fleet/dashboard/app.js", "/fleet/dashboard/vendor/preact.js"])
 def test_headers_leave_foreign_text_no_way_to_run(path: str) -> None:
     code, headers, body = _ask(_pages(), path)
