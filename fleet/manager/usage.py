@@ -34,6 +34,8 @@ _WATCH_PERIOD_S: Final = 2.0
 _TASKS_A_PERIOD: Final = 1_000
 """With more tasks the period of a look grows."""
 _FRESH_PERIODS: Final = 3.0
+_EARLY: Final = 0.95
+"""Of a period: a reading that comes sooner was made for somebody else."""
 _GAP_MIN_S: Final = 0.25
 """Frames of one node that come sooner are not read."""
 _PERIOD_S: Final = (1.0, 10.0)
@@ -148,13 +150,16 @@ class TaskLoads:
                 readings = self._readings[usage.task_id] = deque(readings or (), maxlen=kept)
             if readings and (said.at_ns <= readings[-1].at_ns or usage.cpu_ns < readings[-1].cpu_ns):
                 readings.clear()  # the host started anew
+            period_s = self._periods.get(task.service_id, 0.0)
+            if readings and now - readings[-1].heard_at < _EARLY * period_s:
+                continue  # 64 readings have to hold the longest span that is scaled by
             readings.append(_Reading(now, said.at_ns, usage.cpu_ns, usage.memory_bytes))
 
     def of(self, task_id: TaskId, service_id: ServiceId, *, span: timedelta) -> TaskLoad | None:
         """Over the last ``span``, or as much of it as is known; None when nothing was heard of the task lately."""
         readings = self._readings.get(task_id)
         now = self._clock.monotonic()
-        period_s = self._periods.get(service_id, _PERIOD_S[1])
+        period_s = self._periods.get(service_id, max(_PERIOD_S[1], self._watch_period_s))
         if not readings or now - readings[-1].heard_at > _FRESH_PERIODS * period_s + 1:
             return None
         newest = readings[-1]

@@ -152,6 +152,17 @@ def test_a_reading_is_small_on_the_wire() -> None:
     assert decode_agent(frame) == Usage(at_ns=10**18, tasks=tasks)
 
 
+def test_a_look_shortens_no_span_that_a_service_is_scaled_by() -> None:
+    def body(loads: TaskLoads, _store: Store, clock: SetClock) -> None:
+        for second in range(0, 600, 2):
+            say(loads, clock, min(300, second), after=2)
+        whole = loads.of(TASK, SERVICE, span=timedelta(minutes=10))
+        assert whole is not None and whole.nano_cpus is not None
+        assert 490_000_000 < whole.nano_cpus < 510_000_000, "half of the ten minutes it was busy"
+
+    over(body, service(max="5", cpu="50", interval="600s"))
+
+
 def test_all_tasks_are_asked_for_while_somebody_looks_and_no_longer() -> None:
     class Clock(SetClock):
         async def sleep(self, seconds: float) -> None:

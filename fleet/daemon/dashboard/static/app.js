@@ -51,36 +51,41 @@ function place() {
 
 /** Who looks at which host, and its cluster while it manages one: a host may join or leave while the page is open. */
 function useHost() {
-  const [, draw] = useState(0), [host, setHost] = useState(null), [fault, setFault] = useState(""), [signedOut, setSignedOut] = useState(false);
+  const [, draw] = useState(0), [host, setHost] = useState(null), [faults, setFaults] = useState({}), [signedOut, setSignedOut] = useState(false);
   const cluster = useRef(null), again = useRef(() => {});
   if (!cluster.current) cluster.current = new Cluster(() => draw((n) => n + 1));
   useEffect(() => {
     let keeping = null;
-    const stop = () => { if (keeping) keeping.abort(); keeping = null; };
-    const failed = (error) => {
-      if (!error) { setFault(""); return; }
-      if (isSignedOut(error)) { setSignedOut(true); setHost(null); stop(); cluster.current.clear(); } else setFault(error.message);
+    const stop = () => {
+      if (!keeping) return;
+      keeping.abort();
+      keeping = null;
+      cluster.current.forget();
+    };
+    const said = (of, error) => {
+      if (error && isSignedOut(error)) { setSignedOut(true); setHost(null); setFaults({}); stop(); return; }
+      setFaults((old) => ({ ...old, [of]: error ? error.message : "" }));
     };
     const look = async () => {
       try {
         const [info, who] = await Promise.all([read("/info"), read("/fleet/v1/whoami")]);
         setHost((old) => (JSON.stringify(old) === JSON.stringify({ info, who }) ? old : { info, who }));
         setSignedOut(false);
-        if (!isManager(info)) { stop(); setFault(""); }
+        said("host", null);
+        if (!isManager(info)) { stop(); said("cluster", null); }
         else if (!keeping) {
           keeping = new AbortController();
-          keepCluster(cluster.current, keeping.signal, failed);
+          keepCluster(cluster.current, keeping.signal, (error) => said("cluster", error));
           keepUsage(cluster.current, keeping.signal);
-          keepEvents(cluster.current, keeping.signal);
         }
-      } catch (error) { failed(error); }
+      } catch (error) { said("host", error); }
     };
     again.current = look;
     look();
     const timer = setInterval(() => { if (!document.hidden) look(); }, WHO_MS);
     return () => { clearInterval(timer); stop(); };
   }, []);
-  return { cluster: cluster.current, host, fault, signedOut, look: () => again.current() };
+  return { cluster: cluster.current, host, fault: faults.host || faults.cluster, signedOut, look: () => again.current() };
 }
 
 function focusFilter() {
@@ -119,9 +124,16 @@ function App() {
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
   }, []);
+  const manages = !!host && isManager(host.info), wantsEvents = manages && view === "Events";
+  useEffect(() => { // a browser has six connections for all tabs of a host: one more only where it is looked at
+    if (!wantsEvents) return undefined;
+    const stop = new AbortController();
+    keepEvents(cluster, stop.signal);
+    return () => stop.abort();
+  }, [wantsEvents]);
   useKeys(focusFilter, () => setDialog({ help: true }));
   if (signedOut) return html`<header><h1>fleet</h1></header><main><${SignIn} done=${look} /></main>`;
-  const who = (host && host.who) || {}, manages = host && isManager(host.info);
+  const who = (host && host.who) || {};
   const act = who.Role === "viewer" ? null : ask.current, rule = who.Role === "admin" ? ask.current : null;
   const shared = { cluster, show, open: open.current };
   return html`<header><h1>fleet</h1>${manages && html`<nav aria-label="Views">${VIEWS.map((v) => html`<a key=${v} href=${"#" + v.toLowerCase()}

@@ -33,13 +33,17 @@ export class Cluster {
   constructor(changed) {
     this.changed = changed;
     this.due = 0;
-    this.events = [];
     this.eventKey = 0;
+    this.usageVersion = 0;
+    this.forget();
+  }
+
+  /** Everything: somebody else may look next. */
+  forget() {
+    this.events = [];
     this.usage = new Map();
     this.taskUse = new Map();
     this.usageFault = "";
-    this.usageVersion = 0;
-    this.eventsVersion = 0;
     this.synced = false;
     this.clear();
   }
@@ -65,7 +69,8 @@ export class Cluster {
   nodeName(id) { const node = this.nodes.get(id); return node ? nodeName(node) : id ? id.slice(0, 12) : "–"; }
   serviceName(id) { const service = this.services.get(id); return service ? service.Spec.Name : (id || "").slice(0, 12); }
   taskName(task) {
-    const place = task.JobIteration ? (task.Slot || 0) + 1 : task.Slot;
+    const mode = task.JobIteration ? ((this.services.get(task.ServiceID) || {}).Spec || {}).Mode || {} : {};
+    const place = mode.ReplicatedJob ? (task.Slot || 0) + 1 : task.Slot; // the API counts slots of jobs from 0
     return `${this.serviceName(task.ServiceID) || task.ID.slice(0, 12)}.${place || this.nodeName(task.NodeID) || task.ID.slice(0, 6)}`;
   }
   sortedNodes() { return [...this.nodes.values()].sort((a, b) => inOrder(nodeName(a), nodeName(b))); }
@@ -126,7 +131,6 @@ export class Cluster {
   addEvent(event) {
     this.events.unshift({ ...event, key: this.eventKey++ });
     if (this.events.length > EVENTS) this.events.length = EVENTS;
-    this.eventsVersion += 1;
     this.tell();
   }
 
@@ -197,6 +201,7 @@ export async function keepUsage(cluster, signal) {
 
 /** Events from a while ago on. */
 export async function keepEvents(cluster, signal) {
+  cluster.events = [];
   let since = Date.now() / 1000 - FIRST_EVENTS_S;
   while (!signal.aborted) {
     try {
