@@ -221,6 +221,11 @@ async def test_stats_count_processor_memory_and_processes(node: Node) -> None:
         return stats.memory_usage_bytes > 20 << 20 and stats.pids >= 2 and stats.cpu_usage_ns > 0
 
     await eventually(grown)
+    together, alone = await node.client.stats_of_all(), await node.client.stats(spec.id)
+    assert together.memory_usage_bytes > 20 << 20
+    await node.client.signal(spec.id, signal.SIGKILL)
+    await node.exited(spec.id)
+    assert (await node.client.stats_of_all()).cpu_usage_ns >= alone.cpu_usage_ns, "what ended ones used is kept"
 
 
 @on_node
