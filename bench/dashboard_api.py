@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 
 import uvicorn
 
+from fleet.api.client import STALE_HEADER
 from fleet.daemon.dashboard import BrowserGuard, DashboardMode, DashboardPages
 
 __all__ = ["PretendCluster", "serving"]
@@ -38,6 +39,8 @@ class PretendCluster:
         self._now_s = time.time()
         self.swarm: Json = {"LocalNodeState": "active", "ControlAvailable": True, "NodeID": "node0"}
         """What ``/info`` says of it."""
+        self.stale_s = ""
+        """Seconds since its managers lost their majority."""
 
     # What there is --------------------------------------------------------------------------------------------
 
@@ -149,9 +152,10 @@ class PretendCluster:
         answer = self.usage(since=since) if path == "/fleet/v1/usage" else answers.get(path)
         status = 404 if answer is None else 200
         body = json.dumps(answer if answer is not None else {"message": f"no {path} here"}).encode()
-        await send(
-            {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
-        )
+        headers = [(b"content-type", b"application/json")]
+        if self.stale_s:
+            headers.append((STALE_HEADER.lower().encode(), self.stale_s.encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, send: Any, receive: Any, *, is_watch: bool) -> None:

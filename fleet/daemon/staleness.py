@@ -13,7 +13,8 @@ from fleet.manager.majority import Majority
 __all__ = ["StaleState"]
 
 _CLUSTER: Final = (
-    "/services", "/tasks", "/nodes", "/secrets", "/configs", "/swarm", "/fleet/v1/users", "/fleet/v1/tokens"
+    "/services", "/tasks", "/nodes", "/secrets", "/configs", "/swarm", "/fleet/v1/users", "/fleet/v1/tokens",
+    "/fleet/v1/usage", "/fleet/v1/watch",
 )  # fmt: skip
 _LOCAL: Final = ("/swarm/init", "/swarm/join", "/swarm/leave", "/swarm/unlock")
 

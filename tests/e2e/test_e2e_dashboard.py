@@ -206,6 +206,14 @@ def test_the_list_of_tasks_holds_the_rows_that_are_seen_alone(thousand: tuple[Pr
     page.get_by_text("20 tasks", exact=True).wait_for()
 
 
+def test_managers_without_a_majority_are_told(thousand: tuple[PretendCluster, Any]) -> None:
+    cluster, page = thousand
+    cluster.stale_s = "41"
+    page.get_by_text("as it was 41 s ago").wait_for(timeout=60_000)
+    cluster.stale_s = ""
+    page.get_by_text("no majority").wait_for(state="detached", timeout=60_000)
+
+
 def test_a_manager_that_comes_back_is_told_from_the_start(thousand: tuple[PretendCluster, Any]) -> None:
     cluster, page = thousand
     page.keyboard.press("Escape")

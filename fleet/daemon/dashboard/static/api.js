@@ -27,7 +27,11 @@ export async function signOut() {
 /** Whether an error says that nobody is signed in. */
 export const isSignedOut = (error) => error.status === 401;
 
+/** For how many seconds a manager without a majority has shown the same, as it said lately; null while it has one. */
+export const stale = { seconds: null };
+
 async function answer(response) {
+  if (response.url.includes("/fleet/v1/usage")) stale.seconds = response.headers.get("Fleet-Stale");
   const text = await response.text();
   let value = null;
   try {

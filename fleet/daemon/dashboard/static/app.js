@@ -1,7 +1,7 @@
 // The page: the cluster is kept by the manager's stream of changes (`cluster.js`), views are functions of it (`views.js`).
 import { render } from "./vendor/preact.js";
 import { useEffect, useRef, useState } from "./vendor/hooks.js";
-import { isSignedOut, read, signIn, signOut } from "./api.js";
+import { isSignedOut, read, signIn, signOut, stale } from "./api.js";
 import { Cluster, keepCluster, keepEvents, keepUsage } from "./cluster.js";
 import { Logs } from "./logs.js";
 import { Confirm, Modal, html } from "./parts.js";
@@ -140,6 +140,7 @@ function App() {
       aria-current=${v === view ? "page" : undefined}>${v}</a>`)}</nav>`}
     <span class="who">${who.User && html`${who.User} (${who.Role}) `}${who.Session && html`<button onClick=${() => signOut().catch(() => {}).then(look)}>Sign out</button> `}<button aria-label="Keys" onClick=${() => setDialog({ help: true })}>?</button></span></header>
     <main>${fault && html`<p class="reason" role="alert">${fault}</p>`}
+      ${manages && stale.seconds !== null && html`<p class="card warn" role="alert">The managers have no majority: this is as it was ${stale.seconds} s ago, and nothing can be changed until most of them are back.</p>`}
       ${!fault && (!host || (manages && !cluster.synced)) && html`<p class="empty">Reading the cluster…</p>`}
       ${host && !manages && html`<${Start} info=${host.info} />`}
       ${manages && cluster.synced && (view === "Cluster" ? html`<${ClusterView} ...${shared} act=${rule} />`

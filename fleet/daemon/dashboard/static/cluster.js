@@ -1,5 +1,5 @@
 // The cluster as the page knows it: kept by the manager's stream of changes, so that an event costs what changed and not the whole.
-import { followLines, isMissing, read } from "./api.js";
+import { followLines, isMissing, read, stale } from "./api.js";
 
 const ENDED = new Set(["complete", "shutdown", "failed", "rejected", "orphaned", "remove"]);
 const FAILED = new Set(["failed", "rejected", "orphaned"]);
@@ -45,6 +45,7 @@ export class Cluster {
     this.taskUse = new Map();
     this.usageFault = "";
     this.synced = false;
+    stale.seconds = null;
     this.clear();
   }
 
@@ -192,6 +193,7 @@ export async function keepUsage(cluster, signal) {
         cluster.applyUsage(await read(`/fleet/v1/usage?tasks=1&since=${cluster.lastPoint()}`));
       } catch (error) {
         cluster.usageFault = error.message;
+        cluster.tell();
         if (error.status === 403 || isMissing(error)) return; // not for this user, or a manager of before
       }
     }
