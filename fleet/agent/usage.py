@@ -75,13 +75,11 @@ class UsageReporter:
 
     async def _wait(self, period_s: float) -> None:
         """For so long, or until something else is asked: whoever looks now does not want to wait for a slow period's end."""
-        waits = (asyncio.ensure_future(self._changed.wait()), asyncio.ensure_future(self._clock.sleep(period_s)))
+        timer = self._clock.call_later(period_s, self._changed.set)
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await self._changed.wait()
         finally:
-            for each in waits:
-                each.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+            timer.cancel()
 
 
 def usage_reader(worker: Worker, engine: ContainerEngine) -> Read:

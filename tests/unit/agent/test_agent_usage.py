@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ from support.objects import make_task
 from fleet import errors
 from fleet.agent.usage import UsageReporter, host_reader, usage_reader
 from fleet.api.dispatch import HostUsage, Measure, TaskUsage, Usage
-from fleet.clock import SystemClock
+from fleet.clock import SystemClock, Timer
 from fleet.model.ids import ServiceId, TaskId
 
 WEB = ServiceId("service-web")
@@ -29,6 +29,10 @@ class QuickClock(SystemClock):
     async def sleep(self, duration_s: float) -> None:
         self.slept.append(duration_s)
         await asyncio.sleep(0)
+
+    def call_later(self, duration_s: float, call: Callable[[], object]) -> Timer:
+        self.slept.append(duration_s)
+        return asyncio.get_running_loop().call_soon(call)
 
 
 def test_it_is_said_while_it_is_asked_for_at_the_period_that_was_asked() -> None:

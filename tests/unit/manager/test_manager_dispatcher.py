@@ -197,10 +197,10 @@ def test_a_node_is_asked_what_tasks_use_while_a_policy_needs_it_and_is_heard() -
         await scene.store.commit(Transaction().create(service))
         await scene.clock.advance(0.1)
         assert asked() == [hosts, dispatch.Measure(services=(service.id,), period_s=2.0, host=True)]
-        for second in (1, 2):
+        for second in (2, 4):
             usage = dispatch.TaskUsage(scene.task().id, second * 250_000_000, 5)
             wire.say(dispatch.Usage(at_ns=second * 1_000_000_000, tasks=(usage,)))
-            await scene.alive(wire, 1)
+            await scene.alive(wire, 2)
         load = scene.dispatcher.loads.of(scene.task().id, service.id, span=timedelta(seconds=6))
         assert load is not None and (load.nano_cpus, load.memory_bytes) == (250_000_000, 5)
         other = await scene.connect()

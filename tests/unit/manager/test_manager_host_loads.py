@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
+
+from support.clocks import SetClock
 
 from fleet.api.dispatch import HostUsage, Usage
 from fleet.manager.host_loads import POINTS_MAX, HostLoad, HostLoads
@@ -13,19 +14,6 @@ from fleet.model.ids import NodeId
 from fleet.store import Changes
 
 N1, N2 = NodeId("n1"), NodeId("n2")
-
-
-class SetClock:
-    time = 1000.0
-
-    def monotonic(self) -> float:
-        return self.time
-
-    def now(self) -> datetime:
-        return datetime(2026, 5, 1, tzinfo=UTC) + timedelta(seconds=self.time)
-
-    async def sleep(self, seconds: float) -> None:
-        raise AssertionError
 
 
 def make() -> tuple[HostLoads, SetClock]:
@@ -37,9 +25,9 @@ def make() -> tuple[HostLoads, SetClock]:
 def say(
     loads: HostLoads, clock: SetClock, cpu_s: float, *, after: float = 0, node: NodeId = N1, own_s: float = 0
 ) -> None:
-    clock.time += after
+    clock.go(after)
     used = HostUsage(int(cpu_s * 1e9), 500, int(own_s * 1e9), 50)
-    loads.note(node, Usage(at_ns=int(clock.time * 1e9), host=used))
+    loads.note(node, Usage(at_ns=int(clock.monotonic() * 1e9), host=used))
 
 
 def test_rates_are_between_two_readings_by_the_hosts_own_clock() -> None:
@@ -66,7 +54,7 @@ def test_a_history_has_its_spacing_and_its_bound_however_often_a_host_is_read() 
 def test_many_hosts_share_the_room() -> None:
     loads, clock = make()
     for round_ in range(30):
-        clock.time += 10
+        clock.go(10)
         for number in range(1000):
             say(loads, clock, round_, node=NodeId(f"n{number}"))
     assert len(loads.history(N1, since=0)) == 20
@@ -83,7 +71,7 @@ def test_what_is_old_or_cannot_be_is_not_told() -> None:
     assert loads.now(N1) != known, "a reading after a bad one counts"
     say(loads, clock, 12.5, after=0.1)
     assert loads.now(N1) is not None and loads.now(N1).nano_cpus < 10**9, "and one that comes too soon does not"  # type: ignore[union-attr]
-    clock.time += 60
+    clock.go(60)
     assert loads.now(N1) is None
 
 

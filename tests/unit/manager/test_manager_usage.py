@@ -153,7 +153,7 @@ def test_a_reading_is_small_on_the_wire() -> None:
 
 
 def test_a_look_shortens_no_span_that_a_service_is_scaled_by() -> None:
-    def body(loads: TaskLoads, _store: Store, clock: SetClock) -> None:
+    def body(loads: TaskLoads, _store: Store, clock: StillClock) -> None:
         for second in range(0, 600, 2):
             say(loads, clock, min(300, second), after=2)
         whole = loads.of(TASK, SERVICE, span=timedelta(minutes=10))
@@ -164,9 +164,9 @@ def test_a_look_shortens_no_span_that_a_service_is_scaled_by() -> None:
 
 
 def test_all_tasks_are_asked_for_while_somebody_looks_and_no_longer() -> None:
-    class Clock(SetClock):
-        async def sleep(self, seconds: float) -> None:
-            self.time += seconds
+    class Clock(StillClock):
+        async def sleep(self, duration_s: float) -> None:
+            self.time += duration_s
 
     async def scenario() -> None:
         engine = MemoryEngine()
