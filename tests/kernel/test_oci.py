@@ -5,9 +5,11 @@ from __future__ import annotations
 import array
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 
 from fleet.node_runtime.cgroups import detect_layout
+from tests.support.images import busybox_rootfs_tar
 from tests.support.oci_bundles import CONFIG, OciCommand, make_bundle, rewrite
 
 pytestmark = pytest.mark.kernel
@@ -27,6 +30,7 @@ def oci(tmp_path: Path) -> Iterator[OciCommand]:
     yield command
     command.delete_all()
     assert not groups("t")
+    assert not groups("")
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
@@ -546,3 +550,109 @@ def test_command_lines_that_are_wrong(oci: OciCommand, tmp_path: Path) -> None:
         assert (done.returncode, text in done.stderr) == (1, True), (arguments, done.stderr)
     assert oci("--version").stdout.startswith("fleet-oci version")
     assert json.loads(oci("features").stdout)["ociVersionMax"] == "1.2.0"
+
+
+def test_no_mount_namespace_of_its_own(oci: OciCommand, tmp_path: Path) -> None:
+    """None, then another's: the container sees its mounts alone, its host sees none of them, and exec finds them."""
+    before = Path("/proc/self/mountinfo").read_text()
+    script = "readlink /proc/self/ns/mnt; ls /; cat /proc/keys; touch /proc/sys/x; exec sleep 1000"
+    spaces: list[dict[str, str]] = [{"type": kind} for kind in ("pid", "ipc", "uts")]
+    bundle = make_bundle(tmp_path / "b", script, linux__namespaces=spaces)
+    assert oci("create", "--bundle", str(bundle), "t").returncode == 0
+    created = oci.count
+    assert oci("start", "t").returncode == 0
+    said = until(lambda: "sys" in (found := oci.output(created)).split() and found.split())
+    assert said[0] == os.readlink("/proc/self/ns/mnt")
+    assert {"bin", "dev", "proc"} <= set(said) and "work" not in said
+    assert oci("exec", "t", "sh", "-c", "ls -d /proc/1 && ls /dev/shm && ls /root.tar").stdout == "/proc/1\n"
+    assert Path("/proc/self/mountinfo").read_text() == before
+    with subprocess.Popen(["unshare", "-m", "sleep", "1000"]) as other:
+        until(lambda: os.readlink(f"/proc/{other.pid}/ns/mnt") != said[0])
+        spaces.append({"type": "mount", "path": f"/proc/{other.pid}/ns/mnt"})
+        rewrite(bundle, "readlink /proc/self/ns/mnt; ls -d /proc/1", linux__namespaces=spaces)
+        assert oci("run", "--bundle", str(bundle), "joined").stdout.split() == [
+            os.readlink(f"/proc/{other.pid}/ns/mnt"),
+            "/proc/1",
+        ]
+        other.kill()
+
+
+def test_hooks_after_the_start_only_warn_and_follow_the_program(oci: OciCommand, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    fails, tells = (
+        {"path": "/bin/sh", "args": ["sh", "-c", script]}
+        for script in ("exit 3", f"readlink /proc/$(sed 's/.*\"pid\": \\([0-9]*\\).*/\\1/')/exe >> {told}")
+    )
+    hooks = {
+        "poststart": [fails, tells],
+        "poststop": [fails, {"path": "/bin/sh", "args": ["sh", "-c", f"echo >> {told}"]}],
+    }
+    bundle = make_bundle(tmp_path / "b", process__args=["/bin/sleep", "1000"], hooks=hooks)
+    assert oci("create", "--bundle", str(bundle), "t").returncode == 0
+    done = oci("start", "t")
+    assert (done.returncode, "warning: hooks.poststart[0], /bin/sh: exit status 3" in done.stderr) == (0, True)
+    assert told.read_text().strip().endswith("/busybox")  # executed by then
+    assert oci("delete", "--force", "t").returncode == 0
+    assert told.read_text().count("\n") == 2
+
+
+def test_single_files_of_the_control_group(oci: OciCommand, tmp_path: Path) -> None:
+    layout = detect_layout()
+    resources = {"cpu": {"quota": 50000, "period": 100000, "burst": 20000}}
+    started(oci, tmp_path, linux__resources=resources)
+    at = (
+        f"{layout.unified}/fleet-oci/t/cpu.max.burst"
+        if layout.is_v2
+        else f"{layout.v1['cpu']}/fleet-oci/t/cpu.cfs_burst_us"
+    )
+    assert Path(at).read_text().strip() == "20000"
+    other = {"memory": {"kernelTCP": 1 << 20}} if layout.is_v2 else {"unified": {"memory.high": "1000000"}}
+    done = oci("update", "--resources", "-", "t", stdin=json.dumps(other))
+    assert (done.returncode, "have no such limit" in done.stderr) == (1, True)
+
+
+PODMAN = """
+set -e
+ip link set lo up
+umount /sys/fs/cgroup/unified 2>/dev/null || true
+podman() { command podman --root root --runroot run --tmpdir tmp $OPTIONS "$@"; }
+tidy() {
+    podman rm --all --force > /dev/null
+    podman rmi --all --force > /dev/null
+    umount root/overlay 2>/dev/null || true
+    find /sys/fs/cgroup -depth -type d -path "*/libpod_parent*" -exec rmdir {} + 2>/dev/null || true
+}
+trap tidy EXIT
+podman import rootfs.tar box:1 2>/dev/null
+podman run --rm --network none box:1 /bin/sh -c "echo ran; exit 3" || echo $?
+podman run --detach --name a --network none --memory 64m box:1 /bin/sh -c "echo logged; exec sleep 1000" > /dev/null
+podman inspect --format "{{.State.Status}}" a
+podman logs a
+podman exec --env X=1 a /bin/sh -c 'echo "within $X"; exit 4' || echo $?
+podman pause a
+podman unpause a
+podman stop --time 0 a
+podman inspect --format "{{.State.Status}}" a
+podman start a
+podman kill a
+podman rm --force a
+podman ps --all --quiet
+"""
+
+
+@pytest.mark.skipif(shutil.which("podman") is None, reason="podman is not installed")
+def test_podman_drives_it(tmp_path: Path) -> None:
+    busybox_rootfs_tar(tmp_path / "rootfs.tar")
+    runtime = Path(sys.executable).with_name("fleet-oci")
+    done = subprocess.run(
+        ["unshare", "-m", "-n", "bash", "-c", PODMAN],
+        cwd=tmp_path,
+        env={**os.environ, "OPTIONS": f"--cgroup-manager cgroupfs --events-backend file --runtime {runtime}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    said = [line for line in done.stdout.splitlines() if not line.startswith("sha256:")]
+    expected = ["ran", "3", "running", "logged", "within 1", "4", "a", "a", "a", "exited", "a", "a", "a"]
+    assert (done.returncode, said) == (0, expected), done.stderr

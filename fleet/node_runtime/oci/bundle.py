@@ -13,6 +13,7 @@ import re
 import resource
 
 from fleet.errors import UserError
+from fleet.node_runtime import process as process_
 from fleet.node_runtime import syscalls as sys_
 from fleet.node_runtime.capabilities import CAPABILITIES
 from fleet.node_runtime.cgroups import DEFAULT_DEVICE_RULES
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     Hooks = dict[str, list[dict[str, Any]]]
 
-__all__ = ["HOOK_NAMES", "NAMESPACES", "VERSION", "Bundle", "OciMount", "OciProcess", "parse_resources"]
+__all__ = ["HOOK_NAMES", "NAMESPACES", "VERSION", "Bundle", "GroupFile", "OciMount", "OciProcess", "parse_resources"]
 
 VERSION = "1.2.0"
 """Of the runtime specification."""
@@ -75,6 +76,13 @@ ATTRIBUTES: dict[str, tuple[int, int]] = {
 _IGNORED = {"defaults", "loud", "silent", "nomand", "nolazytime", "noiversion", "async", "nofail", "iversion"}
 _SYSCTLS_OF = {"net.": "network", "fs.mqueue.": "ipc"}
 _SYSCTLS_IPC = {"msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"}
+
+
+class GroupFile:
+    """A limit that is one file of the container's control group and nothing more; '' where a version has none."""
+
+    def __init__(self, place: str, controller: str, v1: str, v2: str, value: str) -> None:
+        self.place, self.controller, self.v1, self.v2, self.value = place, controller, v1, v2, value
 
 
 class OciMount:
@@ -149,11 +157,11 @@ class OciProcess:
         self.apparmor = entry.text("apparmorProfile")
         if self.apparmor and not os.path.exists("/sys/module/apparmor"):
             raise UserError(f"{entry.place('apparmorProfile')}: this kernel has no AppArmor")
-        entry.refuse("selinuxLabel", "SELinux labels are not supported")
+        _label(entry, "selinuxLabel", self.warnings)
         entry.refuse("scheduler", "scheduling policies are not supported")
         entry.refuse("execCPUAffinity", "CPU affinity of an exec is not supported")
         self.capabilities = self._capabilities(entry)
-        self.rlimits = _rlimits(entry)
+        self.rlimits = [_within(limit, self.warnings) for limit in _rlimits(entry)]
         self.io_priority = _io_priority(entry.object("ioPriority")) if entry.has("ioPriority") else None
 
     def _capabilities(self, entry: Reader) -> dict[str, int]:
@@ -171,6 +179,14 @@ class OciProcess:
         return found
 
 
+def _label(entry: Reader, name: str, warnings: list[str]) -> None:
+    """A kernel without SELinux has nothing that a label could mean; one with it must not have it dropped."""
+    if os.path.exists("/sys/fs/selinux/enforce"):
+        entry.refuse(name, "SELinux labels are not supported")
+    elif entry.text(name):
+        warnings.append(f"{entry.place(name)}: this kernel has no SELinux; the label is left out")
+
+
 def _rlimits(entry: Reader) -> list[tuple[int, int, int]]:
     found: dict[str, tuple[int, int, int]] = {}
     for limit in entry.objects("rlimits"):
@@ -185,6 +201,19 @@ def _rlimits(entry: Reader) -> list[tuple[int, int, int]]:
             raise UserError(f"{limit.place('soft')}: {soft} is above the hard limit, {hard}")
         found[name] = (number, soft, hard)
     return list(found.values())
+
+
+def _within(limit: tuple[int, int, int], warnings: list[str]) -> tuple[int, int, int]:
+    """No more than this process may give: less than asked for is safe, and engines ask for more than hosts have."""
+    number, soft, hard = limit
+    own = resource.getrlimit(number)[1]
+    if own == resource.RLIM_INFINITY or hard <= own:
+        return limit
+    process_.remember_permitted()
+    if process_.permitted_at_start() >> _NUMBERS["SYS_RESOURCE"] & 1:
+        return limit
+    warnings.append(f"process.rlimits: limit {number} cannot be raised to {hard} here; it is {own}")
+    return number, min(soft, own), own
 
 
 def _io_priority(entry: Reader) -> int:
@@ -230,7 +259,7 @@ class Bundle:
     def _read_linux(self, linux: Reader) -> None:
         linux.refuse("timeOffsets", "time namespaces are not supported")
         linux.refuse("intelRdt", "Intel RDT is not supported")
-        linux.refuse("mountLabel", "SELinux labels are not supported")
+        _label(linux, "mountLabel", self.process.warnings)
         linux.refuse("netDevices", "moving network devices is not supported")
         linux.refuse("memoryPolicy", "memory policies are not supported")
         self.namespaces = _namespaces(linux)
@@ -243,7 +272,7 @@ class Bundle:
         if ".." in self.cgroups_path.split("/"):
             raise UserError(f"{linux.place('cgroupsPath')}: .. leads out of it")
         resources = linux.object("resources")
-        self.limits, self.device_rules, self.unified = parse_resources(resources, warnings=self.process.warnings)
+        self.limits, self.device_rules, self.files = parse_resources(resources, warnings=self.process.warnings)
         word = linux.text("rootfsPropagation")
         if word and word.removeprefix("r") not in PROPAGATION and word not in PROPAGATION:
             raise UserError(f"{linux.place('rootfsPropagation')}: {word!r} is not one of {', '.join(PROPAGATION)}")
@@ -270,6 +299,11 @@ class Bundle:
             raise UserError(f"{linux.place('sysctl')}: {name} would change the host: {why}")
         return dotted, value
 
+    @property
+    def owns_mounts(self) -> bool:
+        """Whether its mounts are in a namespace made for it; else in none, out of sight of the one it is in."""
+        return self.namespaces.get("mount", "none") == ""
+
     def new_namespaces(self) -> int:
         """Clone flags of those that are to be made."""
         return sum(NAMESPACES[kind] for kind, path in self.namespaces.items() if not path)
@@ -290,11 +324,8 @@ def _namespaces(linux: Reader) -> dict[str, str]:
         if path and not path.startswith("/"):
             raise UserError(f"{entry.place('path')}: {path!r} is not absolute")
         found[kind] = path
-    if found.get("mount", "absent"):
-        what = "is missing" if "mount" not in found else "has a path"
-        raise UserError(
-            f"{linux.place('namespaces')}: the entry of type mount {what}; a container's mounts need a namespace of their own"
-        )
+    if found.get("mount", "absent") and "user" in found:
+        raise UserError(f"{linux.place('namespaces')}: a user namespace needs a new namespace of type mount beside it")
     return found
 
 
@@ -370,20 +401,25 @@ def _personality(entry: Reader) -> int | None:
 
 def parse_resources(
     entry: Reader, *, warnings: list[str]
-) -> tuple[dict[str, Any], list[tuple[str, int, int, str]] | None, dict[str, str]]:
-    """(limits as `CgroupTree.apply_limits` takes them: only those named; device rules, None allows all; files of cgroup v2)."""
+) -> tuple[dict[str, Any], list[tuple[str, int, int, str]] | None, list[GroupFile]]:
+    """(limits as `CgroupTree.apply_limits` takes them: only those named; device rules, None allows all; further files)."""
     for name in ("hugepageLimits", "network", "rdma"):
         entry.refuse(name, "limits of this kind are not supported")
     limits: dict[str, Any] = {}
     memory, cpu, block = entry.object("memory"), entry.object("cpu"), entry.object("blockIO")
-    warnings += [  # the specification lets them be ignored
-        f"{memory.place(name)}: Linux has dropped limits of kernel memory; there is none"
-        for name in ("kernel", "kernelTCP")
-        if memory.number(name) > 0
+    if memory.number("kernel") > 0:  # the specification lets it be ignored
+        warnings.append(f"{memory.place('kernel')}: Linux has dropped limits of kernel memory; there is none")
+    files = [
+        GroupFile(part.place(name), controller, v1, v2, str(part.number(name)))
+        for part, name, controller, v1, v2 in (
+            (memory, "kernelTCP", "memory", "memory.kmem.tcp.limit_in_bytes", ""),
+            (cpu, "burst", "cpu", "cpu.cfs_burst_us", "cpu.max.burst"),
+            (cpu, "idle", "cpu", "cpu.idle", "cpu.idle"),
+            (cpu, "realtimePeriod", "cpu", "cpu.rt_period_us", ""),
+            (cpu, "realtimeRuntime", "cpu", "cpu.rt_runtime_us", ""),
+        )
+        if part.number(name)
     ]
-    for name in ("realtimeRuntime", "realtimePeriod", "burst", "idle"):
-        if cpu.number(name):
-            raise UserError(f"{cpu.place(name)} is not supported")
     if memory.has("limit"):
         limits["memory_bytes"] = max(memory.number("limit"), 0)
         limits["memory_swap_bytes"] = -1
@@ -428,9 +464,10 @@ def parse_resources(
             limits[key] = rates
     unified = entry.pairs("unified")
     for name in unified:
-        if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", name):
+        if not re.fullmatch(r"[a-z0-9_]+(\.[A-Za-z0-9_]+)+", name):
             raise UserError(f"{entry.place('unified')}: {name!r} is not a file of a control group")
-    return limits, _device_rules(entry), unified
+        files.append(GroupFile(f"{entry.place('unified')}: {name}", "", "", name, unified[name]))
+    return limits, _device_rules(entry), files
 
 
 def _device_rules(entry: Reader) -> list[tuple[str, int, int, str]] | None:
@@ -452,4 +489,4 @@ def _device_rules(entry: Reader) -> list[tuple[str, int, int, str]] | None:
             raise UserError(f"{rule.place('allow')}: a single device cannot be denied where all are allowed")
         else:
             allowed = [other for other in allowed if other != entry_of]
-    return None if allows_all else [*DEFAULT_DEVICE_RULES, *allowed]
+    return None if allows_all else [*allowed, *DEFAULT_DEVICE_RULES]

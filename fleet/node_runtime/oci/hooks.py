@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["run_hooks"]
+__all__ = ["run_hooks", "try_hooks"]
 
 _SAID_MAX = 2000
 
@@ -23,6 +23,14 @@ def run_hooks(hooks: list[dict[str, Any]], state: bytes, *, name: str) -> None:
         why = _run(hook, state)
         if why:
             raise RejectedFault(f"hooks.{name}[{index}], {hook['path']}: {why}")
+
+
+def try_hooks(hooks: list[dict[str, Any]], state: bytes, *, name: str) -> None:
+    """All of them; each that fails is a warning on standard error, as the specification has it after the start."""
+    for index, hook in enumerate(hooks):
+        why = _run(hook, state)
+        if why:
+            os.write(2, f"fleet-oci: warning: hooks.{name}[{index}], {hook['path']}: {why}\n".encode())
 
 
 def _run(hook: dict[str, Any], state: bytes) -> str:

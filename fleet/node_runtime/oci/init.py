@@ -59,6 +59,10 @@ class Entry:
         """(descriptor, kind) of namespaces to join."""
         self.pids = -1
         """Pid namespace to be born in; -1 is the command's own or a new one."""
+        self.mounts = -1
+        """Mount namespace to be in; the container's own mounts are not part of it."""
+        self.root = -1
+        """Of a joined container whose mounts are in no namespace."""
         self.console = -1
         """Connected socket that a terminal's master is sent to."""
         self.kept = 0
@@ -89,7 +93,8 @@ def become_first(bundle: Bundle, files: BundleFileSystem, entry: Entry, *, start
         os.umask(0)
         files.take_sources()
         files.take_cgroups()
-        files.make_slave()
+        if bundle.owns_mounts:
+            files.make_slave()
         if bundle.process.oom_score_adj is not None and bundle.id_maps is None:
             process_.set_oom_score(
                 os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), bundle.process.oom_score_adj
@@ -100,7 +105,10 @@ def become_first(bundle: Bundle, files: BundleFileSystem, entry: Entry, *, start
         if not state:
             os._exit(70)
         run_hooks(bundle.hooks["createContainer"], state, name="createContainer")
-        files.enter_root()
+        if bundle.owns_mounts:
+            files.enter_root()
+        else:
+            files.enter_root_alone()
         files.mount_bundle()
         files.write_sysctls()
         if bundle.hostname:
@@ -115,14 +123,15 @@ def become_first(bundle: Bundle, files: BundleFileSystem, entry: Entry, *, start
             _send_master(entry, bundle.process, master)
         files.write_protect()
         files.restrict_paths()
+        if entry.mounts >= 0:
+            files.join(entry.mounts)
         files.at = "prepare the process"
 
         def wait() -> None:
             sys_.prctl(sys_.PR_SET_PDEATHSIG, 0)
             entry.report.send(MADE)
             entry.report.close()
-            os.read(started, 1)
-            os.close(started)
+            os.read(started, 1)  # it stays open until exec, which `start` waits for before poststart hooks
             run_hooks(bundle.hooks["startContainer"], state.replace(b'"creating"', b'"created"'), name="startContainer")
 
         _finish(bundle.process, entry, files.root, streams, wait, personality=bundle.personality)
@@ -149,6 +158,9 @@ def become_joined(process: OciProcess, entry: Entry) -> NoReturn:
             sys_.setns(fd, kind)
         if any(kind == sys_.CLONE_NEWUSER for _, kind in entry.joins):
             process_.become_root()
+        if entry.root >= 0:
+            os.fchdir(entry.root)
+            os.chroot(".")
         os.setsid()
         step = "prepare the process"
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -23,8 +23,8 @@ from fleet.errors import ConflictError, NotFoundError, RejectedFault, UserError
 from fleet.node_runtime import process as process_
 from fleet.node_runtime import syscalls as sys_
 from fleet.node_runtime.cgroups import CgroupTree, detect_layout
-from fleet.node_runtime.oci.bundle import NAMESPACES, Bundle, OciProcess, parse_resources
-from fleet.node_runtime.oci.hooks import run_hooks
+from fleet.node_runtime.oci.bundle import NAMESPACES, Bundle, GroupFile, OciProcess, parse_resources
+from fleet.node_runtime.oci.hooks import run_hooks, try_hooks
 from fleet.node_runtime.oci.init import MADE, MAPPED, READY, Entry, become_first, become_joined
 from fleet.node_runtime.oci.mounts import BundleFileSystem
 from fleet.node_runtime.oci.reading import Reader
@@ -98,6 +98,7 @@ class Containers:
             "above": "",
             "owns_pids": bundle.namespaces.get("pid", "none") == "",
             "owns_users": bundle.id_maps is not None,
+            "owns_mounts": bundle.owns_mounts,
             "seccomp": bundle.seccomp,
             "poststart": bundle.hooks["poststart"],
             "poststop": bundle.hooks["poststop"],
@@ -106,7 +107,7 @@ class Containers:
         try:
             with _locked(directory) as lock:
                 tree, leaf = self._tree(cgroup)
-                state["above"] = self._first_missing(cgroup)
+                state["above"] = self._first_missing(cgroup) if bundle.cgroups_path else _DEFAULT_PARENT
                 if tree.pids(leaf):
                     raise ConflictError(f"control group {cgroup} is in use by other processes")
                 made_cgroup = True
@@ -127,12 +128,20 @@ class Containers:
     def _limit(self, tree: CgroupTree, leaf: str, bundle: Bundle) -> None:
         try:
             tree.create(leaf, limits=bundle.limits, devices=bundle.device_rules)
-            if bundle.unified and not tree.is_v2:
-                raise UserError("linux.resources.unified: this host's control groups are not version 2")
-            for name, value in bundle.unified.items():
-                _put(f"{self._layout.unified}{tree.parent.rstrip('/')}/{leaf}/{name}", value)
+            self._write_files(f"{tree.parent.rstrip('/')}/{leaf}", bundle.files)
         except OSError as error:
             raise RejectedFault(f"linux.resources: {error.strerror} ({error.filename})") from error
+
+    def _write_files(self, cgroup: str, files: list[GroupFile]) -> None:
+        for file in files:
+            root = self._layout.unified if self._layout.is_v2 else self._layout.v1.get(file.controller, "")
+            name = file.v2 if self._layout.is_v2 else file.v1
+            if not (root and name):
+                version = 2 if self._layout.is_v2 else 1
+                raise UserError(
+                    f"{file.place}: control groups of version {version}, which this host has, have no such limit"
+                )
+            _put(f"{root}{cgroup}/{name}", file.value)
 
     def _launch(self, directory: str, state: dict[str, Any], bundle: Bundle, entry: Entry, *, lock: int) -> None:
         os.mkfifo(f"{directory}/start", 0o600)
@@ -140,6 +149,8 @@ class Containers:
         for kind, path in bundle.namespaces.items():
             if path and kind == "pid":
                 entry.pids = _open_namespace(kind, path)
+            elif path and kind == "mount":
+                entry.mounts = _open_namespace(kind, path)
             elif path:
                 entry.joins.append((_open_namespace(kind, path), NAMESPACES[kind]))
         files = BundleFileSystem(bundle, layout=self._layout, cgroup=state["cgroup"])
@@ -210,11 +221,18 @@ class Containers:
                 raise ConflictError(f"container {container_id}: its process has ended before it was started") from error
             os.unlink(f"{directory}/start")
             os.write(fd, b"s")
-            os.close(fd)
-        try:
-            run_hooks(state["poststart"], _told(state, "running"), name="poststart")
-        except RejectedFault as error:
-            os.write(2, f"warning: {error}\n".encode())
+        if state["poststart"]:
+            self._await_exec(state, fd)
+        os.close(fd)
+        try_hooks(state["poststart"], _told(state, "running"), name="poststart")
+
+    def _await_exec(self, state: dict[str, Any], fd: int) -> None:
+        """Until the program is executed, or its process has ended: either closes the reader of the fifo."""
+        tree, leaf = self._tree(state["cgroup"])
+        poll = select.poll()
+        poll.register(fd, 0)
+        while not poll.poll(1000) and not tree.is_frozen(leaf):
+            pass
 
     def state(self, container_id: str) -> dict[str, Any]:
         """As the specification prints it, and ``rootfs`` and ``created`` as runc does."""
@@ -276,10 +294,7 @@ class Containers:
                 _await_end(state)
             self._remove_cgroup(state)
             _remove_directory(directory)
-        try:
-            run_hooks(state["poststop"], _told(state, "stopped"), name="poststop")
-        except RejectedFault as error:
-            os.write(2, f"warning: {error}\n".encode())
+        try_hooks(state["poststop"], _told(state, "stopped"), name="poststop")
 
     # --- beyond the specification, as runc and crun have them -------------------------------------------------------
 
@@ -300,13 +315,16 @@ class Containers:
         entry.kept = kept
         entry.console = _connect(console) if console else -1
         base = f"/proc/{state['pid']}/ns"
+        kinds = ["cgroup", "uts", "ipc", "network", *(["mount"] if state["owns_mounts"] else [])]
         try:
             # The user namespace last: its root may not enter those that are not its own.
-            for kind in ("cgroup", "uts", "ipc", "network", "mount", *(["user"] if state["owns_users"] else [])):
+            for kind in (*kinds, *(["user"] if state["owns_users"] else [])):
                 entry.joins.append((_open_namespace(kind, f"{base}/{_NAMES.get(kind, kind)}"), NAMESPACES[kind]))
             pids = _open_namespace("pid", f"{base}/pid")
         except UserError:
             raise ConflictError(f"container {container_id} has ended") from None
+        if not state["owns_mounts"]:
+            entry.root = os.open(f"/proc/{state['pid']}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         if start_ticks(state["pid"]) != state["ticks"]:
             raise ConflictError(f"container {container_id} has ended")
         process_.remember_permitted()
@@ -363,7 +381,7 @@ class Containers:
     def update(self, container_id: str, resources: Reader) -> None:
         """Change the limits named; the others stay."""
         directory = self._existing(container_id)
-        limits, _, unified = parse_resources(resources, warnings=[])
+        limits, _, files = parse_resources(resources, warnings=[])
         with _locked(directory):
             state = _read_state(directory)
             status = self._status(directory, state)
@@ -372,8 +390,7 @@ class Containers:
             tree, leaf = self._tree(state["cgroup"])
             try:
                 tree.apply_limits(leaf, limits, fresh=True)
-                for name, value in unified.items() if tree.is_v2 else ():
-                    _put(f"{self._layout.unified}{tree.parent.rstrip('/')}/{leaf}/{name}", value)
+                self._write_files(f"{tree.parent.rstrip('/')}/{leaf}", files)
             except OSError as error:
                 raise RejectedFault(f"container {container_id}: {error.strerror} ({error.filename})") from error
 
@@ -597,7 +614,7 @@ def _read_state(directory: str) -> dict[str, Any]:
         if not os.path.isdir(directory):
             raise NotFoundError(f"container {name} does not exist") from None
         empty: dict[str, Any] = {"annotations": {}, "poststart": [], "poststop": [], "seccomp": ""}
-        empty |= {"owns_pids": True, "owns_users": False}
+        empty |= {"owns_pids": True, "owns_users": False, "owns_mounts": True}
         told = {"ociVersion": "1.0.0", "id": name, "pid": 0, "ticks": 0, "bundle": "", "rootfs": "", "created": ""}
         return {**empty, **told, "cgroup": f"{_DEFAULT_PARENT}/{name}", "above": _DEFAULT_PARENT}
     except ValueError as error:

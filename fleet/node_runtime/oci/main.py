@@ -66,12 +66,23 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "fleet-oci") 
 
 def _tell(options: argparse.Namespace, text: str) -> None:
     print(f"fleet-oci: {text}", file=sys.stderr)
-    if not options.log:
-        return
+    if options.log:
+        _note(options, "error", text)
+
+
+def _warn(options: argparse.Namespace, text: str) -> None:
+    """To the log alone where there is one: standard error is the container's too."""
+    if options.log:
+        _note(options, "warning", text)
+    else:
+        print(f"fleet-oci: warning: {text}", file=sys.stderr)
+
+
+def _note(options: argparse.Namespace, level: str, text: str) -> None:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    line = f'time="{now}" level=error msg={json.dumps(text)}'
+    line = f'time="{now}" level={level} msg={json.dumps(text)}'
     if options.log_format == "json":
-        line = json.dumps({"level": "error", "msg": text, "time": now})
+        line = json.dumps({"level": level, "msg": text, "time": now})
     try:
         with open(options.log, "a", encoding="utf-8") as file:
             file.write(f"{line}\n")
@@ -208,7 +219,7 @@ def _create(options: argparse.Namespace) -> int:
 
     bundle = Bundle(options.bundle)
     for warning in bundle.process.warnings:
-        print(f"fleet-oci: warning: {warning}", file=sys.stderr)
+        _warn(options, warning)
     return (
         _containers(options).create(
             options.id,
@@ -226,9 +237,12 @@ def _run(options: argparse.Namespace) -> int:
     from fleet.node_runtime.oci.bundle import Bundle
 
     containers = _containers(options)
+    bundle = Bundle(options.bundle)
+    for warning in bundle.process.warnings:
+        _warn(options, warning)
     pid = containers.create(
         options.id,
-        Bundle(options.bundle),
+        bundle,
         pid_file=options.pid_file,
         console=options.console_socket,
         kept=options.preserve_fds,

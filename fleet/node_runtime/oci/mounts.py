@@ -155,12 +155,36 @@ class BundleFileSystem(FileSystem):
         sys_.mount("", ".", "", sys_.MS_REC | sys_.MS_SLAVE)
         sys_.umount2(".", sys_.MNT_DETACH)
         os.chdir("/")
-        word = self._bundle.propagation
-        if word:
-            deep = word not in PROPAGATION
-            flag = PROPAGATION[word[1:] if deep else word]
+        if self._bundle.propagation:
+            flag, deep = self._propagation()
             sys_.mount("", "/", "", flag | (sys_.MS_REC if deep else 0))
         self.root = os.open("/", _PATH | os.O_DIRECTORY)
+
+    def _propagation(self) -> tuple[int, bool]:
+        word = self._bundle.propagation
+        deep = word not in PROPAGATION
+        return PROPAGATION[word[1:] if deep else word], deep
+
+    def enter_root_alone(self) -> None:
+        """As `enter_root` where the mount namespace is others' too: the root and what is mounted on it stay out of every
+        namespace, so nothing of it is ever seen there, and it goes with its last process.
+        """
+        self.at = "enter the root outside of the mount namespace"
+        if _kernel() < (6, 15):
+            raise RefusedError("without a mount namespace of its own a container needs Linux 6.15")
+        if self._bundle.propagation:
+            flag, deep = self._propagation()
+            sys_.mount_setattr(self._root, propagation=flag, recursive=deep)
+        os.fchdir(self._root)
+        os.chroot(".")
+        self.root = os.open("/", _PATH | os.O_DIRECTORY)
+
+    def join(self, mounts: int) -> None:
+        """Be in that mount namespace, in the root that was made; from here Linux lets nothing more be mounted on it."""
+        self.at = "join the mount namespace"
+        sys_.setns(mounts, sys_.CLONE_NEWNS)
+        os.fchdir(self.root)
+        os.chroot(".")
 
     def mount_bundle(self) -> None:
         """The bundle's mounts, then what every container finds in /dev."""
@@ -368,6 +392,11 @@ class BundleFileSystem(FileSystem):
         super().write_sysctls()
         os.close(self.proc)
         self.proc = shown
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(char for char in minor if char.isdigit()) or 0)
 
 
 def _clone(path: str, *, recursive: bool) -> int:

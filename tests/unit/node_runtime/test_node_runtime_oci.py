@@ -47,14 +47,12 @@ def changed(*path: str | int, value: Any) -> dict[str, Any]:
         (("process", "rlimits"), [{"type": "RLIMIT_X", "soft": 1, "hard": 1}], "process.rlimits[0].type: 'RLIMIT_X'"),
         (("process", "rlimits"), [{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}], "2 is above the hard limit, 1"),
         (("process", "rlimits"), [{"type": "RLIMIT_CPU", "soft": 1, "hard": 1}] * 2, "RLIMIT_CPU stands there twice"),
-        (("process", "selinuxLabel"), "x", "process.selinuxLabel: SELinux labels are not supported"),
         (("process", "ioPriority"), {"class": "FAST"}, "process.ioPriority.class: 'FAST' is not one of"),
         (("root", "path"), "absent", "is not a directory"),
         (("mounts", 0, "destination"), "", "mounts[0].destination is missing"),
         (("mounts", 0, "type"), "", "mounts[0].type is missing"),
         (("mounts", 0, "options"), ["idmap"], "mounts[0].options: option 'idmap' is not supported"),
-        (("linux", "namespaces"), [], "the entry of type mount is missing"),
-        (("linux", "namespaces"), [{"type": "mount", "path": "/x"}], "the entry of type mount has a path"),
+        (("linux", "namespaces"), [{"type": "user"}, {"type": "mount", "path": "/x"}], "a new namespace of type mount"),
         (("linux", "namespaces"), [{"type": "user", "path": "/x"}], "joining a user namespace is not supported"),
         (("linux", "namespaces"), [{"type": "mount"}, {"type": "user"}], "linux.uidMappings is missing"),
         (("linux", "uidMappings"), [{"size": 1}], "linux.uidMappings needs a namespace of type user"),
@@ -95,6 +93,13 @@ def test_unknown_capabilities_are_left_out_with_a_warning(tmp_path: Path) -> Non
     assert "'CAP_NEW'" in bundle.process.warnings[0]
 
 
+@pytest.mark.skipif(Path("/sys/fs/selinux/enforce").exists(), reason="this kernel has SELinux")
+@pytest.mark.parametrize("path", [("process", "selinuxLabel"), ("linux", "mountLabel")])
+def test_labels_are_left_out_with_a_warning_where_nothing_reads_them(tmp_path: Path, path: tuple[str, str]) -> None:
+    warnings = bundle_of(tmp_path, changed(*path, value="system_u:object_r:x:s0")).process.warnings
+    assert warnings == [f"config.json: {'.'.join(path)}: this kernel has no SELinux; the label is left out"]
+
+
 def test_options_are_sorted_by_what_takes_them() -> None:
     options = ["rbind", "ro", "rw", "ro", "noatime", "nosuid", "rnoexec", "rslave", "size=1m", "x", "defaults"]
     mount = OciMount(Reader({"destination": "a/../b", "source": "s", "options": options}, "m."), "/bundle")
@@ -114,11 +119,12 @@ def test_resources_as_control_groups_take_them() -> None:
             {"allow": False, "type": "b", "major": 8, "access": "r"},
         ],
         "memory": {"limit": 1 << 26, "swap": -1, "reservation": -1},
-        "cpu": {"quota": -1, "period": 100000, "cpus": "0-1"},
+        "cpu": {"quota": -1, "period": 100000, "cpus": "0-1", "burst": 5000},
+        "unified": {"hugetlb.2MB.max": "4M"},
         "pids": {"limit": -1},
         "blockIO": {"weight": 500, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 600}]},
     }
-    limits, rules, unified = parse_resources(Reader(given_, "r."), warnings=[])
+    limits, rules, files = parse_resources(Reader(given_, "r."), warnings=[])
     assert limits == {
         "memory_bytes": 1 << 26,
         "memory_swap_bytes": -1,
@@ -131,8 +137,11 @@ def test_resources_as_control_groups_take_them() -> None:
         "device_read_bps": [["8:0", 600]],
     }
     assert rules is not None
-    assert rules[-1] == ("c", 10, 229, "rw")
-    assert unified == {}
+    assert rules[0] == ("c", 10, 229, "rw")
+    assert [(file.place, file.v1, file.v2, file.value) for file in files] == [
+        ("r.cpu.burst", "cpu.cfs_burst_us", "cpu.max.burst", "5000"),
+        ("r.unified: hugetlb.2MB.max", "", "hugetlb.2MB.max", "4M"),
+    ]
     warnings: list[str] = []
     everything = {"devices": [{"allow": True, "access": "rwm"}], "memory": {"kernel": 1 << 20}}
     limits, rules, _ = parse_resources(Reader(everything, "r."), warnings=warnings)
