@@ -1,5 +1,5 @@
-"""Starting containers: fleet's runtime against crun and runc, same busybox root, same limits, same security, in one
-run.
+"""Starting containers and processes in them: fleet's runtime against crun, runc and podman, same busybox root, same limits,
+same security, in one run.
 
 Each start has its own network namespace, an overlay, the fourteen default capabilities, no_new_privs, a seccomp
 filter (crun and runc: Debian's packaged default profile), masked paths, and limits of memory, processor and
@@ -9,7 +9,8 @@ interleaved, so all suffer the same neighbours.
 What is not alike: crun and runc are executed afresh for each container, as engines do; fleet's supervisor is running
 already, as it does on a node. ``fleet`` figures go through its asyncio client. "first instruction" is when a byte
 arrives in a FIFO the container's command writes to; "exit" is when the caller knows the exit status (fleet: on disk
-by then); "gone" includes removal of cgroup and records.
+by then); "gone" includes removal of cgroup and records. "exec" is /bin/true in a running container until its exit status is
+known. podman, over crun, is an engine and not only a runtime: its records and its conmon are in its figures.
 
 ``ready`` and ``userns`` are fleet with a network namespace made before, as fleetd has some in stock: the host's, and one in a
 user namespace of the container's own. Between these two is the cost of user namespaces.
@@ -18,6 +19,7 @@ user namespace of the container's own. Between these two is the cost of user nam
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -180,6 +182,8 @@ class FleetPeer:
     """Through the client, one supervisor."""
 
     name = "fleet"
+    share = 1
+    """Of how many repetitions it does one: a slow peer would take the whole time."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -248,6 +252,18 @@ class FleetPeer:
         await asyncio.gather(*(self.client.remove(spec.id) for spec in specs))
         return count / spent
 
+    async def hold(self) -> None:
+        """Start the container that `execute` is for."""
+        spec = self._spec("/bin/sleep", "1000")
+        self.held = spec.id
+        await self._start(spec)
+
+    async def execute(self) -> float:
+        begin = time.perf_counter()
+        code, _ = await self.client.exec_capture(self.held, ProcessSpec(args=("/bin/true",)), timeout_s=60)
+        assert code == 0
+        return time.perf_counter() - begin
+
     async def close(self) -> None:
         for state in await self.client.list():
             await self.client.remove(state.id)
@@ -311,6 +327,8 @@ class MappedPeer(ReadyPeer):
 
 class OciPeer:
     """crun or runc by their command line."""
+
+    share = 1
 
     def __init__(self, site: Site, binary: str) -> None:
         self.site = site
@@ -379,8 +397,109 @@ class OciPeer:
             unmount(bundle / "root")
         return count / spent
 
+    async def hold(self) -> None:
+        bundle = self._bundle("held", "/bin/sleep", "1000")
+        self._mount(bundle)
+        await self._call("run", "-d", "--bundle", str(bundle), f"{self.name}-held")
+
+    async def execute(self) -> float:
+        begin = time.perf_counter()
+        await self._call("exec", f"{self.name}-held", "/bin/true")
+        return time.perf_counter() - begin
+
     async def close(self) -> None:
+        if "held" in self.bundles:
+            await self._call("delete", "--force", f"{self.name}-held")
+            unmount(self.bundles["held"] / "root")
+
+
+class PodmanPeer:
+    """podman over crun, from the same directory as root, with a directory of its own for all it keeps."""
+
+    name = "podman"
+    share = 4
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        own = site.directory / "podman"
+        own.mkdir()
+        folders = [f"--{name}={own / name}" for name in ("root", "runroot", "tmpdir")]
+        self.base = ["podman", *folders, "--cgroup-manager=cgroupfs", "--events-backend=none", "--runtime=crun"]
+
+    async def open(self) -> None:
         return
+
+    async def prepare(self, count: int) -> None:
+        """Nothing."""
+
+    async def _call(self, *arguments: str) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *self.base, *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        _, said = await process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"podman {' '.join(arguments)}: {said.decode(errors='replace')}")
+
+    async def _run(self, *words: str) -> None:
+        limits = ["--memory=128m", "--cpus=1", "--pids-limit=256", "--security-opt=no-new-privileges"]
+        limits += ["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]  # its own may be above what a host gives
+        sync = f"--volume={self.site.sync}:/sync"
+        await self._call("run", "--network=none", *limits, sync, *words)
+
+    def _root(self, *command: str) -> tuple[str, ...]:
+        return ("--rootfs", f"{self.site.image}:O", *command)
+
+    async def run_true(self) -> tuple[float, float]:
+        begin = time.perf_counter()
+        await self._run("--rm", *self._root("/bin/true"))
+        spent = time.perf_counter() - begin
+        return spent, spent
+
+    async def first(self) -> float:
+        begin = time.perf_counter()
+        running = asyncio.ensure_future(self._run("--rm", *self._root("/bin/sh", "-c", "echo >/sync/fifo")))
+        await self.site.first_byte()
+        spent = time.perf_counter() - begin
+        await running
+        return spent
+
+    async def start_many(self, count: int, concurrency: int) -> float:
+        count //= self.share
+        names = [f"s{number}" for number in range(count)]
+
+        def start(name: str) -> Awaitable[None]:
+            return self._run("--detach", f"--name={name}", *self._root("/bin/sleep", "1000"))
+
+        begin = time.perf_counter()
+        await at_once(concurrency, [lambda name=name: start(name) for name in names])  # type: ignore[misc]
+        spent = time.perf_counter() - begin
+        await self._call("rm", "--force", "--time=0", *names)
+        return count / spent
+
+    async def hold(self) -> None:
+        await self._run("--detach", "--name=held", *self._root("/bin/sleep", "1000"))
+
+    async def execute(self) -> float:
+        begin = time.perf_counter()
+        await self._call("exec", "held", "/bin/true")
+        return time.perf_counter() - begin
+
+    async def close(self) -> None:
+        await self._call("rm", "--force", "--all", "--time=0")
+        for _ in range(100):
+            if remove_podman_groups():
+                return
+            await asyncio.sleep(0.1)  # a conmon is ending
+
+
+def remove_podman_groups() -> bool:
+    """Empty ones only; whether none is left. podman's mounts end with the namespace of this program."""
+    parents = list(Path("/sys/fs/cgroup").glob("**/libpod_parent"))
+    for parent in parents:
+        for directory in sorted(parent.glob("**/"), reverse=True):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+    return not any(parent.exists() for parent in parents)
 
 
 async def at_once(concurrency: int, calls: list[Callable[[], Awaitable[object]]]) -> None:
@@ -396,27 +515,32 @@ async def at_once(concurrency: int, calls: list[Callable[[], Awaitable[object]]]
 async def measure(directory: Path) -> dict[str, Any]:
     site = Site(directory)
     base = FleetPeer(site)
-    peers: list[FleetPeer | OciPeer] = [base, ReadyPeer(site, base), MappedPeer(site, base)]
+    peers: list[FleetPeer | OciPeer | PodmanPeer] = [base, ReadyPeer(site, base), MappedPeer(site, base)]
     peers += [OciPeer(site, binary) for binary in ("crun", "runc") if shutil.which(binary)]
+    peers += [PodmanPeer(site)] if shutil.which("podman") else []
     rounds: dict[str, dict[str, list[float]]] = {peer.name: {} for peer in peers}
 
-    def note(peer: FleetPeer | OciPeer, key: str, value: float) -> None:
+    def note(peer: FleetPeer | OciPeer | PodmanPeer, key: str, value: float) -> None:
         rounds[peer.name].setdefault(key, []).append(value)
 
     try:
         for peer in peers:
             await peer.open()
-            await peer.prepare(1)
+            await peer.prepare(2)
             await peer.run_true()
+            await peer.hold()
         for _ in range(ROUNDS):
             for peer in peers:
-                await peer.prepare(2 * RUNS)
-                note(peer, "first_ms", statistics.median([await peer.first() for _ in range(RUNS)]) * 1e3)
+                await peer.prepare(2 * RUNS // peer.share)
+                note(peer, "first_ms", statistics.median([await peer.first() for _ in range(RUNS // peer.share)]) * 1e3)
             for peer in peers:
-                times = [await peer.run_true() for _ in range(RUNS)]
+                execs = [await peer.execute() for _ in range(RUNS // peer.share)]
+                note(peer, "exec_ms", statistics.median(execs) * 1e3)
+            for peer in peers:
+                times = [await peer.run_true() for _ in range(RUNS // peer.share)]
                 note(peer, "exit_ms", statistics.median(exited for exited, _ in times) * 1e3)
                 note(peer, "gone_ms", statistics.median(gone for _, gone in times) * 1e3)
-            for concurrency in (1, 4):
+            for concurrency in (1, 4, 16):
                 for peer in peers:
                     await peer.prepare(STARTS)
                     note(peer, f"per_s_c{concurrency}", await peer.start_many(STARTS, concurrency))
@@ -432,6 +556,8 @@ ROWS = (
     ("... and everything removed, ms", "gone_ms", False),
     ("starts/s, one at a time", "per_s_c1", True),
     ("starts/s, four at a time", "per_s_c4", True),
+    ("starts/s, sixteen at a time", "per_s_c16", True),
+    ("exec of /bin/true, ms", "exec_ms", False),
 )
 
 

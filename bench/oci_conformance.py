@@ -69,14 +69,17 @@ done"""
 
 
 def run_program(program: Path, runtime: Path, scratch: Path) -> Verdict:
-    """Run one in the folder that has the root file system and ``runtimetest``; what it leaves is removed."""
+    """Run one in the folder that has the root file system and ``runtimetest``; what it leaves is removed.
+
+    In a mount namespace that ends with it: some runtimes mount on the host for a container without one of its own.
+    """
     scratch.mkdir()
     environment = {**os.environ, "RUNTIME": str(runtime), "TMPDIR": str(scratch)}
     status: int | None
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         try:
             status = subprocess.run(
-                [program],
+                ["unshare", "-m", program],
                 cwd=program.parents[1],
                 env=environment,
                 stdin=subprocess.DEVNULL,

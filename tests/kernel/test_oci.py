@@ -656,3 +656,34 @@ def test_podman_drives_it(tmp_path: Path) -> None:
     said = [line for line in done.stdout.splitlines() if not line.startswith("sha256:")]
     expected = ["ran", "3", "running", "logged", "within 1", "4", "a", "a", "a", "exited", "a", "a", "a"]
     assert (done.returncode, said) == (0, expected), done.stderr
+
+
+def test_binds_with_mapped_ids(oci: OciCommand, tmp_path: Path) -> None:
+    """Of their own, without and with a user namespace, and the container's."""
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    (shown / "file").write_text("x")
+    os.chown(shown / "file", 1000, 1001)
+    own = {
+        "uidMappings": [
+            {"containerID": 1000, "hostID": 5, "size": 1},
+            {"containerID": 0, "hostID": 70_000, "size": 10},
+        ],
+        "gidMappings": [
+            {"containerID": 1001, "hostID": 6, "size": 1},
+            {"containerID": 0, "hostID": 70_000, "size": 10},
+        ],
+    }
+    bind = {"destination": "/shown", "type": "bind", "source": str(shown), "options": ["rbind", "ridmap"], **own}
+    bundle = make_bundle(tmp_path / "b", "stat -c %u:%g /shown/file", mounts=[*CONFIG["mounts"], bind])
+    done = oci("run", "--bundle", str(bundle), "t")
+    if "ids cannot be mapped" in done.stderr:
+        pytest.skip(f"the file system of {tmp_path} cannot map ids")
+    assert done.stdout == "5:6\n", done.stderr
+    bind = {"destination": "/shown", "source": str(shown), "options": ["bind", "idmap"]}
+    script = "stat -c %u:%g /shown/file; touch /shown/made"
+    done = oci("run", "--bundle", str(mapped(tmp_path, script, mounts=[*CONFIG["mounts"], bind])), "t")
+    assert done.stdout == "1000:1001\n" or "ermission" in done.stderr, done.stderr
+    os.chmod(shown, 0o777)
+    done = oci("run", "--bundle", str(tmp_path / "mapped"), "t")
+    assert (done.stdout, os.stat(shown / "made").st_uid) == ("1000:1001\n", 0), done.stderr

@@ -16,8 +16,8 @@ from fleet.errors import UserError
 from fleet.node_runtime import process as process_
 from fleet.node_runtime import syscalls as sys_
 from fleet.node_runtime.capabilities import CAPABILITIES
-from fleet.node_runtime.cgroups import DEFAULT_DEVICE_RULES
 from fleet.node_runtime.oci.reading import Reader, read_document
+from fleet.node_runtime.oci.resources import parse_resources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Hooks = dict[str, list[dict[str, Any]]]
 
-__all__ = ["HOOK_NAMES", "NAMESPACES", "VERSION", "Bundle", "GroupFile", "OciMount", "OciProcess", "parse_resources"]
+__all__ = ["HOOK_NAMES", "NAMESPACES", "VERSION", "Bundle", "OciMount", "OciProcess"]
 
 VERSION = "1.2.0"
 """Of the runtime specification."""
@@ -78,13 +78,6 @@ _SYSCTLS_OF = {"net.": "network", "fs.mqueue.": "ipc"}
 _SYSCTLS_IPC = {"msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"}
 
 
-class GroupFile:
-    """A limit that is one file of the container's control group and nothing more; '' where a version has none."""
-
-    def __init__(self, place: str, controller: str, v1: str, v2: str, value: str) -> None:
-        self.place, self.controller, self.v1, self.v2, self.value = place, controller, v1, v2, value
-
-
 class OciMount:
     """One entry of ``mounts``, its options sorted into what each system call takes."""
 
@@ -92,8 +85,6 @@ class OciMount:
         target = entry.text("destination")
         if not target:
             raise UserError(f"{entry.place('destination')} is missing")
-        for name in ("uidMappings", "gidMappings"):
-            entry.refuse(name, "mounts with mapped ids are not supported")
         self.target = posixpath.normpath("/" + target.lstrip("/"))
         self.kind = entry.text("type")
         self.source = entry.text("source")
@@ -101,6 +92,9 @@ class OciMount:
         self.propagation: list[tuple[int, bool]] = []
         """(flag, whether for everything below) in order."""
         self.data: list[tuple[str, str | None]] = []
+        self.id_maps = tuple("".join(_ranges(entry, name)) for name in ("uidMappings", "gidMappings"))
+        """What a user namespace that maps its owners has in uid_map and gid_map; '' with `maps_ids` is as the container's."""
+        self.maps_ids, self.maps_deep = any(self.id_maps), False
         self.is_bind = self.kind == "bind"
         self.recursive = self.copies_up = False
         for option in entry.texts("options"):
@@ -111,6 +105,10 @@ class OciMount:
             self.source = os.path.join(directory, self.source)
         elif not self.kind:
             raise UserError(f"{entry.place('type')} is missing")
+        elif self.maps_ids:
+            raise UserError(f"{entry.place('options')}: ids of {self.target} can be mapped only where it is a bind")
+        if any(self.id_maps) != all(self.id_maps):
+            raise UserError(f"{entry.place('uidMappings')} and gidMappings go together")
 
     def _take(self, option: str, place: str) -> None:
         deep = option[1:] if option[:1] == "r" else ""
@@ -126,7 +124,9 @@ class OciMount:
             self.propagation.append((PROPAGATION[deep if deep in PROPAGATION else option], deep in PROPAGATION))
         elif option == "tmpcopyup":
             self.copies_up = True
-        elif option in ("idmap", "ridmap", "remount") or option.startswith("idmap="):
+        elif option in ("idmap", "ridmap"):
+            self.maps_ids, self.maps_deep = True, option == "ridmap"
+        elif option == "remount" or option.startswith(("idmap=", "ridmap=")):
             raise UserError(f"{place}: option {option!r} is not supported")
         elif option not in _IGNORED:
             key, equals, value = option.partition("=")
@@ -264,6 +264,8 @@ class Bundle:
         linux.refuse("memoryPolicy", "memory policies are not supported")
         self.namespaces = _namespaces(linux)
         self.id_maps = _id_maps(linux, has_users="user" in self.namespaces)
+        if self.id_maps is None and any(mount.maps_ids and not any(mount.id_maps) for mount in self.mounts):
+            raise UserError("config.json: mounts: idmap without uidMappings needs a container with a user namespace")
         self.devices = [_device(entry) for entry in linux.objects("devices")]
         self.masked_paths = _absolutes(linux, "maskedPaths")
         self.read_only_paths = _absolutes(linux, "readonlyPaths")
@@ -329,19 +331,25 @@ def _namespaces(linux: Reader) -> dict[str, str]:
     return found
 
 
+def _ranges(entry: Reader, name: str) -> list[str]:
+    """Lines for uid_map or gid_map."""
+    lines = []
+    for each in entry.objects(name):
+        inside, outside = (each.number(word, least=0, most=_ID_MAX) for word in ("containerID", "hostID"))
+        lines.append(f"{inside} {outside} {each.number('size', least=1, most=_ID_MAX)}\n")
+    if len(lines) > _ID_RANGES_MAX:
+        raise UserError(f"{entry.place(name)}: {len(lines)} ranges; Linux takes at most {_ID_RANGES_MAX}")
+    return lines
+
+
 def _id_maps(linux: Reader, *, has_users: bool) -> tuple[str, str] | None:
     """What to write into uid_map and gid_map of the new user namespace; None without one."""
     maps = []
     for name in ("uidMappings", "gidMappings"):
-        lines = []
-        for entry in linux.objects(name):
-            inside, outside = (entry.number(each, least=0, most=_ID_MAX) for each in ("containerID", "hostID"))
-            lines.append(f"{inside} {outside} {entry.number('size', least=1, most=_ID_MAX)}\n")
+        lines = _ranges(linux, name)
         if has_users != bool(lines):
             why = "is missing: there is a new user namespace" if has_users else "needs a namespace of type user"
             raise UserError(f"{linux.place(name)} {why}")
-        if len(lines) > _ID_RANGES_MAX:
-            raise UserError(f"{linux.place(name)}: {len(lines)} ranges; Linux takes at most {_ID_RANGES_MAX}")
         maps.append("".join(lines))
     return (maps[0], maps[1]) if has_users else None
 
@@ -397,96 +405,3 @@ def _personality(entry: Reader) -> int | None:
     if domain not in ("LINUX", "LINUX32") or entry.raw("flags"):
         raise UserError(f"{entry.place('domain')}: only LINUX and LINUX32, without flags, are supported")
     return 8 if domain == "LINUX32" else 0
-
-
-def parse_resources(
-    entry: Reader, *, warnings: list[str]
-) -> tuple[dict[str, Any], list[tuple[str, int, int, str]] | None, list[GroupFile]]:
-    """(limits as `CgroupTree.apply_limits` takes them: only those named; device rules, None allows all; further files)."""
-    for name in ("hugepageLimits", "network", "rdma"):
-        entry.refuse(name, "limits of this kind are not supported")
-    limits: dict[str, Any] = {}
-    memory, cpu, block = entry.object("memory"), entry.object("cpu"), entry.object("blockIO")
-    if memory.number("kernel") > 0:  # the specification lets it be ignored
-        warnings.append(f"{memory.place('kernel')}: Linux has dropped limits of kernel memory; there is none")
-    files = [
-        GroupFile(part.place(name), controller, v1, v2, str(part.number(name)))
-        for part, name, controller, v1, v2 in (
-            (memory, "kernelTCP", "memory", "memory.kmem.tcp.limit_in_bytes", ""),
-            (cpu, "burst", "cpu", "cpu.cfs_burst_us", "cpu.max.burst"),
-            (cpu, "idle", "cpu", "cpu.idle", "cpu.idle"),
-            (cpu, "realtimePeriod", "cpu", "cpu.rt_period_us", ""),
-            (cpu, "realtimeRuntime", "cpu", "cpu.rt_runtime_us", ""),
-        )
-        if part.number(name)
-    ]
-    if memory.has("limit"):
-        limits["memory_bytes"] = max(memory.number("limit"), 0)
-        limits["memory_swap_bytes"] = -1
-    if memory.has("swap"):
-        limits["memory_swap_bytes"] = memory.number("swap") or -1
-    if memory.has("reservation"):
-        limits["memory_reservation_bytes"] = max(memory.number("reservation"), 0)
-    if memory.has("swappiness"):
-        limits["memory_swappiness"] = memory.number("swappiness", least=0, most=100)
-    if memory.has("disableOOMKiller"):
-        limits["oom_kill_disable"] = memory.flag("disableOOMKiller")
-    for name, key, least in (
-        ("shares", "cpu_shares", 0),
-        ("quota", "cpu_quota_us", -1),
-        ("period", "cpu_period_us", 0),
-    ):
-        if cpu.has(name):
-            limits[key] = cpu.number(name, least=least, most=1 << 40)
-    for name, key in (("cpus", "cpuset_cpus"), ("mems", "cpuset_mems")):
-        if cpu.text(name):
-            if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", cpu.text(name)):
-                raise UserError(f"{cpu.place(name)}: {cpu.text(name)!r} is not a list like 0-2,4")
-            limits[key] = cpu.text(name)
-    if entry.object("pids").has("limit"):
-        limits["pids_limit"] = max(entry.object("pids").number("limit"), 0)
-    if block.number("weight"):
-        limits["blkio_weight"] = block.number("weight", least=10, most=1000)
-    if block.number("leafWeight"):
-        raise UserError(f"{block.place('leafWeight')}: Linux has dropped it")
-    for name, key, value in (
-        ("weightDevice", "blkio_weight_devices", "weight"),
-        ("throttleReadBpsDevice", "device_read_bps", "rate"),
-        ("throttleWriteBpsDevice", "device_write_bps", "rate"),
-        ("throttleReadIOPSDevice", "device_read_iops", "rate"),
-        ("throttleWriteIOPSDevice", "device_write_iops", "rate"),
-    ):
-        rates = [
-            [f"{device.number('major', least=0)}:{device.number('minor', least=0)}", device.number(value, least=0)]
-            for device in block.objects(name)
-        ]
-        if rates:
-            limits[key] = rates
-    unified = entry.pairs("unified")
-    for name in unified:
-        if not re.fullmatch(r"[a-z0-9_]+(\.[A-Za-z0-9_]+)+", name):
-            raise UserError(f"{entry.place('unified')}: {name!r} is not a file of a control group")
-        files.append(GroupFile(f"{entry.place('unified')}: {name}", "", "", name, unified[name]))
-    return limits, _device_rules(entry), files
-
-
-def _device_rules(entry: Reader) -> list[tuple[str, int, int, str]] | None:
-    allowed: list[tuple[str, int, int, str]] = []
-    allows_all = False
-    for rule in entry.objects("devices"):
-        kind, access = rule.text("type", "a") or "a", rule.text("access", "rwm") or "rwm"
-        if kind not in ("a", "b", "c", "u") or not re.fullmatch(r"[rwm]{1,3}", access):
-            raise UserError(f"{rule.place('type')}: {kind} {access} is not like c rwm")
-        major, minor = (rule.number(name, -1, least=-1, most=1 << 31) for name in ("major", "minor"))
-        is_allowed = rule.flag("allow")
-        if kind == "a" or (major < 0 and minor < 0 and kind == "a"):
-            allows_all, allowed = is_allowed, []
-            continue
-        entry_of = ("c" if kind == "u" else kind, major, minor, access)
-        if is_allowed:
-            allowed.append(entry_of)
-        elif allows_all:
-            raise UserError(f"{rule.place('allow')}: a single device cannot be denied where all are allowed")
-        else:
-            allowed = [other for other in allowed if other != entry_of]
-    return None if allows_all else [*allowed, *DEFAULT_DEVICE_RULES]

@@ -20,7 +20,7 @@ def features() -> dict[str, Any]:
         "ociVersionMin": "1.0.0",
         "ociVersionMax": VERSION,
         "hooks": list(HOOK_NAMES),
-        "mountOptions": sorted({*options, "bind", "rbind", "tmpcopyup", "defaults"}),
+        "mountOptions": sorted({*options, "bind", "rbind", "idmap", "ridmap", "tmpcopyup", "defaults"}),
         "linux": {
             "namespaces": sorted(NAMESPACES),
             "capabilities": [f"CAP_{name}" for name in CAPABILITIES],
@@ -33,6 +33,6 @@ def features() -> dict[str, Any]:
             "apparmor": {"enabled": True},
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
-            "mountExtensions": {"idmap": {"enabled": False}},
+            "mountExtensions": {"idmap": {"enabled": True}},
         },
     }

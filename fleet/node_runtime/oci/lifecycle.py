@@ -23,17 +23,20 @@ from fleet.errors import ConflictError, NotFoundError, RejectedFault, UserError
 from fleet.node_runtime import process as process_
 from fleet.node_runtime import syscalls as sys_
 from fleet.node_runtime.cgroups import CgroupTree, detect_layout
-from fleet.node_runtime.oci.bundle import NAMESPACES, Bundle, GroupFile, OciProcess, parse_resources
+from fleet.node_runtime.oci.bundle import NAMESPACES, Bundle, OciProcess
 from fleet.node_runtime.oci.hooks import run_hooks, try_hooks
 from fleet.node_runtime.oci.init import MADE, MAPPED, READY, Entry, become_first, become_joined
 from fleet.node_runtime.oci.mounts import BundleFileSystem
 from fleet.node_runtime.oci.reading import Reader
+from fleet.node_runtime.oci.resources import parse_resources
 from fleet.node_runtime.state import start_ticks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
+
+    from fleet.node_runtime.oci.resources import GroupFile
 
 __all__ = ["CommandFault", "Containers"]
 
@@ -154,6 +157,10 @@ class Containers:
             elif path:
                 entry.joins.append((_open_namespace(kind, path), NAMESPACES[kind]))
         files = BundleFileSystem(bundle, layout=self._layout, cgroup=state["cgroup"])
+        for mount in bundle.mounts:
+            if mount.maps_ids:
+                maps = mount.id_maps if any(mount.id_maps) else bundle.id_maps
+                files.users[mount.target] = _new_users(maps or ("", ""))
         if bundle.id_maps is not None:
             try:
                 files.take_from_host()
@@ -540,12 +547,26 @@ def _standing_in(joins: list[tuple[int, int]]) -> Iterator[None]:
             os.close(fd)
 
 
-def _map_ids(pid: int, maps: tuple[str, str]) -> None:
+def _map_ids(pid: int, maps: tuple[str, ...]) -> None:
     for name, lines in zip(("uid", "gid"), maps, strict=True):
         try:
             _put(f"/proc/{pid}/{name}_map", lines)
         except OSError as error:
             raise RejectedFault(f"linux.{name}Mappings: {error.strerror}") from error
+
+
+def _new_users(maps: tuple[str, ...]) -> int:
+    """A user namespace with those maps that no process is in: it says how a mount shows its owners."""
+    pid, _ = sys_.clone3(sys_.CLONE_NEWUSER)
+    if not pid:
+        while True:
+            signal.pause()
+    try:
+        _map_ids(pid, maps)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _connect(path: str) -> int:

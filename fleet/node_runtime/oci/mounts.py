@@ -74,6 +74,8 @@ class BundleFileSystem(FileSystem):
         self._cgroup = cgroup
         """Path in every hierarchy."""
         self._root = -1
+        self.users: dict[str, int] = {}
+        """By target: the user namespace whose maps a bind's owners are shown by."""
         self._nodes: dict[str, int] = {}
         """In a user namespace: the host's device nodes, by path in the container."""
 
@@ -135,6 +137,13 @@ class BundleFileSystem(FileSystem):
             made = _clone(mount.source, recursive=mount.recursive)
         except FileNotFoundError as error:
             raise RefusedError(f"bind source {mount.source}: no such file or directory") from error
+        if mount.maps_ids:
+            try:
+                sys_.idmap_mount(made, self.users[mount.target], recursive=mount.maps_deep)
+            except OSError as error:
+                raise RefusedError(
+                    f"bind source {mount.source}: ids cannot be mapped there: {error.strerror}"
+                ) from error
         if all(
             flag != sys_.MS_SHARED for flag, _ in mount.propagation
         ):  # else it stays in the host's peer group, as asked
