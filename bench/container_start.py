@@ -19,7 +19,6 @@ user namespace of the container's own. Between these two is the cost of user nam
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import json
 import os
@@ -494,12 +493,16 @@ class PodmanPeer:
 
 def remove_podman_groups() -> bool:
     """Empty ones only; whether none is left. podman's mounts end with the namespace of this program."""
-    parents = list(Path("/sys/fs/cgroup").glob("**/libpod_parent"))
-    for parent in parents:
-        for directory in sorted(parent.glob("**/"), reverse=True):
-            with contextlib.suppress(OSError):
-                directory.rmdir()
-    return not any(parent.exists() for parent in parents)
+    left = False
+    for directory, _, _ in os.walk(
+        "/sys/fs/cgroup", topdown=False
+    ):  # others' groups may vanish meanwhile: it does not mind
+        if "/libpod_parent" in directory:
+            try:
+                os.rmdir(directory)
+            except OSError:
+                left = True
+    return not left
 
 
 async def at_once(concurrency: int, calls: list[Callable[[], Awaitable[object]]]) -> None:

@@ -120,6 +120,7 @@ def main(arguments: list[str]) -> int:
         return 2
     totals = {name: [0, 0, 0] for name in names}
     with tempfile.TemporaryDirectory(prefix="fleet-conformance-") as folder:
+        Path(folder).chmod(0o755)  # root of a user namespace has to get through
         runtimes = {name: wrapper(name, Path(folder)) for name in names}
         print(f"{'program':34}" + "".join(f"{name:>14}" for name in names), flush=True)
         for program in programs:

@@ -1,11 +1,18 @@
-"""Docker's own command, unmodified, through what exists: the same words, the same columns, the same exit codes."""
+"""Docker's own command and docker-py, unmodified, through what exists: the same words, columns, exit codes and objects."""
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
+from docker import DockerClient
+from docker.errors import APIError, BuildError, ContainerError, ImageNotFound, NotFound
+from docker.types import ConfigReference, RestartPolicy, SecretReference, ServiceMode, UpdateConfig
 from support.engine_api import VERSIONS, faults
 from support.lab import TestLab
 
@@ -237,3 +244,183 @@ def test_what_a_daemon_shows_is_dockers_field_by_field_for_old_and_new_clients(l
     for kind in ("secret", "config", "volume"):
         lab.docker(kind, "rm", name)
     lab.wait_until(lambda: lab.docker("network", "rm", name, check=False).returncode == 0, 20, what="no task has it")
+
+
+@pytest.fixture
+def docker_py(lab: TestLab) -> Iterator[DockerClient]:
+    """docker-py's client of m1."""
+    client = DockerClient(base_url=lab.env("m1")["DOCKER_HOST"], timeout=60)
+    yield client
+    client.close()
+
+
+def _tar(**files: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+def _untar(chunks: Iterable[bytes]) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+        return {entry.name: archive.extractfile(entry).read() for entry in archive if entry.isfile()}  # type: ignore[union-attr]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves sockets to the collector
+def test_docker_py_runs_a_container_through_its_life(lab: TestLab, docker_py: DockerClient) -> None:
+    with pytest.raises(ContainerError) as failed:
+        docker_py.containers.run("fleet/hello:1", ["sh", "-c", "echo bad >&2; exit 3"], remove=True)
+    assert (failed.value.exit_status, failed.value.stderr) == (3, b"bad\n")
+    assert docker_py.containers.run("fleet/hello:1", "echo plain", remove=True) == b"plain\n"
+    since = int(time.time())
+    made = docker_py.containers.run(
+        "fleet/hello:1", list(IDLE), name="py", detach=True, mem_limit="32m", labels={"by": "py"}, hostname="own"
+    )
+    try:
+        followed = made.logs(stream=True, follow=True)
+        assert next(followed) == b"started\n"
+        followed.close()
+        assert made.exec_run(["sh", "-c", "hostname; exit 4"], environment={"A": "b"}) == (4, b"own\n")
+        code, parts = made.exec_run(["sh", "-c", "echo out; echo err >&2"], demux=True)
+        assert (code, parts) == (0, (b"out\n", b"err\n"))
+        assert b"".join(made.exec_run("echo flows", stream=True).output) == b"flows\n"
+        assert made.put_archive("/tmp", _tar(note="kept"))
+        chunks, stat = made.get_archive("/tmp/note")
+        assert (_untar(chunks), stat["name"], stat["size"]) == ({"note": b"kept"}, "note", 4)
+        assert {"Path": "/tmp/note", "Kind": 1} in made.diff()
+        assert any("sleep" in row[-1] for row in made.top()["Processes"])
+        stats = made.stats(stream=False)
+        assert stats["memory_stats"]["limit"] == 32 << 20
+        assert stats["pids_stats"]["current"] >= 2
+        made.pause()
+        made.reload()
+        assert made.status == "paused"
+        made.unpause()
+        made.update(mem_limit="48m", memswap_limit="48m")
+        made.rename("py2")
+        assert [found.name for found in docker_py.containers.list(filters={"label": "by=py"})] == ["py2"]
+        image = made.commit("py-made", "1")
+        assert docker_py.containers.run(image, "cat /tmp/note", remove=True) == b"kept"
+        made.restart(timeout=5)
+        lab.wait_until(lambda: made.logs().count(b"started") == 2, 30, what="it listens to signals again")
+        made.stop(timeout=5)
+        assert made.wait()["StatusCode"] == 0
+        assert made.logs(stdout=True, stderr=False, tail=1) == b"started\n"
+        made.start()
+        made.kill("KILL")
+        assert made.wait()["StatusCode"] == 137
+    finally:
+        made.remove(force=True)
+    docker_py.images.remove("py-made:1")
+    actor = {"container": made.id, "type": "container"}
+    seen = [
+        event["Action"] for event in docker_py.events(since=since, until=time.time() + 1, decode=True, filters=actor)
+    ]
+    order = [word for word in seen if word in ("create", "start", "pause", "unpause", "rename", "destroy")]
+    pauses = ["pause", "unpause"]  # for a commit as well
+    assert order == ["create", "start", *pauses, "rename", *pauses, "start", "start", "destroy"]
+    with pytest.raises(NotFound):
+        docker_py.containers.get("py2")
+
+
+def test_docker_py_keeps_images_networks_and_volumes(docker_py: DockerClient) -> None:
+    recipe = io.BytesIO(b"FROM fleet/hello:1\nLABEL a=b\nRUN echo built > /built\n")
+    image, log = docker_py.images.build(fileobj=recipe, tag="py-built:1", rm=True)
+    assert (image.labels, image.tags) == ({"a": "b"}, ["py-built:1"])
+    assert any("Successfully built" in line.get("stream", "") for line in log)
+    with pytest.raises(BuildError):
+        docker_py.images.build(fileobj=io.BytesIO(b"FROM fleet/hello:1\nRUN false\n"), rm=True)
+    assert image.tag("py-other", "2")
+    saved = b"".join(docker_py.images.get("py-other:2").save(named=True))
+    assert len(image.history()) >= 2
+    docker_py.images.remove("py-other:2")
+    docker_py.images.remove("py-built:1")
+    with pytest.raises(ImageNotFound):
+        docker_py.images.get("py-built:1")
+    assert [loaded.id for loaded in docker_py.images.load(saved)] == [image.id]
+    docker_py.images.remove(image.id, force=True)
+    docker_py.images.prune()
+    assert docker_py.images.get("fleet/hello:1")
+
+    network = docker_py.networks.create("py-net", driver="bridge", labels={"by": "py"})
+    volume = docker_py.volumes.create("py-vol", labels={"by": "py"})
+    made = docker_py.containers.run(
+        "fleet/hello:1", list(IDLE), detach=True, volumes={"py-vol": {"bind": "/data", "mode": "rw"}}
+    )
+    try:
+        network.connect(made, aliases=["aka"])
+        network.reload()
+        assert [found.id for found in network.containers] == [made.id]
+        other = docker_py.containers.run(
+            "fleet/hello:1", "nslookup aka 127.0.0.11", network="py-net", remove=True, volumes=["py-vol:/data:ro"]
+        )
+        assert b"Address" in other
+        network.disconnect(made)
+        with pytest.raises(APIError) as busy:
+            volume.remove()
+        assert busy.value.status_code == 409
+    finally:
+        made.remove(force=True)
+    volume.remove()
+    network.remove()
+    assert not docker_py.networks.list(names=["py-net"])
+    assert "py-vol" not in [found.name for found in docker_py.volumes.list()]
+
+
+def test_docker_py_orchestrates(lab: TestLab, docker_py: DockerClient) -> None:
+    assert sorted(node.attrs["Description"]["Hostname"] for node in docker_py.nodes.list()) == ["m1", "w1", "w2"]
+    docker_py.swarm.reload()
+    assert docker_py.swarm.attrs["JoinTokens"]["Worker"].startswith("SWMTKN-1-")
+    worker = docker_py.nodes.list(filters={"role": "worker"})[0]
+    worker.update({**worker.attrs["Spec"], "Labels": {"py": "1"}})
+    secret = docker_py.secrets.create(name="py-secret", data=b"hidden", labels={"by": "py"})
+    config = docker_py.configs.create(name="py-config", data=b"open")
+    network = docker_py.networks.create("py-over", driver="overlay", attachable=True)
+    service = docker_py.services.create(
+        "fleet/hello:1",
+        ["sh", "-c", f"cat /run/secrets/py-secret /py-config; {IDLE[-1]}"],
+        name="py-service",
+        constraints=["node.labels.py==1"],
+        env=["A=1"],
+        mode=ServiceMode("replicated", replicas=1),
+        networks=["py-over"],
+        secrets=[SecretReference(secret.id, "py-secret")],
+        configs=[ConfigReference(config.id, "py-config", filename="/py-config")],
+        restart_policy=RestartPolicy(condition="any", delay=0),
+        update_config=UpdateConfig(parallelism=1, order="start-first"),
+    )
+    lab.wait_until(
+        lambda: service.tasks({"desired-state": "running"})[:1] and lab.tasks("py-service"), 60, what="one task"
+    )
+    assert [task["NodeID"] for task in lab.tasks("py-service")] == [worker.id]
+    lab.wait_until(
+        lambda: b"hiddenopen" in b"".join(service.logs(stdout=True)), 30, what="its secret and config are read"
+    )
+    assert service.scale(2)
+    lab.wait_until(lambda: len(lab.tasks("py-service")) == 2, 60, what="two tasks")
+    service.reload()
+    assert service.update(env=["A=2"], labels={"v": "2"})
+    service.reload()
+    assert service.attrs["Spec"]["Labels"] == {"v": "2"}
+    assert service.force_update()
+    assert [found.name for found in docker_py.services.list(filters={"name": "py-service"})] == ["py-service"]
+    service.remove()
+    left = {"ServiceID": service.id}.items()
+    lab.wait_until(
+        lambda: not [task for task in lab.get("/tasks") if left <= task.items()], 60, what="its tasks are gone"
+    )
+    for kept in (secret, config, network):
+        lab.wait_until(lambda kept=kept: _gone(kept), 30, what=f"{kept} can be removed")
+    worker.reload()
+    worker.update({**worker.attrs["Spec"], "Labels": {}})
+
+
+def _gone(kept: Any) -> bool:
+    try:
+        kept.remove()
+    except APIError as error:
+        return error.status_code == 404
+    return True

@@ -16,6 +16,7 @@ import msgspec
 
 from fleet.agent.http.networks import NetworkNames
 from fleet.containers import ContainerConfig, NetworkMode, RestartName, RestartRule
+from fleet.containers.config import normal_target
 from fleet.containers.logs import log_config
 from fleet.errors import NotFoundError, UnsupportedError, UserError
 from fleet.model.service import BindOptions, HealthConfig, Mount, TmpfsOptions, Ulimit
@@ -212,6 +213,7 @@ async def config_of(
     """
     settings = body.host_config
     _refuse(settings)
+    mounts = _mounts(settings)
     mode, attachments, guest_of = await _networks(body, networks)
     no_new_privileges, seccomp = _security(settings.security_opt)
     return ContainerConfig(
@@ -226,8 +228,8 @@ async def config_of(
         groups=settings.group_add,
         hostname=body.hostname,
         domainname=body.domainname,
-        mounts=_mounts(settings),
-        volume_targets=_volume_targets(body, settings),
+        mounts=mounts,
+        volume_targets=_volume_targets(body, settings, mounts),
         network_mode=mode,
         networks=attachments,
         guest_of=guest_of,
@@ -454,8 +456,11 @@ def _mounts(settings: HostSettings) -> tuple[Mount, ...]:
     return tuple(mounts)
 
 
-def _volume_targets(body: CreateBody, settings: HostSettings) -> tuple[str, ...]:
-    return (*body.volumes, *(text for text in settings.binds if ":" not in text))
+def _volume_targets(body: CreateBody, settings: HostSettings, mounts: tuple[Mount, ...]) -> tuple[str, ...]:
+    """docker-py names the target of each bind among the volumes as well; as in Docker, the bind wins."""
+    bound = {normal_target(mount.target) for mount in mounts}
+    named = (target for target in body.volumes if normal_target(target) not in bound)
+    return (*named, *(text for text in settings.binds if ":" not in text))
 
 
 def _bind(text: str) -> Mount:

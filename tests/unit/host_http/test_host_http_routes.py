@@ -60,7 +60,7 @@ def test_every_setting_docker_run_sends_arrives(api: Any) -> None:
             "StopTimeout": 3,
             "Healthcheck": {"Test": ["CMD", "true"], "Interval": 1000000000},
             "ExposedPorts": {"81/udp": {}},
-            "Volumes": {"/anon": {}},
+            "Volumes": {"/anon": {}, "/host/": {}, "/v": {}},
             "HostConfig": {
                 "Binds": ["/etc:/host:ro", "vol:/v", "/loose"],
                 "Mounts": [{"Type": "tmpfs", "Target": "/t", "TmpfsOptions": {"SizeBytes": 4096}}],
