@@ -322,7 +322,8 @@ class Containers:
         entry.kept = kept
         entry.console = _connect(console) if console else -1
         base = f"/proc/{state['pid']}/ns"
-        kinds = ["cgroup", "uts", "ipc", "network", *(["mount"] if state["owns_mounts"] else [])]
+        owns_mounts = state.get("owns_mounts", True)  # not in what earlier versions wrote
+        kinds = ["cgroup", "uts", "ipc", "network", *(["mount"] if owns_mounts else [])]
         try:
             # The user namespace last: its root may not enter those that are not its own.
             for kind in (*kinds, *(["user"] if state["owns_users"] else [])):
@@ -330,7 +331,7 @@ class Containers:
             pids = _open_namespace("pid", f"{base}/pid")
         except UserError:
             raise ConflictError(f"container {container_id} has ended") from None
-        if not state["owns_mounts"]:
+        if not owns_mounts:
             entry.root = os.open(f"/proc/{state['pid']}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         if start_ticks(state["pid"]) != state["ticks"]:
             raise ConflictError(f"container {container_id} has ended")
@@ -559,6 +560,7 @@ def _new_users(maps: tuple[str, ...]) -> int:
     """A user namespace with those maps that no process is in: it says how a mount shows its owners."""
     pid, _ = sys_.clone3(sys_.CLONE_NEWUSER)
     if not pid:
+        sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
         while True:
             signal.pause()
     try:
@@ -635,7 +637,7 @@ def _read_state(directory: str) -> dict[str, Any]:
         if not os.path.isdir(directory):
             raise NotFoundError(f"container {name} does not exist") from None
         empty: dict[str, Any] = {"annotations": {}, "poststart": [], "poststop": [], "seccomp": ""}
-        empty |= {"owns_pids": True, "owns_users": False, "owns_mounts": True}
+        empty |= {"owns_pids": True, "owns_users": False}
         told = {"ociVersion": "1.0.0", "id": name, "pid": 0, "ticks": 0, "bundle": "", "rootfs": "", "created": ""}
         return {**empty, **told, "cgroup": f"{_DEFAULT_PARENT}/{name}", "above": _DEFAULT_PARENT}
     except ValueError as error:
