@@ -17,9 +17,11 @@ from fleet.network.topology import (
     Interface,
     NetworkSpec,
     NetworkState,
+    NodeRecord,
     PublishedPort,
     SandboxSpec,
 )
+from fleet.network.tunnel.keeper import TunnelPeer
 
 __all__ = [
     "cards",
@@ -33,6 +35,7 @@ __all__ = [
     "returns_of",
     "sandbox_rules",
     "showing_clients",
+    "tunnel_peers",
     "turned",
     "with_attachments",
     "with_gateway",
@@ -88,9 +91,11 @@ def host_rules(
     published: Iterable[PublishedPort],
     seed: str,
     closed_router: bool,
+    tunnel: str = "",
     family: Family = "ip",
 ) -> HostRules | None:
-    """The host's rules of one family. ``bridges`` are link names by network id. ``None`` for IPv6 that no network here has."""
+    """The host's rules of one family. ``bridges`` are link names by network id, ``tunnel`` is the name of the link for encrypted
+    ones. ``None`` for IPv6 that no network here has."""
     specs = [state.network for state in states.values() if family == "ip" or state.network.subnet6]
     if family == "ip6" and not specs:
         return None
@@ -114,6 +119,8 @@ def host_rules(
         ),
         tunnels=frozenset((spec.vxlan_port, spec.vni) for spec in specs if is_v4 and spec.driver == "overlay"),
         peers=frozenset(peer for state in states.values() for peer in peers_of(state)) if is_v4 else frozenset(),
+        sealed=frozenset((spec.vxlan_port, spec.vni) for spec in specs if is_v4 and spec.encrypted),
+        tunnel=tunnel if is_v4 and any(spec.encrypted for spec in specs) else "",
         closed_router=closed_router,
     )
 
@@ -193,6 +200,27 @@ def peers_of(state: NetworkState) -> set[str]:
         return set()
     addresses = {endpoint.underlay for endpoint in state.endpoints} | {node.underlay for node in state.nodes}
     return addresses - {""}
+
+
+def tunnel_peers(states: Iterable[NetworkState], *, node_id: str, underlay: str) -> frozenset[TunnelPeer]:
+    """The other hosts on encrypted networks whose keys are known.
+
+    Where the state names two keys for one address - a host that was made anew while its old tasks are not yet forgotten - that
+    of a ready endpoint counts.
+    """
+    keys: dict[str, str] = {}
+    for state in states:
+        if state.network.encrypted:
+            everybody: tuple[Endpoint | NodeRecord, ...] = (
+                *sorted(state.endpoints, key=lambda endpoint: endpoint.ready),
+                *state.nodes,
+            )
+            keys |= {
+                each.underlay: each.tunnel_key
+                for each in everybody
+                if each.underlay not in ("", underlay) and each.tunnel_key and each.node_id != (node_id or None)
+            }
+    return frozenset(TunnelPeer(key, address) for address, key in keys.items())
 
 
 def with_gateway(

@@ -94,6 +94,8 @@ class HostNetwork:
         self._taken = asyncio.Event()
         self._thread = KernelThread(host_netns=host_netns)
         self._plane: Plane | None = None
+        self.tunnel_key = ""
+        """Public key (base64) of this host's end of the tunnel for encrypted networks; empty before ``open``."""
         self._helpers: list[asyncio.Task[None]] = []
 
     async def open(self) -> list[str]:
@@ -102,7 +104,8 @@ class HostNetwork:
         if self._outside is not None:
             await self._outside.keep_ports(await self.sandboxes())
         self._helpers = [
-            asyncio.create_task(self._guard_dns(), name="fleet-dns-guard"),
+            asyncio.create_task(self._guard(self.dns_pid, Plane.revive_dns), name="fleet-dns-guard"),
+            asyncio.create_task(self._guard(self.tunnel_pid, Plane.revive_tunnel), name="fleet-tunnel-guard"),
             asyncio.create_task(self._refill(), name="fleet-netns-refill"),
         ]
         return done
@@ -219,6 +222,10 @@ class HostNetwork:
         """The DNS process of this host."""
         return self._opened().dns.pid
 
+    def tunnel_pid(self) -> int:
+        """The process that carries the packets of encrypted networks; 0 while there is none."""
+        return self._opened().tunnel.pid
+
     def _open(self) -> list[str]:
         plane = Plane(
             thread=self._thread,
@@ -235,6 +242,7 @@ class HostNetwork:
             plane.close()
             raise
         self._plane = plane
+        self.tunnel_key = plane.tunnel.public_key()
         return done
 
     def _opened(self) -> Plane:
@@ -294,22 +302,26 @@ class HostNetwork:
         await self._run_with(netns, partial(Plane.put_owned, ids=ids, netns=netns))
         return True
 
-    async def _guard_dns(self) -> None:
-        """Replace the DNS process as soon as it ends, however it ended; slower each time if it keeps ending."""
+    async def _guard(self, pid_of: Callable[[], int], revive: Callable[[Plane, int], None]) -> None:
+        """Replace a process as soon as it ends, however it ended; slower each time if it keeps ending."""
         pause_s = _RESTART_FIRST_S
         while True:
-            pid = self.dns_pid()
+            pid = pid_of()
             started = asyncio.get_running_loop().time()
             if pid:
                 await _process_end(pid)
             if asyncio.get_running_loop().time() - started > _RESTART_MAX_S:
                 pause_s = _RESTART_FIRST_S
             with contextlib.suppress(
-                RuntimeFault
+                RuntimeFault, UnsupportedError
             ):  # it will not start now: the next turn tries again, and reconcile reports it
-                await self._run(partial(Plane.revive_dns, pid=pid))
+                await self._run(partial(_revive, revive, pid))
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _RESTART_MAX_S)
+
+
+def _revive(revive: Callable[[Plane, int], None], pid: int, plane: Plane) -> None:
+    revive(plane, pid)
 
 
 async def _process_end(pid: int) -> None:

@@ -23,6 +23,7 @@ from fleet.network.kernel.rtnetlink import FdbEntry, Link, Message, NeighbourEnt
 from fleet.network.namespaces import read_sysctl, write_sysctl
 from fleet.network.naming import Owner
 from fleet.network.topology import Endpoint, NetworkSpec, NetworkState, NodeRecord
+from fleet.network.tunnel.keeper import TunnelKeeper, tunnel_mtu
 
 __all__ = ["NetworkLinks", "Remotes", "remotes_of"]
 
@@ -38,8 +39,11 @@ class Remotes:
     neighbours: frozenset[NeighbourEntry] = frozenset()
 
 
-def remotes_of(state: NetworkState, *, node_id: str, underlay: str) -> Remotes:
-    """Compute what must be written for ``state`` on the host that is ``node_id`` (may be unknown: "") at ``underlay``; pure."""
+def remotes_of(state: NetworkState, *, node_id: str, underlay: str, link: int = 0) -> Remotes:
+    """Compute what must be written for ``state`` on the host that is ``node_id`` (may be unknown: "") at ``underlay``; pure.
+
+    ``link`` is the index of the tunnel, for an encrypted network.
+    """
     own = node_id or None
     places: dict[str, tuple[str, str]] = {}
     with_ipv6 = bool(state.network.subnet6)
@@ -51,7 +55,7 @@ def remotes_of(state: NetworkState, *, node_id: str, underlay: str) -> Remotes:
             places[each.address6] = place
     remote = [(address, mac, where) for address, (mac, where) in places.items() if where and where != underlay]
     return Remotes(
-        forwarding=frozenset(FdbEntry(mac, where) for _, mac, where in remote),
+        forwarding=frozenset(FdbEntry(mac, where, link) for _, mac, where in remote),
         neighbours=frozenset(NeighbourEntry(address, mac) for address, mac, _ in remote),
     )
 
@@ -59,8 +63,11 @@ def remotes_of(state: NetworkState, *, node_id: str, underlay: str) -> Remotes:
 class NetworkLinks:
     """The devices of one network. Used on the network thread, in the host's namespace."""
 
-    def __init__(self, *, spec: NetworkSpec, owner: Owner, netlink: Netlink, underlay: Callable[[], str]) -> None:
+    def __init__(
+        self, *, spec: NetworkSpec, owner: Owner, netlink: Netlink, underlay: Callable[[], str], tunnel: TunnelKeeper
+    ) -> None:
         self.spec = spec
+        self._tunnel = tunnel
         self._owner = owner
         self._netlink = netlink
         self._underlay = underlay
@@ -71,6 +78,7 @@ class NetworkLinks:
         self.underlay = ""
         """Address the VXLAN device really uses; empty for driver bridge."""
         self._vxlan_index = 0
+        self._vxlan_link = 0
         self._remotes: Remotes | None = None  # None: unknown, read from the kernel before the next change
 
     def ensure(self, *, veths: Callable[[], list[str]]) -> list[str]:
@@ -80,7 +88,11 @@ class NetworkLinks:
         """
         done: list[str] = []
         self.underlay = self._effective_underlay()
-        self.mtu = self._effective_mtu(self.underlay)
+        underlay_mtu = self._underlay_mtu(self.underlay)
+        self.mtu = self._effective_mtu(underlay_mtu)
+        if self.spec.encrypted:
+            # first of all: where that cannot be had, nothing else of the network is made
+            done += self._tunnel.ensure(port=self.spec.tunnel_port, mtu=tunnel_mtu(underlay_mtu))
         bridge = self._netlink.link(self.bridge)
         if bridge is None:
             bridge = self._make_bridge(veths())
@@ -108,7 +120,14 @@ class NetworkLinks:
         """Whether ``ensure`` has not succeeded yet, or this host's underlay address became another one since."""
         if not self.bridge_index:
             return True
-        return self.spec.driver == "overlay" and (not self._vxlan_index or self._effective_underlay() != self.underlay)
+        return self.spec.driver == "overlay" and (
+            not self._vxlan_index or self._effective_underlay() != self.underlay or self._vxlan_link != self.tunnel_link
+        )
+
+    @property
+    def tunnel_link(self) -> int:
+        """Index of the link that the network's packets to other hosts must take; 0: whichever the routes say."""
+        return self._tunnel.index if self.spec.encrypted else 0
 
     def remove(self) -> None:
         """Delete the devices; absent is fine. About 40 ms."""
@@ -233,8 +252,14 @@ class NetworkLinks:
     def _ensure_vxlan(self, underlay: str) -> list[str]:
         spec, done = self.spec, []
         device = self._netlink.link(self.vxlan)
-        wanted = (spec.vni, spec.vxlan_port, underlay, self.bridge_index)
-        if device is not None and (device.vxlan_id, device.vxlan_port, device.vxlan_local, device.master) != wanted:
+        wanted = (spec.vni, spec.vxlan_port, underlay, self.bridge_index, self.tunnel_link)
+        if device is not None and wanted != (
+            device.vxlan_id,
+            device.vxlan_port,
+            device.vxlan_local,
+            device.master,
+            device.vxlan_link,
+        ):
             self._netlink.send(rtnetlink.delete_link(self.vxlan))  # these cannot be changed in place
             done.append(
                 f"network {spec.name}: VXLAN device was for {device.vxlan_local or 'another address'}, replaced"
@@ -250,6 +275,7 @@ class NetworkLinks:
                     mtu=self.mtu,
                     group=self._owner.group,
                     master=self.bridge_index,
+                    link=self.tunnel_link,
                 ),
                 rtnetlink.set_alias(self.vxlan, self._owner.alias("vxlan", spec.id)),
             )
@@ -270,7 +296,7 @@ class NetworkLinks:
             done += self._mend_ipv6(self.vxlan, link_local=False)
         if device.index != self._vxlan_index:
             self._remotes = None
-        self._vxlan_index = device.index
+        self._vxlan_index, self._vxlan_link = device.index, device.vxlan_link
         return done
 
     def _send_vxlan(self, *messages: Message) -> None:
@@ -293,16 +319,18 @@ class NetworkLinks:
         device = self._netlink.link(self.vxlan)
         return (device.vxlan_local if device is not None else "") or wanted
 
-    def _effective_mtu(self, underlay: str) -> int:
-        if self.spec.mtu:
-            return self.spec.mtu
+    def _underlay_mtu(self, underlay: str) -> int:
         if self.spec.driver != "overlay":
             return _MTU_DEFAULT
         index = self._netlink.address_index(underlay)
-        mtu = next(
+        return next(
             (link.mtu for link in self._netlink.links() if link.index == index and link.name != "lo"), _MTU_DEFAULT
         )
-        return mtu - VXLAN_OVERHEAD_BYTES
+
+    def _effective_mtu(self, underlay_mtu: int) -> int:
+        if self.spec.mtu or self.spec.driver != "overlay":
+            return self.spec.mtu or _MTU_DEFAULT
+        return (tunnel_mtu(underlay_mtu) if self.spec.encrypted else underlay_mtu) - VXLAN_OVERHEAD_BYTES
 
     def _read_remotes(self) -> Remotes:
         index = self._vxlan_index

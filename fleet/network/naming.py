@@ -51,6 +51,11 @@ class Owner:
         """Name of a network's VXLAN device."""
         return f"fx{self.tag[:4]}{_digest(network_id)}"
 
+    @property
+    def tunnel(self) -> str:
+        """Name of the host's end of the encrypted tunnel."""
+        return f"ft{self.tag}"
+
     def new_veth(self) -> str:
         """A fresh name for the host's end of a cable.
 

@@ -66,6 +66,7 @@ from fleet.network.topology import (
     Sandbox,
     SandboxSpec,
 )
+from fleet.network.tunnel.keeper import TunnelKeeper
 
 __all__ = ["Plane"]
 
@@ -112,6 +113,7 @@ class Plane:
         self._ipv6 = Ipv6(
             thread=thread, closer=self._closer, sweeper=self._sweeper, table=owner.table, run_dir=store.run_dir
         )
+        self.tunnel = TunnelKeeper(netlink=self._netlink, owner=owner, run_dir=store.run_dir, state_dir=store.state_dir)
         self.dns = DnsKeeper(
             socket_path=store.run_dir / "dns.sock",
             log=store.run_dir / "dns.log",
@@ -136,6 +138,7 @@ class Plane:
         for state in self._store.networks():
             self._admit(self._ipv6.fit(state, strict=False))
             done += self._attempt(state.network.name, partial(self._ensure, state.network.id))
+        self._retire_tunnel()
         done += self._close_unfinished()
         done += self._remove_strays(of=self._records.keys())
         self.dns.open()
@@ -153,6 +156,7 @@ class Plane:
         """Let go of the thread's resources; the data plane and the DNS process stay."""
         self._pool.close()
         self._sweeper.stop()
+        self.tunnel.close()
         self.dns.close()
         self._host_filter.close()
         self._ipv6.close()
@@ -166,6 +170,7 @@ class Plane:
             self.remove_sandbox(sandbox_id)
         self._close_unfinished()
         self.dns.destroy()
+        self.tunnel.destroy()
         if any(link.group == self._owner.group for link in self._netlink.links()):
             self._netlink.send(rtnetlink.delete_group(self._owner.group))
         self._links.clear()
@@ -210,6 +215,7 @@ class Plane:
         links = self._links.pop(network_id)
         self._apply_host_rules()
         links.remove()
+        self._retire_tunnel()
         self._store.drop_network(network_id)
 
     def apply_state(self, state: NetworkState) -> None:
@@ -424,6 +430,13 @@ class Plane:
         if self.dns.pid == pid:
             self.dns.restart()
 
+    def revive_tunnel(self, pid: int) -> None:
+        """Replace the tunnel process if it is still the dead one ``pid``, and the device if that is gone."""
+        if self.tunnel.pid == pid and (pid or not self.tunnel.is_there()):
+            for network_id, state in self._states.items():
+                if state.network.encrypted:
+                    self._mend_network(network_id)
+
     def view(self) -> PlaneView:
         """What the doctor may see."""
         return PlaneView(
@@ -455,7 +468,9 @@ class Plane:
         spec = state.network
         if spec.id not in self._links:
             kind = DirectLinks if spec.is_direct else NetworkLinks
-            self._links[spec.id] = kind(spec=spec, owner=self._owner, netlink=self._netlink, underlay=self._underlay)
+            self._links[spec.id] = kind(
+                spec=spec, owner=self._owner, netlink=self._netlink, underlay=self._underlay, tunnel=self.tunnel
+            )
         self._links[spec.id].spec = spec
         self._states[spec.id] = state
 
@@ -478,14 +493,26 @@ class Plane:
                     f"network {spec.name}: link {spec.parent} is already the parent of network {other.name}"
                 )
 
+    def _retire_tunnel(self) -> None:
+        """End the tunnel when no encrypted network is left."""
+        if not any(state.network.encrypted for state in self._states.values()):
+            self.tunnel.remove()
+
     def _apply(self, network_id: str, *, dead: Collection[str] = ()) -> None:
-        self._links[network_id].apply_remotes(self._remotes(network_id))
+        links = self._links[network_id]
+        if links.spec.encrypted:
+            states = self._states.values()
+            self.tunnel.set_peers(desired.tunnel_peers(states, node_id=self._node_id, underlay=links.underlay))
+        links.apply_remotes(self._remotes(network_id))
         for record in self._on(network_id):
             self._apply_sandbox_rules(record, dead=dead)
         self._put_zone(network_id)
 
     def _remotes(self, network_id: str) -> Remotes:
-        return remotes_of(self._states[network_id], node_id=self._node_id, underlay=self._links[network_id].underlay)
+        links = self._links[network_id]
+        return remotes_of(
+            self._states[network_id], node_id=self._node_id, underlay=links.underlay, link=links.tunnel_link
+        )
 
     def _put_zone(self, network_id: str) -> None:
         self.dns.put_zone(self._zone(network_id))
@@ -759,6 +786,7 @@ class Plane:
             published=self._published,
             seed=self._node_id,
             closed_router=self._closed_router,
+            tunnel=self.tunnel.name,
         )
         assert wanted is not None  # of IPv4 there always are some
         return wanted
@@ -823,6 +851,7 @@ class Plane:
         self._leaving = {veth: until for veth, until in self._leaving.items() if until > now}
         known |= self._leaving.keys()
         known |= {name for links in self._links.values() for name in links.devices}
+        known.add(self.tunnel.name)
         strays = [link for link in self._netlink.links() if link.group == self._owner.group and link.name not in known]
         if of is not None:
             strays = [link for link in strays if self._owner.sandbox_of(link.alias) in of]

@@ -20,6 +20,7 @@ On the host (table ``ip fleet_<owner>``):
     forward  nothing between different networks, nothing from or to internal ones, from outside only what was published
     input    VXLAN packets of our networks only from their hosts, none from containers (they could inject frames); nothing from
              internal networks
+    sealed   of encrypted overlays, by the tunnel only (``_sealed_changes``)
 
 IPv6 has tables of the same names and chains in the family ``ip6``, in sandboxes and on hosts that are on a network with IPv6.
 What differs is what IPv6 lacks (VXLAN packets here are IPv4, 127.0.0.0/8 is one address) or has more of:
@@ -103,7 +104,8 @@ class HostPortRule:
 class HostRules:
     """Desired rules of the host. ``published`` maps (protocol, port) to backends; none means the port is closed.
 
-    ``tunnels`` are (UDP port, VNI) of the overlays, ``peers`` the hosts from which their packets may come.
+    ``tunnels`` are (UDP port, VNI) of the overlays, ``peers`` the hosts from which their packets may come; ``sealed`` are those
+    of the encrypted ones, which take the link ``tunnel`` (empty when there are none).
     ``closed_router`` drops what is forwarded between links that are not ours: set when it was us who turned forwarding on.
     ``client_ports`` are those of ``published`` that see their clients' addresses.
     """
@@ -113,6 +115,8 @@ class HostRules:
     published: Mapping[tuple[str, int], tuple[Backend, ...]] = field(default_factory=dict)
     tunnels: frozenset[tuple[int, int]] = frozenset()
     peers: frozenset[str] = frozenset()
+    sealed: frozenset[tuple[int, int]] = frozenset()
+    tunnel: str = ""
     closed_router: bool = False
     client_ports: frozenset[tuple[str, int]] = frozenset()
 
@@ -217,6 +221,7 @@ def plan_host(current: HostRules | None, desired: HostRules, *, table: str, fami
     else:
         before = current
     lines += list(_host_elements(name, before, desired))
+    lines += list(_sealed_changes(name, before, desired))
     gone = sorted(before.published.keys() - desired.published.keys())
     new = sorted(desired.published.keys() - before.published.keys())
     lines += _elements("delete", name, "published", [f"{protocol} . {port}" for protocol, port in gone])
@@ -381,6 +386,32 @@ def _host_elements(name: str, before: HostRules, after: HostRules) -> Iterator[s
 def _client_targets(rules: HostRules) -> set[tuple[str, str, int]]:
     """Where the ports lead that show their clients: by then the packet bears the task's address and port."""
     return {(key[0], *backend) for key in rules.client_ports for backend in rules.published.get(key, ())}
+
+
+def _sealed_changes(name: str, before: HostRules, after: HostRules) -> Iterator[str]:
+    """Packets of encrypted overlays come in and go out by the tunnel only, and nothing else comes in by it.
+
+    VXLAN devices have no such rule themselves: a plain packet with the right VNI from any link would be taken. What leaves does
+    so by the link that its forwarding entry names; this is the second lock on that door. Chains of their own, which exist only
+    while there is an encrypted network here.
+    """
+    if (before.sealed, before.tunnel) == (after.sealed, after.tunnel):
+        return
+    chains = {"sealed_in": "input", "sealed_out": "output", "sealed_through": "forward"}
+    for chain in chains if before.tunnel else ():
+        yield from (f"flush chain {name} {chain}", f"delete chain {name} {chain}")
+    if not after.tunnel:
+        return
+    for chain, hook in chains.items():
+        yield f"add chain {name} {chain} {{ type filter hook {hook} priority 0; }}"
+    for port, vni in sorted(after.sealed):
+        packet = f"udp dport {port} @th,96,24 {vni}"
+        yield f'add rule {name} sealed_in iifname "{after.tunnel}" {packet} accept'
+        yield f"add rule {name} sealed_in {packet} drop"
+        yield f'add rule {name} sealed_out oifname != "{after.tunnel}" {packet} drop'
+    yield f'add rule {name} sealed_in iifname "{after.tunnel}" drop'
+    yield f'add rule {name} sealed_through iifname "{after.tunnel}" drop'
+    yield f'add rule {name} sealed_through oifname "{after.tunnel}" drop'
 
 
 def _elements(command: str, table: str, container: str, elements: Sequence[str]) -> Iterator[str]:

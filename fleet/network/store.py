@@ -5,6 +5,8 @@
     <run_dir>/networks/<id>.json    the last state a network was given
     <run_dir>/published.json        the last published ports
     <run_dir>/dns.sock, dns.pid     the DNS process
+    <run_dir>/tunnel.sock, .pid     the tunnel process
+    <state_dir>/tunnel.key          private key of this host's end of the tunnel
     <state_dir>/cursors.json        last address given on each local network, so that addresses rotate across boots
 
 ``run_dir`` should be a tmpfs: everything in it describes kernel objects that do not outlive the boot. Files are
@@ -40,7 +42,7 @@ class Store:
 
     def __init__(self, *, run_dir: Path, state_dir: Path) -> None:
         self.run_dir = run_dir
-        self._state_dir = state_dir
+        self.state_dir = state_dir
 
     def open(self) -> None:
         """Make the directories (mode 0700)."""
@@ -49,7 +51,7 @@ class Store:
             self.run_dir / "netns",
             self.run_dir / "sandboxes",
             self.run_dir / "networks",
-            self._state_dir,
+            self.state_dir,
         ):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -96,12 +98,12 @@ class Store:
 
     def cursors(self) -> dict[str, str]:
         """Last address given, by network."""
-        path = self._state_dir / "cursors.json"
+        path = self.state_dir / "cursors.json"
         return self._read(path, dict[str, str]) if path.exists() else {}
 
     def put_cursors(self, cursors: dict[str, str]) -> None:
         """Remember the last addresses given."""
-        self._write(self._state_dir / "cursors.json", cursors)
+        self._write(self.state_dir / "cursors.json", cursors)
 
     def destroy(self) -> None:
         """Remove the files of ``run_dir`` (namespaces must be unmounted before) and the cursors."""
@@ -109,9 +111,9 @@ class Store:
             for path in (self.run_dir / directory).iterdir():
                 path.unlink()
             (self.run_dir / directory).rmdir()
-        for name in ("published.json", "dns.sock", "dns.pid", "dns.log", "forwarding", "forwarding6"):
+        for name in ("published.json", "dns.sock", "dns.pid", "dns.log", "tunnel.log", "forwarding", "forwarding6"):
             (self.run_dir / name).unlink(missing_ok=True)
-        (self._state_dir / "cursors.json").unlink(missing_ok=True)
+        (self.state_dir / "cursors.json").unlink(missing_ok=True)
 
     def _read(self, path: Path, kind: Any) -> Any:
         try:

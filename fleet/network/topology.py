@@ -43,6 +43,7 @@ ClientSource = Literal["node", "client"]
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 _LINK = re.compile(r"[^\s/:%]{1,15}\Z")  # ip-link(8); a colon would be an alias of old
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
+_TUNNEL_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=\Z")
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _VNI_MAX = (1 << 24) - 1  # RFC 7348 section 5: 24 bits
 _MTU_MIN, _MTU_MAX = 576, 65535
@@ -86,6 +87,12 @@ def check_mac(what: str, value: str) -> None:
         raise UserError(f"{what} {value!r}: not a MAC address like 02:42:0a:00:00:02 (lower case)")
 
 
+def check_tunnel_key(what: str, value: str) -> None:
+    """Raise ``UserError`` unless ``value`` is empty or the base64 of 32 bytes."""
+    if value and not _TUNNEL_KEY.match(value):
+        raise UserError(f"{what}: tunnel key {value!r} is not 32 bytes in base64")
+
+
 def _check_port(what: str, protocol: str, port: int) -> None:
     if protocol not in _PROTOCOLS:
         raise UserError(f"{what}: protocol {protocol!r} is not tcp, udp or sctp")
@@ -107,6 +114,7 @@ class NetworkSpec:
     differs from host to host, everything else is the same on all of them. What ends in ``6`` is the same for IPv6, and empty
     on a network without it. A bridge may be without IPv4 instead: then ``subnet`` and ``gateway`` are empty. ``parent`` and
     ``mode`` are those of macvlan and ipvlan, which are of this host too; their gateway is a router of the host's network.
+    ``encrypted``: its packets go to other hosts through the tunnel, or not at all.
     """
 
     id: str
@@ -128,6 +136,7 @@ class NetworkSpec:
     ip_range6: str = ""
     parent: str = ""
     mode: str = ""
+    encrypted: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -155,6 +164,10 @@ class NetworkSpec:
         if self.is_direct and self.mode not in ("", *MODES[self.driver]):
             raise UserError(
                 f"{what}: mode {self.mode!r} of {self.driver} is not one of {', '.join(MODES[self.driver])}"
+            )
+        if self.encrypted and self.driver != "overlay":
+            raise UserError(
+                f"{what}: only an overlay can be encrypted; packets of a {self.driver} go to no other host's tunnel"
             )
         if self.driver == "overlay" and not 1 <= self.vni <= _VNI_MAX:
             raise UserError(f"{what}: VNI {self.vni} is not between 1 and {_VNI_MAX}")
@@ -194,6 +207,11 @@ class NetworkSpec:
                     raise UserError(f"{what}: {kind} {address} is outside the subnet {self.subnet6}")
 
     @property
+    def tunnel_port(self) -> int:
+        """UDP port of the tunnel between hosts: the one behind the VXLAN port."""
+        return self.vxlan_port % 65535 + 1
+
+    @property
     def prefix_len(self) -> int:
         """Prefix length of the subnet in bits; 0 when there is none."""
         return ipaddress.IPv4Network(self.subnet).prefixlen if self.subnet else 0
@@ -226,6 +244,8 @@ class Endpoint:
     underlay: str = ""
     ready: bool = True
     address6: str = ""
+    tunnel_key: str = ""
+    """Public key (base64) of its host's end of the tunnel; empty while managers know of none."""
 
     def __post_init__(self) -> None:
         if self.address or not self.address6:
@@ -236,6 +256,7 @@ class Endpoint:
             check_mac(f"endpoint {self.id}: MAC", self.mac)
         if self.underlay:
             check_address(f"endpoint {self.id}: underlay", self.underlay)
+        check_tunnel_key(f"endpoint {self.id}", self.tunnel_key)
         _check_names(f"endpoint {self.id}", self.names + self.aliases)
 
 
@@ -267,8 +288,10 @@ class NodeRecord:
     address: str
     mac: str = ""
     address6: str = ""
+    tunnel_key: str = ""
 
     def __post_init__(self) -> None:
+        check_tunnel_key(f"node {self.node_id}", self.tunnel_key)
         if self.address6:
             check_address6(f"node {self.node_id}: address", self.address6)
         check_address(f"node {self.node_id}: underlay", self.underlay)

@@ -121,12 +121,13 @@ def hosts(directory: Path, count: int) -> Iterator[list[Host]]:
                 for path in (host.run_dir / "netns").glob("*"):
                     close_namespace(path)
                 kill_dns(host)
+                kill_dns(host, "tunnel.pid")
             close_namespace(host.netns)
         close_namespace(switch)
 
 
-def kill_dns(host: Host) -> None:
-    record = host.run_dir / "dns.pid"
+def kill_dns(host: Host, name: str = "dns.pid") -> None:
+    record = host.run_dir / name
     if record.exists():
         pid = int(record.read_text().split()[0])
         with contextlib.suppress(ProcessLookupError):

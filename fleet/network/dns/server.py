@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import resource
 import secrets
@@ -32,6 +31,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from fleet.network.channel import Channel
 from fleet.network.dns import wire
 from fleet.network.dns.lookup import Directory, Table, View
 from fleet.privilege import keeps_groups, may_own
@@ -40,9 +40,6 @@ __all__ = ["PROTOCOL", "DnsServer", "main"]
 
 PROTOCOL = 2
 """Grows when the control messages change; a daemon replaces a process that speaks another."""
-
-FRAME_BYTES_MAX = 64 << 20
-"""One table of 500,000 names; a bound against nonsense, not a quota."""
 
 _PENDING_MAX = 4096  # questions under way to upstream servers, all sandboxes together
 _PENDING_PER_SANDBOX_MAX = 256  # so that one container cannot use up the others' share
@@ -112,7 +109,7 @@ class DnsServer:
     def listen(self, listener: socket.socket) -> None:
         """Serve control connections from ``listener``."""
         listener.setblocking(False)
-        self.watch(listener, lambda: _Control.accept(self, listener))
+        self.watch(listener, lambda: Channel.accept(self, listener))
 
     def run(self) -> None:
         """Serve until ``stop``."""
@@ -493,75 +490,6 @@ class _UpstreamStream(_Stream):
         if not self._answered:
             self._answered = True
             self.server.upstream_failed(self._forward)
-
-
-class _Control:
-    """One connection of a daemon."""
-
-    def __init__(self, server: DnsServer, sock: socket.socket) -> None:
-        self._server = server
-        self._socket = sock
-        self._received = bytearray()
-        self._descriptors: list[int] = []
-
-    @staticmethod
-    def accept(server: DnsServer, listener: socket.socket) -> None:
-        try:
-            sock, _ = listener.accept()
-        except OSError:
-            return
-        _, uid, _ = struct.unpack("=iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid != server.daemon_uid:
-            sock.close()
-            return
-        sock.settimeout(
-            5.0
-        )  # the daemon reads its answers at once; only a stopped one could hold us, and only this long
-        control = _Control(server, sock)
-        server.watch(sock, control.readable)
-
-    def readable(self) -> None:
-        try:
-            data, descriptors, _, _ = socket.recv_fds(self._socket, 1 << 20, 8)
-        except OSError:
-            data, descriptors = b"", []
-        self._descriptors += descriptors
-        if not data:
-            self._close()
-            return
-        self._received += data
-        while len(self._received) >= 4:
-            length = struct.unpack_from("!I", self._received)[0]
-            if length > FRAME_BYTES_MAX:
-                self._close()
-                return
-            if len(self._received) < 4 + length:
-                return
-            body = bytes(self._received[4 : 4 + length])
-            del self._received[: 4 + length]
-            self._serve(body)
-
-    def _serve(self, body: bytes) -> None:
-        sockets: list[socket.socket] = []
-        try:
-            answer, sockets = self._server.handle(json.loads(body), self._descriptors)
-        except (KeyError, IndexError, TypeError, ValueError, OSError) as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        payload = json.dumps(answer).encode()
-        try:
-            frame = struct.pack("!I", len(payload)) + payload
-            sent = socket.send_fds(self._socket, [frame], [sock.fileno() for sock in sockets])
-            if sent < len(frame):
-                self._socket.sendall(frame[sent:])
-        except OSError:
-            self._close()
-
-    def _close(self) -> None:
-        self._server.unwatch(self._socket)
-        self._socket.close()
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors = []
 
 
 def _send(sock: socket.socket, client: Any, data: bytes) -> None:

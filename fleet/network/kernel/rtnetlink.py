@@ -47,6 +47,7 @@ __all__ = [
     "link_up",
     "set_alias",
     "set_bridge_port",
+    "set_group",
     "set_link_address",
     "set_master",
     "set_mtu",
@@ -62,13 +63,14 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 10, 18, 20
-IFLA_LINK, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 5, 27, 28, 29
+IFLA_LINK, IFLA_TXQLEN, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 5, 13, 27, 28, 29
 IFLA_MACVLAN_MODE, IFLA_IPVLAN_MODE, IFLA_VLAN_ID = 1, 1, 1
 _MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 _IPVLAN_L2 = 0
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
-IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PROXY, IFLA_VXLAN_PORT = 1, 4, 7, 11, 15
+IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
+IFLA_VXLAN_PROXY, IFLA_VXLAN_PORT = 11, 15
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_MCAST_SNOOPING = 1, 5, 23
 IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING = 4, 8
 VETH_INFO_PEER = 1
@@ -79,7 +81,7 @@ FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK = 6, 10, 15, 16
 FR_ACT_TO_TBL = 1
 _MARK_RULES_PRIORITY = 100
 """Before the tables every namespace has (32766 main), after its own addresses (0)."""
-NDA_DST, NDA_LLADDR = 1, 2
+NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
 NTF_SELF, NTF_MASTER = 0x02, 0x04
 IFF_UP = 1
@@ -88,6 +90,7 @@ NLMSGERR_ATTR_MSG = 1
 _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
 _SCOPE_LINK = 253  # RT_SCOPE_LINK
+SCOPE_HOST = 254
 _LAST_METRIC = 0x7FFFFFFF
 _BATCH_BYTES_MAX = 60_000
 _RECEIVE_BYTES = 1 << 17  # a dump's parts are at most 32 KiB; acknowledgements of a batch are far smaller
@@ -129,14 +132,18 @@ class Link:
     vxlan_id: int = 0
     vxlan_local: str = ""
     vxlan_port: int = 0
+    vxlan_link: int = 0
+    """Index of the link by which a VXLAN device sends; 0: by whichever the routes say."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class FdbEntry:
-    """Forwarding entry of a VXLAN device: frames for ``mac`` go to the host ``underlay``."""
+    """Forwarding entry of a VXLAN device: frames for ``mac`` go to the host ``underlay``, through the link with index ``link`` if
+    that is not 0."""
 
     mac: str
     underlay: str
+    link: int = 0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -227,7 +234,8 @@ class Netlink:
             _, _, _, link_index, _, flags, _ = struct.unpack_from("=BBHiHBB", body)
             attributes = _attributes(body, 12)
             if link_index == index and flags & NTF_SELF and len(attributes.get(NDA_DST, b"")) == 4:
-                found.add(FdbEntry(_mac(attributes[NDA_LLADDR]), socket.inet_ntoa(attributes[NDA_DST])))
+                underlay, link = socket.inet_ntoa(attributes[NDA_DST]), _number(attributes.get(NDA_IFINDEX))
+                found.add(FdbEntry(_mac(attributes[NDA_LLADDR]), underlay, link))
         return found
 
     def neighbours(self, index: int) -> set[NeighbourEntry]:
@@ -323,11 +331,18 @@ def add_bridge(name: str, *, mac: str, mtu: int, group: int) -> Message:
     return _create_link(body, f"create bridge {name}")
 
 
-def add_vxlan(name: str, *, vni: int, local: str, port: int, mtu: int, group: int, master: int) -> Message:
-    """Create a VXLAN device, up, as a port of bridge ``master``: no learning, ARP answered from its neighbour table."""
+def add_vxlan(
+    name: str, *, vni: int, local: str, port: int, mtu: int, group: int, master: int, link: int = 0
+) -> Message:
+    """Create a VXLAN device, up, as a port of bridge ``master``: no learning, ARP answered from its neighbour table.
+
+    With ``link`` it belongs to that link: the kernel deletes it when that goes.
+    """
     data = _u32(IFLA_VXLAN_ID, vni) + _attribute(IFLA_VXLAN_LOCAL, socket.inet_aton(local))
     data += _attribute(IFLA_VXLAN_LEARNING, b"\0") + _attribute(IFLA_VXLAN_PROXY, b"\1")
     data += _attribute(IFLA_VXLAN_PORT, struct.pack("!H", port))
+    if link:
+        data += _u32(IFLA_VXLAN_LINK, link)
     body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + _text(IFLA_IFNAME, name) + _u32(IFLA_MTU, mtu)
     body += _u32(IFLA_GROUP, group) + _u32(IFLA_MASTER, master) + _attribute(IFLA_LINKINFO, _kind("vxlan", data))
     return _create_link(body, f"create VXLAN device {name} (VNI {vni}, port {port})")
@@ -375,6 +390,12 @@ def set_alias(name: str, alias: str) -> Message:
     """Write the text people see beside a link."""
     body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + _text(IFLA_IFALIAS, alias)
     return Message(kind=RTM_SETLINK, flags=0, body=body, describe=f"set alias of {name}")
+
+
+def set_group(index: int, group: int, *, queue_packets: int) -> Message:
+    """Mark a link that was made by other means as ours, and say how many packets may wait to leave by it."""
+    body = _IFINFO.pack(0, 0, index, 0, 0) + _u32(IFLA_GROUP, group) + _u32(IFLA_TXQLEN, queue_packets)
+    return Message(kind=RTM_SETLINK, flags=0, body=body, describe=f"mark link {index}")
 
 
 def set_mtu(index: int, mtu: int) -> Message:
@@ -429,14 +450,14 @@ def delete_group(group: int) -> Message:
     )
 
 
-def add_address(index: int, address: str, prefix_len: int) -> Message:
-    """Give a link an address of either family; having it already is fine.
+def add_address(index: int, address: str, prefix_len: int, *, scope: int = 0) -> Message:
+    """Give a link an address of either family; having it already is fine. ``scope`` as in rtnetlink(7), 0 is everywhere.
 
     An IPv6 address is usable at once: managers see to it that nobody else has it, and detecting that by asking around (DAD, RFC
     4862 section 5.4) takes a second.
     """
     family, packed = _packed(address)
-    body = struct.pack("=BBBBI", family, prefix_len, IFA_F_NODAD if family == socket.AF_INET6 else 0, 0, index)
+    body = struct.pack("=BBBBI", family, prefix_len, IFA_F_NODAD if family == socket.AF_INET6 else 0, scope, index)
     body += _attribute(IFA_LOCAL, packed) + _attribute(IFA_ADDRESS, packed)
     flags = NLM_F_CREATE | NLM_F_EXCL
     return Message(
@@ -526,6 +547,8 @@ def add_fdb(index: int, entry: FdbEntry) -> Message:
     # NUD_NOARP is "static" for both; NUD_PERMANENT would mean "this MAC is the bridge's own" to the bridge.
     body = struct.pack("=BBHiHBB", socket.AF_BRIDGE, 0, 0, index, NUD_NOARP | NUD_REACHABLE, NTF_SELF | NTF_MASTER, 0)
     body += _attribute(NDA_LLADDR, _mac_bytes(entry.mac)) + _attribute(NDA_DST, socket.inet_aton(entry.underlay))
+    if entry.link:
+        body += _u32(NDA_IFINDEX, entry.link)
     return Message(
         kind=RTM_NEWNEIGH,
         flags=NLM_F_CREATE | NLM_F_REPLACE,
@@ -624,6 +647,7 @@ def _parse_link(body: bytes) -> Link:
         vxlan_id=_number(data.get(IFLA_VXLAN_ID)),
         vxlan_local=socket.inet_ntoa(local) if local else "",
         vxlan_port=int.from_bytes(data.get(IFLA_VXLAN_PORT, b""), "big"),
+        vxlan_link=_number(data.get(IFLA_VXLAN_LINK)),
     )
 
 

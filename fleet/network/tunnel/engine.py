@@ -3,8 +3,8 @@
 A packet goes to the peer that has its destination address, sealed. A datagram is believed only if it is sealed by a peer, and
 the packet in it is passed on only if its source address is that peer's (``addresses``). Everything else is dropped silently.
 
-What a stranger can cost: a datagram that names no session or handshake of ours, one dictionary lookup; a handshake without the right
-``mac1``, one hash; with it (our public key is no secret), 0.3 ms, at most ``_FREE_HANDSHAKES`` times a second; above that a
+What a stranger can cost: a datagram that names no session or handshake of ours, one dictionary lookup; a handshake without the
+right ``mac1``, one hash; with it (our public key is no secret), 0.3 ms, at most ``_FREE_HANDSHAKES`` times a second; above that a
 cookie has to be fetched first, so senders who are not where they say cost a tenth of that, and only up to a bound. Nothing
 is remembered of strangers but one number for each source that fetched a cookie, for a second.
 """

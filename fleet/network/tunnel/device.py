@@ -1,0 +1,69 @@
+"""The device and the socket of the tunnel process: made here, in the calling thread's network namespace.
+
+The device is persistent: it stays when the process that has it open dies, and with it the VXLAN devices on top. Meanwhile the
+kernel drops what is sent there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from fleet.errors import RuntimeFault, UnsupportedError
+
+__all__ = ["bind_socket", "open_device"]
+
+_TUN: Final = Path("/dev/net/tun")
+_TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB  # linux/if_tun.h
+_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
+_SOL_UDP, _UDP_GRO = 17, 104  # linux/udp.h
+_IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = (
+    10,
+    0,
+)  # linux/in.h: outer packets may be cut on the way, as WireGuard's of the kernel
+_BUFFER_BYTES: Final = 4 << 20
+
+
+def open_device(name: str) -> int:
+    """Open the TUN device ``name``, made if it is not there; the caller closes the descriptor. Raises ``UnsupportedError``
+    where the kernel has no TUN, ``RuntimeFault`` when another process has it open."""
+    try:
+        descriptor = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise UnsupportedError(
+            f"this host has neither WireGuard in its kernel (module wireguard) nor TUN devices ({_TUN}: {error.strerror}; "
+            "module tun), one of which encrypted networks need"
+        ) from error
+    try:
+        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
+        fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
+    except OSError as error:
+        os.close(descriptor)
+        raise RuntimeFault(f"open TUN device {name}: {error.strerror}") from error
+    return descriptor
+
+
+def bind_socket(port: int) -> socket.socket:
+    """The UDP socket of the tunnel. Raises ``RuntimeFault``, which names the port when somebody else has it."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.bind(("0.0.0.0", port))
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
+        for option in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
+            with suppress(OSError):  # root of a user namespace may not; the default is 208 KiB
+                sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        with suppress(OSError):  # Linux 5.0
+            sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+    except OSError as error:
+        sock.close()
+        busy = error.errno == errno.EADDRINUSE
+        what = f"UDP port {port} is in use by another program" if busy else f"UDP port {port}: {error.strerror}"
+        raise RuntimeFault(f"encrypted networks: {what}; it is the cluster's data path port plus one") from error
+    return sock

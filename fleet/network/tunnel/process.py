@@ -1,0 +1,298 @@
+"""The tunnel process of a host without WireGuard in its kernel: one thread, epoll, outlives the daemon.
+
+    kernel -- TUN device -- this process -- UDP socket ==> other hosts
+
+It is given everything and owns nothing: the daemon opens the device and the socket in the host's namespace and passes both over
+the control socket, with the private key; the process reads no files and gives up its privileges when it starts. When it dies the
+device stays (it is persistent), packets are dropped, and the daemon starts another, which greets all peers.
+
+Control requests (``channel``): ``hello``; ``open`` (private key, MTU; two descriptors: device, socket), once; ``peers`` (all of
+them, as lists of public key, address, port); ``status``; ``stop``.
+
+Run with the daemon's interpreter, which has ``cryptography``: ``PYTHON -I -c '... main(SOCKET)'``.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from fleet.network.channel import Channel
+from fleet.network.tunnel.engine import PeerSpec, TunnelEnd
+from fleet.network.tunnel.noise import Initiator, KeyPair, Responder
+from fleet.network.tunnel.peer import Endpoint
+from fleet.network.tunnel.session import Session
+from fleet.privilege import keeps_groups, may_own
+
+__all__ = ["PROTOCOL", "TunnelProcess", "main"]
+
+PROTOCOL: Final = 1
+"""Grows when the control messages or the wire change; a daemon replaces a process that speaks another."""
+
+_NOBODY: Final = 65534
+_REPORTS_MAX: Final = 100
+_BURST: Final = 64
+"""Packets taken from the device before datagrams get a turn; also what one send may carry (UDP_MAX_SEGMENTS)."""
+_DATAGRAMS: Final = 32
+_RECEIVE_BYTES: Final = 1 << 16
+_SEGMENTED_BYTES_MAX: Final = 65_000
+_SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104  # linux/udp.h
+_CMSG_SPACE: Final = socket.CMSG_SPACE(4)
+_IDLE_S: Final = 3600.0
+
+
+class TunnelProcess:
+    """The event loop around a ``TunnelEnd``."""
+
+    def __init__(self, *, daemon_uid: int) -> None:
+        """``daemon_uid`` is the only user who may control this process."""
+        self.daemon_uid = daemon_uid
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._end: TunnelEnd | None = None
+        self._device = -1
+        self._socket: socket.socket | None = None
+        self._outbox: list[tuple[Endpoint, tuple[bytes, ...]]] = []
+        self._buffer = bytearray(_RECEIVE_BYTES)
+        self._running = True
+        self._reports = 0
+
+    def listen(self, listener: socket.socket) -> None:
+        """Serve control connections from ``listener``."""
+        listener.setblocking(False)
+        self.watch(listener, lambda: Channel.accept(self, listener))
+
+    def watch(self, sock: socket.socket, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when ``sock`` is readable."""
+        self._watch(sock.fileno(), callback)
+
+    def unwatch(self, sock: socket.socket) -> None:
+        """Forget ``sock``; not watched is fine."""
+        if self._callbacks.pop(sock.fileno(), None) is not None:
+            self._epoll.unregister(sock.fileno())
+
+    def run(self) -> None:
+        """Serve until ``stop``, or until the device is gone."""
+        while self._running:
+            for descriptor, _ in self._epoll.poll(self._timeout()):
+                callback = self._callbacks.get(descriptor)
+                try:
+                    if callback is not None:
+                        callback()
+                except Exception:  # noqa: BLE001 - one peer's datagram must not take the tunnel from all the others
+                    self._report()
+            if self._end is not None:
+                self._end.tick(time.monotonic())
+                self._flush()
+
+    # --- control ------------------------------------------------------------------------------------------------------
+
+    def handle(self, request: dict[str, Any], descriptors: list[int]) -> tuple[dict[str, Any], list[socket.socket]]:
+        """Carry out one control request."""
+        match request["op"]:
+            case "hello":
+                return {"protocol": PROTOCOL, "pid": os.getpid(), "carries": self._carries()}, []
+            case "open":
+                device, bound = descriptors.pop(0), descriptors.pop(0)
+                self._open(bytes.fromhex(request["private"]), int(request["mtu"]), device, bound)
+            case "peers":
+                if self._end is None:
+                    raise ValueError("not opened yet")
+                self._end.set_peers(_specs(request["peers"]), time.monotonic())
+                self._flush()
+            case "status":
+                return {"peers": self._status()}, []
+            case "stop":
+                self._running = False
+            case other:
+                return {"error": f"unknown request {other!r}"}, []
+        return {"ok": True}, []
+
+    def _open(self, private: bytes, mtu: int, device: int, bound: int) -> None:
+        sock = socket.socket(fileno=bound)
+        if self._end is not None:
+            os.close(device)
+            sock.close()
+            raise ValueError("opened already")
+        os.set_blocking(device, False)
+        self._device, self._socket = device, sock
+        self._end = TunnelEnd(
+            private,
+            mtu=mtu,
+            emit=lambda to, parts: self._outbox.append((to, parts)),
+            random=os.urandom,
+            wall_ns=time.time_ns,
+        )
+        self._watch(device, self._device_ready)
+        self.watch(sock, self._socket_ready)
+
+    def _carries(self) -> list[Any]:
+        if self._end is None or self._socket is None:
+            return []
+        return [self._end.public.hex(), self._socket.getsockname()[1], self._end.mtu]
+
+    def _status(self) -> list[dict[str, Any]]:
+        if self._end is None:
+            return []
+        now = time.monotonic()
+        return [
+            {
+                "public": public.hex(),
+                "connected": status.is_connected,
+                "handshake_s": now - status.last_handshake if status.last_handshake >= 0 else -1.0,
+                "sent": status.sent_bytes,
+                "received": status.received_bytes,
+            }
+            for public, status in self._end.status(now).items()
+        ]
+
+    # --- packets ------------------------------------------------------------------------------------------------------
+
+    def _device_ready(self) -> None:
+        """Packets of the kernel, to be sealed and sent."""
+        end, device = self._end, self._device
+        assert end is not None
+        now, room = time.monotonic(), end.mtu
+        for _ in range(_BURST):
+            try:
+                packet = os.read(device, _RECEIVE_BYTES)
+            except BlockingIOError:
+                break
+            except OSError as error:  # somebody deleted it: only the daemon can make another
+                print(f"the device is gone: {error}", file=sys.stderr, flush=True)
+                self._running = False
+                break
+            if 20 <= len(packet) <= room:
+                end.send(packet, now)
+        self._flush()
+
+    def _socket_ready(self) -> None:
+        """Datagrams, to be opened and given to the kernel. The network card's driver may have joined several of one size."""
+        end, sock, buffer = self._end, self._socket, self._buffer
+        assert end is not None
+        assert sock is not None
+        now, whole = time.monotonic(), memoryview(buffer)
+        for _ in range(_DATAGRAMS):
+            try:
+                length, extra, _, source = sock.recvmsg_into([buffer], _CMSG_SPACE, socket.MSG_DONTWAIT)
+            except OSError:  # nothing left
+                break
+            size = length
+            for level, kind, data in extra:
+                if (level, kind) == (_SOL_UDP, _UDP_GRO):
+                    size = struct.unpack("=i", data[:4])[0] or length
+            for start in range(0, length, size):
+                packet = end.receive(whole[start : min(start + size, length)], source, now)
+                if packet is not None:
+                    try:
+                        os.write(self._device, packet)
+                    except OSError:  # the device is down or gone, which reading from it tells
+                        break
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what is to be sent: neighbours of one size to one peer in one call, which the kernel cuts apart (UDP_SEGMENT)."""
+        outbox = self._outbox
+        if not outbox or self._socket is None:
+            return
+        start, count = 0, len(outbox)
+        while start < count:
+            to, parts = outbox[start]
+            size = total = sum(map(len, parts))
+            buffers, stop = list(parts), start + 1
+            while stop < count and stop - start < _BURST and outbox[stop][0] == to:
+                more = sum(map(len, outbox[stop][1]))
+                if more > size or total + more > _SEGMENTED_BYTES_MAX:
+                    break
+                buffers += outbox[stop][1]
+                total += more
+                stop += 1
+                if more < size:  # a shorter one can only be the last
+                    break
+            if stop - start == 1:
+                self._send(buffers, to)
+            else:
+                try:
+                    control = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", size))]
+                    self._socket.sendmsg(buffers, control, 0, to)
+                except OSError:  # larger than the way allows, or a card that cannot: one by one
+                    for _, each in outbox[start:stop]:
+                        self._send(each, to)
+            start = stop
+        outbox.clear()
+
+    def _send(self, parts: list[bytes] | tuple[bytes, ...], to: Endpoint) -> None:
+        assert self._socket is not None
+        with suppress(OSError):  # as if lost on the way; who needs it sends it again
+            self._socket.sendmsg(parts, [], 0, to)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _watch(self, descriptor: int, callback: Callable[[], None]) -> None:
+        if descriptor not in self._callbacks:
+            self._epoll.register(descriptor, select.EPOLLIN)
+        self._callbacks[descriptor] = callback
+
+    def _timeout(self) -> float:
+        if self._end is None:
+            return _IDLE_S
+        return min(max(0.0, self._end.deadline - time.monotonic()), _IDLE_S)
+
+    def _report(self) -> None:
+        """Write the exception being handled to the log, the first hundred times."""
+        self._reports += 1
+        if self._reports <= _REPORTS_MAX:
+            traceback.print_exc()
+            sys.stderr.flush()
+
+
+def _specs(peers: list[list[Any]]) -> dict[bytes, PeerSpec]:
+    """Raises ``ValueError`` for what is no peer."""
+    found: dict[bytes, PeerSpec] = {}
+    for public, address, port in peers:
+        key = bytes.fromhex(public)
+        if len(key) != 32 or not 0 < int(port) < 65536:
+            raise ValueError(f"peer {address}: not a public key and a port")
+        found[key] = PeerSpec((str(address), int(port)), frozenset([socket.inet_aton(address)]))
+    return found
+
+
+def _rehearse() -> None:
+    """Use each algorithm once: ``cryptography`` loads parts of itself from disk only then, which nobody may read for us later."""
+    one, two = KeyPair(bytes(range(32))), KeyPair(bytes(range(1, 33)))
+    first = Initiator(static=one, remote=two.public, ephemeral=two, prologue=b"", payload=b"")
+    answer, _ = Responder(static=two, message=first.first, prologue=b"").answer(ephemeral=one)
+    session = Session(first.finish(answer)[0], local=1, remote=1, is_initiator=True, born=0.0)
+    _, sealed = session.seal(b"")
+    session.open(0, sealed)
+
+
+def main(descriptor: int) -> None:
+    """Serve control connections on the inherited listening socket ``descriptor`` until told to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C meant for the daemon's terminal
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    process = TunnelProcess(daemon_uid=os.getuid())
+    process.listen(socket.socket(fileno=descriptor))
+    _rehearse()
+    if os.getuid() == 0 and may_own(_NOBODY) and not keeps_groups():
+        # it reads what strangers send; everything that needs privilege was done by the daemon
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    gc.collect()
+    gc.freeze()
+    process.run()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
