@@ -143,6 +143,7 @@ def network_spec(network: Network, *, vxlan_port: int, node_address: str, node_a
         subnet6=config6.subnet,
         gateway6=config6.gateway,
         node_address6=node_address6 if config6.subnet else "",
+        encrypted=network.spec.is_encrypted,
     )
 
 
@@ -160,6 +161,7 @@ def _endpoint(item: dispatch.EndpointItem) -> Endpoint:
         node_id=item.node_id,
         underlay=item.underlay,
         ready=item.ready,
+        tunnel_key=item.tunnel_key,
     )
 
 

@@ -24,6 +24,8 @@ _PLUGINS: Final = (
     EnginePlugin(type="Network", name="overlay"),
     EnginePlugin(type="Volume", name="local"),
 )
+_ENCRYPTED: Final = EnginePlugin(type="Network", name="overlay-encrypted")
+"""A word of fleet's own: tasks on encrypted networks are placed only where it is said (``NetworkSpec.needed_plugin``)."""
 
 
 def memory_total_bytes() -> int:
@@ -36,13 +38,20 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def describe_host(*, hostname: str, labels: Mapping[str, str], tls_info: TlsInfo) -> NodeDescription:
-    """The node's description as Docker shapes it; a few file reads, does not block long."""
+def describe_host(
+    *, hostname: str, labels: Mapping[str, str], tls_info: TlsInfo, tunnel_key: str = ""
+) -> NodeDescription:
+    """The node's description as Docker shapes it; a few file reads, does not block long.
+
+    ``tunnel_key`` is empty for a host that cannot be on encrypted networks.
+    """
     uname = os.uname()
+    plugins = (*_PLUGINS, _ENCRYPTED) if tunnel_key else _PLUGINS
     return NodeDescription(
         hostname=hostname,
         platform=Platform(architecture=uname.machine, os=uname.sysname.lower()),
         resources=NodeResources(nano_cpus=cpu_count() * 1_000_000_000, memory_bytes=memory_total_bytes()),
-        engine=EngineDescription(engine_version=__version__, labels=dict(labels), plugins=_PLUGINS),
+        engine=EngineDescription(engine_version=__version__, labels=dict(labels), plugins=plugins),
         tls_info=tls_info,
+        tunnel_key=tunnel_key,
     )

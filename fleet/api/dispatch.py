@@ -117,6 +117,8 @@ class EndpointItem(_Message, frozen=True, kw_only=True):
     underlay: str
     ready: bool
     address6: str = ""
+    tunnel_key: str = ""
+    """On an encrypted network: public key of its node's end of the tunnel; empty while that has said none."""
 
 
 class ServiceItem(_Message, frozen=True, kw_only=True):

@@ -60,7 +60,15 @@ network.add_command(doctor)
 @click.option("--config-from", default="", metavar="NETWORK", help="The configuration it is made from.")
 @click.option("--scope", default="", metavar="SCOPE", help="Scope, such as swarm.")
 @click.option("--label", "labels", type=PAIR, multiple=True, metavar="NAME=VALUE", help="Label.")
-@click.option("-o", "--opt", "options", type=PAIR, multiple=True, metavar="NAME=VALUE", help="Option of the driver.")
+@click.option(
+    "-o",
+    "--opt",
+    "options",
+    type=PAIR,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Option of the driver; overlay: encrypted, com.docker.network.driver.mtu=BYTES.",
+)
 @click.argument("name", metavar="NETWORK")
 @pass_app
 def create(app: App, *, name: str, **flags: Any) -> None:

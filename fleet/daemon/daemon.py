@@ -109,6 +109,7 @@ class Daemon:
                 underlay_address=underlay,
                 outside=inside,
                 open_namespace=runtime.open_network_namespace,
+                shelter=runtime.shelter,
             )
             for sentence in await network.open():
                 log.info("network taken up", what=sentence)

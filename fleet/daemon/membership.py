@@ -211,7 +211,12 @@ class Membership:
     def description(self) -> NodeDescription:
         """This host, as told to managers."""
         tls_info = self._active.keeper.tls_info if self._active else TlsInfo()
-        return describe_host(hostname=self._config.hostname, labels=self._config.engine_labels, tls_info=tls_info)
+        return describe_host(
+            hostname=self._config.hostname,
+            labels=self._config.engine_labels,
+            tls_info=tls_info,
+            tunnel_key=self._network.tunnel_key,
+        )
 
     # Life -----------------------------------------------------------------------------------------------------
 

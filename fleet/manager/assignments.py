@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from fleet.api.dispatch import (
     Assign,
     ConfigItem,
@@ -175,11 +177,11 @@ class Assembler:
                 continue
             for attachment in task.network_attachments:
                 if attachment.network_id == network.id and (endpoint := _endpoint(task, node, attachment)) is not None:
-                    yield endpoint
+                    yield _with_key(endpoint, network, node)
         for guest in self._store.guests.all():
             host = self._store.nodes.get(guest.node_id) if guest.network_id == network.id else None
             if host is not None and not host.removed and guest.address:
-                yield _guest_endpoint(guest, host)
+                yield _with_key(_guest_endpoint(guest, host), network, host)
         yield from self._services.by_network.get(network.id, ())
         if not network.spec.ingress:
             return
@@ -276,6 +278,12 @@ def _guest_endpoint(guest: Guest, node: Node) -> EndpointItem:
         underlay=node.status.addr,
         ready=node.status.state is NodeState.READY,
     )
+
+
+def _with_key(endpoint: EndpointItem, network: Network, node: Node) -> EndpointItem:
+    if not network.spec.is_encrypted:
+        return endpoint
+    return msgspec.structs.replace(endpoint, tunnel_key=node.description.tunnel_key)
 
 
 def _services(service: Service) -> Iterable[ServiceItem]:

@@ -79,13 +79,17 @@ def _for_others(task: Task) -> tuple[object, ...]:
 def _of_node(node: Node, other: Node | None, store: Store, found: Audience) -> None:
     if other is None or _own(node) != _own(other):
         found.nodes.add(node.id)
-    is_elsewhere = other is None or (node.removed, node.status.addr) != (other.removed, other.status.addr)
+    is_elsewhere = other is None or _whereabouts(node) != _whereabouts(other)
     if is_elsewhere or (other is not None and node.attachments != other.attachments):
         found.networks.update(each.network_id for each in node.attachments)
     if is_elsewhere or (other is not None and node.status.state is not other.status.state):
         for task in store.tasks.by_node(node.id):
             found.networks.update(each.network_id for each in task.network_attachments)
         found.networks.update(guest.network_id for guest in store.guests.all() if guest.node_id == node.id)
+
+
+def _whereabouts(node: Node) -> tuple[object, ...]:
+    return (node.removed, node.status.addr, node.description.tunnel_key)
 
 
 def _own(node: Node) -> tuple[object, ...]:

@@ -38,6 +38,7 @@ from fleet.manager.held_images import HeldImages
 from fleet.manager.host_loads import HostLoads
 from fleet.manager.managers import certified_role, change_node
 from fleet.manager.root_rotation import trust_of
+from fleet.manager.tunnel_keys import with_own_key
 from fleet.manager.usage import TaskLoads
 from fleet.manager.withdrawals import LINGER_S, Withdrawals
 from fleet.model.common import SECOND_NS
@@ -338,10 +339,12 @@ class Dispatcher:
                 )
 
     async def _register(self, node_id: NodeId, hello: dispatch.Hello) -> None:
+        description = with_own_key(self._store, node_id, hello.description)
+
         def registered(node: Node) -> Node:
             return msgspec.structs.replace(
                 node,
-                description=hello.description,
+                description=description,
                 status=NodeStatus(state=NodeState.READY, addr=hello.address),
                 cluster_addr=f"{hello.address}:{hello.cluster_port}",
                 down_since=None,
@@ -350,6 +353,8 @@ class Dispatcher:
         await self._change_node(node_id, registered)
 
     async def _redescribe(self, node_id: NodeId, description: NodeDescription) -> None:
+        description = with_own_key(self._store, node_id, description)
+
         def described(node: Node) -> Node:
             return msgspec.structs.replace(node, description=description)
 

@@ -117,7 +117,7 @@ def plan_rebalancing(
             movable,
             build_views(nodes.values(), tasks, failures=failures.recent(now)),
             labels={service.id: (service.spec.name, service.spec.labels) for service in store.services.all()},
-            network_drivers={network.id: network.spec.driver for network in store.networks.all()},
+            network_drivers={network.id: network.spec.needed_plugin for network in store.networks.all()},
             strategy=cluster_strategy(store),
             limit=limit,
         )

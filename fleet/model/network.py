@@ -10,9 +10,11 @@ from fleet.model.common import Version
 from fleet.model.ids import NetworkId
 from fleet.model.wire import Value
 
-__all__ = ["INGRESS_NETWORK_NAME", "ConfigFrom", "Ipam", "IpamConfig", "Network", "NetworkSpec"]
+__all__ = ["ENCRYPTED_OPTION", "INGRESS_NETWORK_NAME", "ConfigFrom", "Ipam", "IpamConfig", "Network", "NetworkSpec"]
 
 INGRESS_NETWORK_NAME = "ingress"
+ENCRYPTED_OPTION = "encrypted"
+_YES = ("", "true", "1")
 
 
 class IpamConfig(Value, frozen=True, kw_only=True):
@@ -53,6 +55,16 @@ class NetworkSpec(Value, frozen=True, kw_only=True):
     ipam: Ipam | None = None
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether its packets are to be sealed between hosts: option ``encrypted`` alone, or with a value that says yes."""
+        return self.options.get(ENCRYPTED_OPTION, "false").lower() in _YES
+
+    @property
+    def needed_plugin(self) -> str:
+        """The network plugin that a node must say it has."""
+        return f"{self.driver}-encrypted" if self.is_encrypted else self.driver
 
 
 class Network(Value, frozen=True, kw_only=True):

@@ -85,6 +85,8 @@ class NodeDescription(Value, frozen=True, kw_only=True):
     resources: NodeResources = NodeResources()
     engine: EngineDescription = EngineDescription()
     tls_info: TlsInfo = TlsInfo()
+    tunnel_key: str = ""
+    """Fleet's own: public key of the node's end of the tunnel for encrypted networks, in base64; empty where it can have none."""
 
 
 class NodeStatus(Value, frozen=True, kw_only=True):

@@ -17,7 +17,6 @@ from fleet.network.topology import (
     Interface,
     NetworkSpec,
     NetworkState,
-    NodeRecord,
     PublishedPort,
     SandboxSpec,
 )
@@ -206,20 +205,13 @@ def tunnel_peers(states: Iterable[NetworkState], *, node_id: str, underlay: str)
     """The other hosts on encrypted networks whose keys are known.
 
     Where the state names two keys for one address - a host that was made anew while its old tasks are not yet forgotten - that
-    of a ready endpoint counts.
+    of a ready endpoint counts. One key for two addresses - a host that moved - is the key of the last one told.
     """
     keys: dict[str, str] = {}
     for state in states:
-        if state.network.encrypted:
-            everybody: tuple[Endpoint | NodeRecord, ...] = (
-                *sorted(state.endpoints, key=lambda endpoint: endpoint.ready),
-                *state.nodes,
-            )
-            keys |= {
-                each.underlay: each.tunnel_key
-                for each in everybody
-                if each.underlay not in ("", underlay) and each.tunnel_key and each.node_id != (node_id or None)
-            }
+        for each in sorted(state.endpoints, key=lambda endpoint: endpoint.ready) if state.network.encrypted else ():
+            if each.tunnel_key and each.underlay not in ("", underlay) and each.node_id != (node_id or None):
+                keys[each.underlay] = each.tunnel_key
     return frozenset(TunnelPeer(key, address) for address, key in keys.items())
 
 

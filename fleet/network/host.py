@@ -73,6 +73,7 @@ class HostNetwork:
         pool_size: int = 4,
         outside: OutsidePorts | None = None,
         open_namespace: Callable[[int, int], Awaitable[int]] | None = None,
+        shelter: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         """``run_dir`` (a tmpfs) is for what ends with the boot, ``state_dir`` for what does not; ``owner`` marks
         kernel objects.
@@ -81,7 +82,8 @@ class HostNetwork:
         the calling thread's (tests, labs). ``pool_size`` namespaces are prepared ahead
         (0.3 MiB of kernel memory each). ``outside``: where published ports have to be opened as well. ``open_namespace`` makes an
         empty namespace that belongs to a user namespace with these ids (first, count), which takes a process of one thread;
-        without it all belong to the host's.
+        without it all belong to the host's. ``shelter`` is called with each process
+        that is to outlive this one, so that a service manager's kill spares it.
         """
         self._store = Store(run_dir=run_dir, state_dir=state_dir)
         self._owner = Owner(owner)
@@ -91,11 +93,13 @@ class HostNetwork:
         self._pool_size = pool_size
         self._outside = outside
         self._open_namespace = open_namespace
+        self._shelter = shelter
         self._taken = asyncio.Event()
         self._thread = KernelThread(host_netns=host_netns)
         self._plane: Plane | None = None
         self.tunnel_key = ""
-        """Public key (base64) of this host's end of the tunnel for encrypted networks; empty before ``open``."""
+        """Public key (base64) of this host's end of the tunnel for encrypted networks; empty before ``open``, and on a host that
+        can have none."""
         self._helpers: list[asyncio.Task[None]] = []
 
     async def open(self) -> list[str]:
@@ -242,7 +246,7 @@ class HostNetwork:
             plane.close()
             raise
         self._plane = plane
-        self.tunnel_key = plane.tunnel.public_key()
+        self.tunnel_key = plane.tunnel.public_key() if plane.tunnel.is_possible() else ""
         return done
 
     def _opened(self) -> Plane:
@@ -309,6 +313,9 @@ class HostNetwork:
             pid = pid_of()
             started = asyncio.get_running_loop().time()
             if pid:
+                if self._shelter is not None:
+                    with contextlib.suppress(OSError):  # it has ended, which comes next
+                        await self._shelter(pid)
                 await _process_end(pid)
             if asyncio.get_running_loop().time() - started > _RESTART_MAX_S:
                 pause_s = _RESTART_FIRST_S

@@ -459,6 +459,7 @@ class Plane:
             zone=self._zone,
             obstacles=self._obstacles,
             netns_path=self._store.netns_path,
+            tunnel=self.tunnel,
         )
 
     # --- inside: networks -----------------------------------------------------------------------------------------

@@ -87,9 +87,13 @@ def check_mac(what: str, value: str) -> None:
         raise UserError(f"{what} {value!r}: not a MAC address like 02:42:0a:00:00:02 (lower case)")
 
 
-def check_tunnel_key(what: str, value: str) -> None:
-    """Raise ``UserError`` unless ``value`` is empty or the base64 of 32 bytes."""
-    if value and not _TUNNEL_KEY.match(value):
+def is_tunnel_key(value: str) -> bool:
+    """Whether ``value`` is the base64 of 32 bytes, in its one canonical form."""
+    return _TUNNEL_KEY.match(value) is not None
+
+
+def _check_tunnel_key(what: str, value: str) -> None:
+    if value and not is_tunnel_key(value):
         raise UserError(f"{what}: tunnel key {value!r} is not 32 bytes in base64")
 
 
@@ -256,7 +260,7 @@ class Endpoint:
             check_mac(f"endpoint {self.id}: MAC", self.mac)
         if self.underlay:
             check_address(f"endpoint {self.id}: underlay", self.underlay)
-        check_tunnel_key(f"endpoint {self.id}", self.tunnel_key)
+        _check_tunnel_key(f"endpoint {self.id}", self.tunnel_key)
         _check_names(f"endpoint {self.id}", self.names + self.aliases)
 
 
@@ -288,10 +292,8 @@ class NodeRecord:
     address: str
     mac: str = ""
     address6: str = ""
-    tunnel_key: str = ""
 
     def __post_init__(self) -> None:
-        check_tunnel_key(f"node {self.node_id}", self.tunnel_key)
         if self.address6:
             check_address6(f"node {self.node_id}: address", self.address6)
         check_address(f"node {self.node_id}: underlay", self.underlay)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,7 +61,8 @@ def device(lab: TestLab, host: str, kind: str, network: str) -> str:
     """The host's link of that kind (bridge, vxlan) for the network."""
     id_ = lab.get(f"/networks/{network}")["Id"]
     links = json.loads(inside(lab, host, "ip", "-d", "-j", "link", "show"))
-    return next(str(link["ifname"]) for link in links if link.get("ifalias", "").endswith(f"{kind}:{id_}"))
+    ends = kind if kind == "tunnel" else f"{kind}:{id_}"
+    return next(str(link["ifname"]) for link in links if link.get("ifalias", "").endswith(ends))
 
 
 def test_a_healthy_cluster_gets_a_word_for_each_thing_that_was_looked_at(lab: TestLab) -> None:
@@ -159,6 +162,87 @@ def test_published_ports_that_lead_nowhere_are_told_apart(lab: TestLab) -> None:
     finally:
         lab.fleet("service", "rm", "deaf")
     lab.wait_until(lambda: not wrong(lab), 20, what="the port is gone")
+
+
+SNIFFER = """
+import socket, sys, time
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+sock.bind(("eth0", 0))
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+sock.settimeout(0.1)
+print("ready", flush=True)
+marker, seen, sealed, end = sys.argv[1].encode(), 0, 0, time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    try:
+        frame = sock.recv(65535)
+    except TimeoutError:
+        continue
+    seen += marker in frame
+    sealed += frame[23:24] == b"\\x11" and frame[36:38] == (4790).to_bytes(2, "big")
+print(seen, sealed)
+"""
+
+
+def on_the_wire(lab: TestLab, host: str, task: dict[str, Any], target: str) -> tuple[int, int]:
+    """While ``task`` on ``host`` reads the page of ``target``: frames with its text in them, and packets of the tunnel."""
+    with ThreadPoolExecutor(1) as pool:
+        listening = pool.submit(inside, lab, host, sys.executable, "-c", SNIFFER, "marker-of-the-page", "6")
+        pages = 0
+        while not listening.done():
+            container = task["Status"]["ContainerStatus"]["ContainerID"]
+            get = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {target} 80"
+            got = lab.fleet("exec", container, "sh", "-c", get, host=host, check=False)
+            pages += "marker-of-the-page" in got.stdout
+        assert pages, "the page was read meanwhile"
+        seen, sealed = map(int, listening.result().split()[1:])
+    return seen, sealed
+
+
+def test_an_encrypted_network_is_encrypted_examined_and_mended(lab: TestLab) -> None:
+    lab.fleet("network", "create", "-d", "overlay", "--opt", "encrypted", "--ipv6", "sealed")
+    lab.fleet("network", "create", "-d", "overlay", "-o", "encrypted=false", "open")
+    assert lab.get("/networks/sealed")["Options"]["encrypted"] == ""
+    done = lab.fleet("network", "create", "-d", "overlay", "-o", "encrypted=perhaps", "odd", check=False)
+    assert done.returncode != 0 and "'perhaps' is neither true nor false" in done.stderr
+    server = SERVER.replace("echo hi", "echo marker-of-the-page")
+    try:
+        lab.fleet(
+            "service", "create", "--quiet", "--mode", "global", "--name", "safe", "--network", "sealed", "--network", "open",
+            "fleet/hello:1", "sh", "-c", server,
+        )  # fmt: skip
+        lab.wait_until(lambda: not wrong(lab), 60, what="the doctor finds nothing wrong")
+        said = [f["Says"] for f in report(lab, "sealed")["Findings"] if f["Check"] == "tunnel"]
+        assert said == ["the encrypted tunnel to 2 hosts is up"] * 3
+        nodes = {node["ID"]: node["Description"]["Hostname"] for node in lab.get("/nodes")}
+        tasks = {nodes[task["NodeID"]]: task for task in lab.tasks("safe") if task["Status"]["State"] == "running"}
+        cards = {
+            (a["Network"]["Spec"]["Name"], ":" in text): text.partition("/")[0]
+            for a in tasks["w2"]["NetworksAttachments"]
+            for text in a["Addresses"]
+        }
+        seen, sealed = on_the_wire(lab, "w1", tasks["w1"], cards["sealed", False])
+        assert seen == 0 and sealed > 10
+        seen, sealed = on_the_wire(lab, "w1", tasks["w1"], cards["sealed", True])
+        assert seen == 0 and sealed > 10
+        seen, _ = on_the_wire(lab, "w1", tasks["w1"], cards["open", False])
+        assert seen > 0, "the same on a network that is not encrypted"
+
+        with wall(lab, "w1", "udp dport 4790 drop"):
+            found = [says for _, says, _ in wrong(lab, "sealed")]
+            assert any("packets of encrypted networks (UDP port 4790) do not arrive at w1" in says for says in found)
+        lab.wait_until(lambda: not wrong(lab), 60, what="packets of the tunnel pass again")
+
+        device_ = device(lab, "w1", "tunnel", "sealed")
+        inside(lab, "w1", "ip", "link", "delete", device_)
+        lab.wait_until(lambda: not wrong(lab), 30, what="the tunnel's device is back")
+    finally:
+        lab.fleet("service", "rm", "safe", check=False)
+        for name in ("sealed", "open"):
+            lab.wait_until(
+                lambda name=name: lab.fleet("network", "rm", name, check=False).returncode == 0,
+                30,
+                what="the network is free to be removed",
+            )
 
 
 def test_a_host_by_itself_examines_itself_and_bad_names_are_refused(lab: TestLab) -> None:

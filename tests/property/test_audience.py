@@ -15,7 +15,7 @@ from fleet.manager.assignments import Assembler, difference
 from fleet.manager.audience import Audience, audience_of
 from fleet.model.guest import Guest
 from fleet.model.ids import NodeId, ServiceId
-from fleet.model.node import NodeState, NodeStatus
+from fleet.model.node import NodeDescription, NodeState, NodeStatus
 from fleet.model.service import (
     ContainerSpec,
     Endpoint,
@@ -31,6 +31,7 @@ from fleet.store.kinds import Stored
 
 NODES = [NodeId(f"node-w{number}") for number in range(4)]
 NETWORKS = ["network-front", "network-back", "network-ingress"]
+SEALED = {"back": {"encrypted": ""}}
 SECRETS = ["secret-a", "secret-b"]
 STATES = [TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING, TaskState.FAILED, TaskState.SHUTDOWN]
 
@@ -81,7 +82,12 @@ class World:
             addr=self.chance.choice(("10.1.0.1", "10.1.0.2")),
         )
         fields = self.chance.choice(
-            ({"status": status}, {"removed": self.chance.random() < 0.5}, {"attachments": self.attachments()})
+            (
+                {"status": status},
+                {"removed": self.chance.random() < 0.5},
+                {"attachments": self.attachments()},
+                {"description": NodeDescription(tunnel_key=self.chance.choice(("", "A", "B")))},
+            )
         )
         return Transaction().replace(msgspec.structs.replace(node, **fields))
 
@@ -134,7 +140,7 @@ async def story(seed: int, *, steps: int = 40) -> None:
     try:
         first = Transaction()
         for name in ("front", "back", "ingress"):
-            first.create(make_network(name, ingress=name == "ingress"))
+            first.create(make_network(name, ingress=name == "ingress", options=SEALED.get(name, {})))
         for number in range(len(NODES)):
             first.create(make_node(f"w{number}"))
         for each in SECRETS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -72,6 +73,7 @@ class HostDoctor:
                 mac=ear.mac,
                 mtu=ear.mtu,
                 peers=tuple(sorted(ear.peers)),
+                encrypted=ear.encrypted,
             )
             for ear in listening
         ]
@@ -95,11 +97,10 @@ class HostDoctor:
             for ear in target.ears
         }
         addresses = {target.underlay: target.number for target in wish.targets}
-        sock = await self._network.look(probe.speaking_socket)
         pings = await self._network.look(probe.ping_socket)
         elsewhere = [(door.name, door.underlay) for door in wish.doors]
         async with asyncio.TaskGroup() as group:
-            spoken = group.create_task(probe.speak(sock, list(mouths), run=run, number=wish.number))
+            spoken = group.create_task(self._speak(list(mouths), run=run, number=wish.number))
             pinged = group.create_task(probe.ping(pings, list(addresses), run=run))
             examined = group.create_task(self._examine(wish.networks, elsewhere=elsewhere)) if wish.examine else None
         suspects: dict[str, None] = {}
@@ -114,6 +115,18 @@ class HostDoctor:
             pinged=tuple(sorted(addresses[address] for address in pinged.result())),
             suspects=tuple(suspects),
         )
+
+    async def _speak(self, mouths: Sequence[probe.Mouth], *, run: bytes, number: int) -> dict[probe.Mouth, int]:
+        """To plain networks' mouths plainly, to encrypted ones' through the tunnel; where that is missing they are not heard."""
+        sealed = {ear.network_id for ear in self._runs[run].hearing.ears if ear.encrypted}
+        too_big: dict[probe.Mouth, int] = {}
+        for encrypted in (False, True):
+            some = [mouth for mouth in mouths if (mouth.network_id in sealed) is encrypted]
+            if some:
+                with suppress(OSError):
+                    sock = await self._network.look(partial(probe.speaking_socket, encrypted=encrypted))
+                    too_big |= await probe.speak(sock, some, run=run, number=number)
+        return too_big
 
     def heard(self, run_id: str) -> HeardAnswer:
         """What arrived; the run is over. Raises ``NotFoundError`` for one that is over already."""
@@ -144,6 +157,7 @@ class HostDoctor:
         ids = await look(partial(examine.network_ids, wanted=networks))
         for network_id in ids:
             found += await look(partial(examine.look_at_network, network_id=network_id))
+        found += await look(partial(examine.look_at_tunnel, networks=ids))
         sandboxes = await look(partial(examine.sandboxes_on, networks=ids))
         inner: list[Finding] = []
         for sandbox_id in sandboxes:

@@ -90,9 +90,19 @@ def _way(source: HostSeen, target: HostSeen, ears: Sequence[EarWord]) -> Iterato
     names = {ear.network: ear.name for ear in ears}
     silent = [ear for ear in ears if ear.network not in heard]
     if len(silent) == len(ears):
-        yield _nothing_arrives(source, target, port=ears[0].port)
+        yield _nothing_arrives(source, target, port=ears[0].port, sealed=all(ear.encrypted for ear in ears))
         return
-    for ear in silent:
+    if sealed := sorted(ear.name for ear in silent if ear.encrypted):
+        port = ears[0].port + 1
+        yield wrong(
+            Check.PATH,
+            f"packets of the encrypted {'network' if len(sealed) == 1 else 'networks'} {_listed(sealed)} do not arrive at "
+            f"{target.name}, those of others do",
+            f"let UDP port {port} from {source.listening.underlay} to {target.listening.underlay} and back pass, and see what is "
+            "said of both hosts' tunnels",
+            network=sealed[0] if len(sealed) == 1 else "",
+        )
+    for ear in (ear for ear in silent if not ear.encrypted):
         yield wrong(
             Check.PATH,
             f"packets of this network (VNI {ear.vni}) do not arrive at {target.name}, those of others do",
@@ -111,12 +121,13 @@ def _way(source: HostSeen, target: HostSeen, ears: Sequence[EarWord]) -> Iterato
         yield _too_small(source, target, full=full, largest=largest, is_own=is_own, networks=networks)
 
 
-def _nothing_arrives(source: HostSeen, target: HostSeen, *, port: int) -> Finding:
+def _nothing_arrives(source: HostSeen, target: HostSeen, *, port: int, sealed: bool) -> Finding:
     here, there = source.listening.underlay, target.listening.underlay
+    what, port = ("packets of encrypted networks", port + 1) if sealed else ("VXLAN packets", port)
     if target.number not in source.look.pinged:
         return wrong(
             Check.PATH,
-            f"{target.name} ({there}) cannot be reached from {here}: neither VXLAN packets (UDP port {port}) nor pings arrive",
+            f"{target.name} ({there}) cannot be reached from {here}: neither {what} (UDP port {port}) nor pings arrive",
             f"see the hosts' routes and links (ip route get {there}), and that {there} is the address to use between hosts: "
             "fleet swarm join --data-path-addr sets another",
         )
@@ -128,7 +139,7 @@ def _nothing_arrives(source: HostSeen, target: HostSeen, *, port: int) -> Findin
     )
     return wrong(
         Check.PATH,
-        f"VXLAN packets (UDP port {port}) do not arrive at {target.name} ({there}), though it answers pings: a firewall takes "
+        f"{what} (UDP port {port}) do not arrive at {target.name} ({there}), though it answers pings: a firewall takes "
         "them away",
         f"let UDP port {port} from {here} to {there} pass{guess}",
     )

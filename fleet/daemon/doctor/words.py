@@ -52,6 +52,7 @@ class EarWord(Value, frozen=True, kw_only=True):
     mtu: int = 0
     peers: tuple[str, ...] = ()
     """Hosts whose packets this host lets in on that network."""
+    encrypted: bool = False
 
 
 class ListenAnswer(Value, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from fleet.daemon.rootless import delegation
 from fleet.daemon.rootless.records import OUTSIDE, OUTSIDE_SOCKET, ask, living, peer_pid
 from fleet.errors import FleetError
 from fleet.network.dns.control import DnsControl
+from fleet.network.tunnel.control import TunnelControl
 from fleet.node_runtime.state import StateDir, start_ticks
 
 __all__ = ["leave", "running_containers"]
@@ -32,8 +33,8 @@ def running_containers(data_root: Path) -> list[str]:
 
 
 def leave(*, data_root: Path, exec_root: Path) -> int:
-    """How many containers go on in the namespaces. When none does: end supervisor, DNS process, anchor and the way out, and
-    wait for that. Never raises.
+    """How many containers go on in the namespaces. When none does: end supervisor, DNS and tunnel process, anchor and the way
+    out, and wait for that. Never raises.
     """
     with contextlib.suppress(OSError):
         if running := running_containers(data_root):
@@ -41,9 +42,11 @@ def leave(*, data_root: Path, exec_root: Path) -> int:
     if pid := peer_pid(exec_root / "runtime" / "supervisor.sock"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    if (names := DnsControl.connect(exec_root / "network" / "dns.sock")) is not None:
+    network = exec_root / "network"
+    for control in (DnsControl.connect(network / "dns.sock"), TunnelControl.connect(network / "tunnel.sock")):
         with contextlib.suppress(FleetError):
-            names.stop()
+            if control is not None:
+                control.stop()
     folder = exec_root / "rootless"
     with contextlib.suppress(OSError, ValueError):
         ask(folder / OUTSIDE_SOCKET, {"op": "end"})

@@ -15,7 +15,7 @@ from fleet.manager.control.service_refs import LOCAL_NETWORKS
 from fleet.manager.control.service_spec import check_labels
 from fleet.model.ids import NetworkId
 from fleet.model.names import network_name_fault
-from fleet.model.network import IpamConfig, Network, NetworkSpec
+from fleet.model.network import ENCRYPTED_OPTION, IpamConfig, Network, NetworkSpec
 from fleet.model.node import NodeState
 from fleet.model.task import Task, TaskState
 from fleet.network.ipam import IpNetwork, is_ipv6, parse_any_subnet
@@ -26,6 +26,7 @@ __all__ = ["MTU_OPTION", "NetworkControl", "check_families"]
 MTU_OPTION: Final = "com.docker.network.driver.mtu"
 
 _MTU: Final = range(1280, 65536)
+_TRUTHS: Final = ("", "true", "1", "false", "0")
 _STOPPING_WAIT_S: Final = 30.0
 """How long a removal waits for tasks that are being stopped: the default stop grace is 10 s."""
 
@@ -164,10 +165,27 @@ def _check(spec: NetworkSpec) -> None:
 
 def _check_options(spec: NetworkSpec) -> None:
     for name, value in spec.options.items():
+        if name == ENCRYPTED_OPTION:
+            _check_encrypted(spec, value)
+            continue
         if name != MTU_OPTION:
-            raise errors.UnsupportedError(f"network option {name!r} is not supported: known is {MTU_OPTION}")
+            raise errors.UnsupportedError(
+                f"network option {name!r} is not supported: known are {MTU_OPTION} and {ENCRYPTED_OPTION}"
+            )
         if not value.isdigit() or int(value) not in _MTU:
             raise errors.UserError(f"network option {name}: {value!r} is not between {_MTU.start} and {_MTU.stop - 1}")
+
+
+def _check_encrypted(spec: NetworkSpec, value: str) -> None:
+    if value.lower() not in _TRUTHS:
+        raise errors.UserError(
+            f"network option {ENCRYPTED_OPTION}: {value!r} is neither true nor false; without a value it is true"
+        )
+    if spec.ingress and spec.is_encrypted:
+        raise errors.UnsupportedError(
+            f"the ingress network cannot be encrypted: leave out --opt {ENCRYPTED_OPTION}, and put services that talk to each "
+            "other on an encrypted network of their own"
+        )
 
 
 def _check_ipam(spec: NetworkSpec) -> None:

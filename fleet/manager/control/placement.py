@@ -68,7 +68,7 @@ class PlacementControl:
             network_attachments=tuple(Attachment(network_id=network) for network in networks),
             status=TaskStatus(timestamp=now, state=TaskState.PENDING),
         )
-        drivers = {network.id: network.spec.driver for network in self._store.networks.all()}
+        drivers = {network.id: network.spec.needed_plugin for network in self._store.networks.all()}
         pool = build_views(self._store.nodes.all(), tasks, failures=failures.recent(now))
         strategy = cluster_strategy(self._store)
         known = [drivers[network] for network in networks if network in drivers]

@@ -212,7 +212,7 @@ def why_not(store: Store, task: Task, node_id: NodeId) -> tuple[str, ...]:
         return (f"{over} (while it moves, both its tasks count)",)
     make_demand = make_demand_of(
         pool,
-        network_drivers={network.id: network.spec.driver for network in store.networks.all()},
+        network_drivers={network.id: network.spec.needed_plugin for network in store.networks.all()},
         strategy=cluster_strategy(store),
     )
     verdicts = explain_nodes(make_demand(msgspec.structs.replace(task, node_id=NodeId(""))), pool)

@@ -107,7 +107,7 @@ class SchedulerLoop:
         self._pool.set_quotas(cluster_quotas(self._store))
         self._pool.set_failures(self._failures.recent(now))
         nominated = nominations(self._victims.values())
-        drivers = {network.id: network.spec.driver for network in self._store.networks.all()}
+        drivers = {network.id: network.spec.needed_plugin for network in self._store.networks.all()}
         waiting = [self._as_asked_now(task) for task in self._waiting.values()]
         placements = place(
             waiting,

@@ -9,11 +9,20 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from fleet.network.doctor.finding import MENDS, Check, Finding, right, wrong
-from fleet.network.kernel.rtnetlink import Link
+from fleet.network.kernel.rtnetlink import FdbEntry, Link
 from fleet.network.links import Remotes
 from fleet.network.topology import Interface
+from fleet.network.tunnel.keeper import Contact
 
-__all__ = ["Cable", "SeenLinks", "WantedLinks", "compare_card", "compare_forwarding", "compare_links"]
+__all__ = [
+    "Cable",
+    "SeenLinks",
+    "WantedLinks",
+    "compare_card",
+    "compare_forwarding",
+    "compare_links",
+    "compare_tunnel",
+]
 
 _NAMED_MAX = 3
 
@@ -28,7 +37,8 @@ class Cable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedLinks:
-    """``vxlan`` empty: a network of this host only. ``tunnel`` is (VNI, UDP port, underlay address)."""
+    """``vxlan`` empty: a network of this host only. ``tunnel`` is (VNI, UDP port, underlay address), ``link``
+    the index of the link its packets must take; 0 if the network is not encrypted."""
 
     network: str
     bridge: str
@@ -37,6 +47,7 @@ class WantedLinks:
     addresses: frozenset[tuple[str, int]]
     vxlan: str = ""
     tunnel: tuple[int, int, str] = (0, 0, "")
+    link: int = 0
     cables: tuple[Cable, ...] = ()
     remotes: Remotes = field(default_factory=Remotes)
 
@@ -100,6 +111,8 @@ def _vxlan(wanted: WantedLinks, seen: SeenLinks, bridge: Link | None) -> list[tu
                 MENDS,
             )
         )
+    if device.vxlan_link != wanted.link:
+        found.append((f"VXLAN device {name} does not send through the encrypted tunnel as it should", MENDS))
     if bridge is not None and device.master != bridge.index:
         found.append((f"VXLAN device {name} is no port of bridge {wanted.bridge}", MENDS))
     if device.mtu != wanted.mtu:
@@ -147,8 +160,8 @@ def compare_forwarding(wanted: WantedLinks, seen: SeenLinks) -> list[Finding]:
         return []
     network = wanted.network
     found = []
-    hosts = {entry.mac: entry.underlay for entry in wanted.remotes.forwarding}
-    seen_hosts = {entry.mac: entry.underlay for entry in seen.remotes.forwarding}
+    hosts = {entry.mac: _place(entry) for entry in wanted.remotes.forwarding}
+    seen_hosts = {entry.mac: _place(entry) for entry in seen.remotes.forwarding}
     lost = [f"{mac} at host {where}" for mac, where in sorted(hosts.items()) if mac not in seen_hosts]
     moved = [
         f"{mac} leads to host {seen_hosts[mac]}, is at {where}"
@@ -170,6 +183,43 @@ def compare_forwarding(wanted: WantedLinks, seen: SeenLinks) -> list[Finding]:
     if not found:
         number = len(hosts)
         return [right(Check.FORWARDING, f"{number} addresses on other hosts are where they should be", network=network)]
+    return found
+
+
+def _place(entry: FdbEntry) -> str:
+    return f"{entry.underlay} by link {entry.link}" if entry.link else entry.underlay
+
+
+def compare_tunnel(
+    *, missing: Mapping[str, Collection[str]], contacts: Collection[Contact], fault: str, port: int
+) -> list[Finding]:
+    """This host's end of the encrypted tunnel. ``missing``: networks with hosts whose keys nobody has said; ``fault``: why there
+    are no ``contacts``."""
+    found = [
+        wrong(
+            Check.TUNNEL,
+            f"no key is known of {_listed(sorted(hosts))}, so nothing is sent there",
+            "see whether fleetd runs there and is as new as here, and whether its kernel has WireGuard or TUN "
+            "(modprobe wireguard, modprobe tun)",
+            network=network,
+        )
+        for network, hosts in sorted(missing.items())
+    ]
+    if fault:
+        found.append(wrong(Check.TUNNEL, f"the encrypted tunnel does not work here: {fault}", MENDS))
+    for contact in sorted(contacts, key=lambda each: each.peer):
+        if not contact.is_connected:
+            last = "never" if contact.handshake_s < 0 else f"not for {contact.handshake_s:.0f} s"
+            found.append(
+                wrong(
+                    Check.TUNNEL,
+                    f"the encrypted tunnel to {contact.peer.address} is down ({last} agreed on keys): packets for it are dropped",
+                    f"let UDP port {port} pass between the two hosts, in both directions",
+                )
+            )
+    if not found:
+        hosts = "1 host" if len(contacts) == 1 else f"{len(contacts)} hosts"
+        return [right(Check.TUNNEL, f"the encrypted tunnel to {hosts} is up")]
     return found
 
 

@@ -15,6 +15,7 @@ from fleet.network.doctor.agreement import (
     compare_card,
     compare_forwarding,
     compare_links,
+    compare_tunnel,
 )
 from fleet.network.doctor.features import kernel_findings
 from fleet.network.doctor.finding import Check, Finding, Level, right, wrong
@@ -25,8 +26,17 @@ from fleet.network.kernel.rtnetlink import Netlink
 from fleet.network.links import Remotes
 from fleet.network.namespaces import open_namespace
 from fleet.network.topology import NetworkSpec
+from fleet.network.tunnel.keeper import Contact
 
-__all__ = ["look_at_host", "look_at_network", "look_at_sandbox", "network_ids", "sandboxes_on", "suspects"]
+__all__ = [
+    "look_at_host",
+    "look_at_network",
+    "look_at_sandbox",
+    "look_at_tunnel",
+    "network_ids",
+    "sandboxes_on",
+    "suspects",
+]
 
 
 def network_ids(view: PlaneView, wanted: Sequence[str]) -> list[str]:
@@ -93,6 +103,7 @@ def look_at_network(view: PlaneView, network_id: str) -> list[Finding]:
         addresses=frozenset(links.bridge_addresses()),
         vxlan=links.vxlan if is_overlay else "",
         tunnel=(state.network.vni, state.network.vxlan_port, links.underlay),
+        link=links.tunnel_link,
         cables=cables,
         remotes=view.remotes(network_id),
     )
@@ -115,6 +126,25 @@ def _parent(view: PlaneView, network: NetworkSpec) -> Finding:
     is_missing = "is missing" if link is None else "is down"
     says = f"parent {network.parent} {is_missing}: containers on it reach nothing"
     return wrong(Check.LINKS, says, f"ip link set {network.parent} up, once it is there", network=network.name)
+
+
+def look_at_tunnel(view: PlaneView, networks: Sequence[str]) -> list[Finding]:
+    """This host's end of the tunnel, if one of ``networks`` is encrypted."""
+    states = [view.states[each] for each in networks if each in view.states and view.states[each].network.encrypted]
+    if not states:
+        return []
+    missing: dict[str, set[str]] = {}
+    for state in states:
+        for endpoint in state.endpoints:
+            if endpoint.underlay not in ("", view.underlay) and not endpoint.tunnel_key:
+                missing.setdefault(state.network.name, set()).add(endpoint.underlay)
+    contacts: list[Contact] = []
+    fault = ""
+    try:
+        contacts = view.tunnel.contacts()
+    except FleetError as cause:
+        fault = str(cause)
+    return compare_tunnel(missing=missing, contacts=contacts, fault=fault, port=states[0].network.tunnel_port)
 
 
 def look_at_sandbox(view: PlaneView, sandbox_id: str, networks: Sequence[str]) -> list[Finding]:

@@ -10,7 +10,7 @@ __all__ = ["MENDS", "Check", "Finding", "Level", "note", "right", "wrong"]
 
 MENDS = (
     "fleetd mends it within a minute; if it comes back, find what changes it: NetworkManager and systemd-networkd must leave "
-    "links called fb*, fx* and fv* alone"
+    "links called fb*, fx*, fv* and ft* alone"
 )
 
 
@@ -21,6 +21,7 @@ class Check(enum.StrEnum):
     KERNEL = "kernel"
     LINKS = "links"
     FORWARDING = "forwarding"
+    TUNNEL = "tunnel"
     RULES = "rules"
     NAMES = "names"
     PORTS = "ports"

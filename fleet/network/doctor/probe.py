@@ -41,6 +41,7 @@ class Ear:
     mac: str = "02:00:00:00:00:00"
     mtu: int = 0
     peers: frozenset[str] = frozenset()
+    encrypted: bool = False
     sock: socket.socket
 
 
@@ -69,6 +70,7 @@ def ears(view: PlaneView, networks: Sequence[str]) -> list[Ear]:
                 mac=bridge.mac,
                 mtu=links.mtu,
                 peers=frozenset(peers_of(state)),
+                encrypted=state.network.encrypted,
                 sock=sock,
             )
         )
@@ -135,12 +137,14 @@ class Mouth:
         return ladder(self.mtu)
 
 
-def speaking_socket(view: PlaneView) -> socket.socket:
-    """From the underlay address, unfragmented; on the network thread."""
+def speaking_socket(view: PlaneView, *, encrypted: bool) -> socket.socket:
+    """From the underlay address, unfragmented, ``encrypted`` through the tunnel; on the network thread."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         sock.bind((view.underlay, 0))
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+        if encrypted:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, view.tunnel.name.encode())
     except BaseException:
         sock.close()
         raise

@@ -15,6 +15,7 @@ from fleet.network.links import NetworkLinks, Remotes
 from fleet.network.rules import HostRules, SandboxRules
 from fleet.network.store import SandboxRecord
 from fleet.network.topology import NetworkState, PublishedPort
+from fleet.network.tunnel.keeper import TunnelKeeper
 
 __all__ = ["PlaneView"]
 
@@ -42,3 +43,4 @@ class PlaneView:
     zone: Callable[[str], Zone]
     obstacles: Callable[[], list[str]]
     netns_path: Callable[[str], Path]
+    tunnel: TunnelKeeper

@@ -17,7 +17,7 @@ from typing import Final
 
 from fleet.errors import RuntimeFault, UnsupportedError
 
-__all__ = ["bind_socket", "open_device"]
+__all__ = ["bind_socket", "can_open_devices", "open_device"]
 
 _TUN: Final = Path("/dev/net/tun")
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB  # linux/if_tun.h
@@ -48,6 +48,15 @@ def open_device(name: str) -> int:
         os.close(descriptor)
         raise RuntimeFault(f"open TUN device {name}: {error.strerror}") from error
     return descriptor
+
+
+def can_open_devices() -> bool:
+    """Whether the kernel has TUN devices, and we may open them."""
+    try:
+        os.close(os.open(_TUN, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def bind_socket(port: int) -> socket.socket:

@@ -26,7 +26,7 @@ from fleet.network.kernel.rtnetlink import Link, Netlink
 from fleet.network.namespaces import write_sysctl
 from fleet.network.naming import Owner
 from fleet.network.tunnel.control import TunnelControl
-from fleet.network.tunnel.device import bind_socket, open_device
+from fleet.network.tunnel.device import bind_socket, can_open_devices, open_device
 from fleet.network.tunnel.noise import KeyPair
 from fleet.network.tunnel.wire import OVERHEAD_BYTES
 
@@ -110,6 +110,10 @@ class TunnelKeeper:
         was_there = device is not None and bool(self.index)
         self._start(device)
         return [f"tunnel: {'carried on' if was_there else 'made'} {self.name}"]
+
+    def is_possible(self) -> bool:
+        """Whether this host can have a tunnel at all."""
+        return can_open_devices()
 
     def is_there(self) -> bool:
         """Whether the device is; a look."""

@@ -153,7 +153,13 @@ def subnet(text: str, **fields) -> Ipam:  # type: ignore[no-untyped-def]
         (NetworkSpec(name="n", enable_ipv4=False), errors.UnsupportedError, "IPv4"),
         (NetworkSpec(name="n", config_only=True), errors.UnsupportedError, "config-only"),
         (NetworkSpec(name="n", config_from=ConfigFrom(network="x")), errors.UnsupportedError, "config-only"),
-        (NetworkSpec(name="n", options={"encrypted": ""}), errors.UnsupportedError, "'encrypted'"),
+        (NetworkSpec(name="n", options={"encrypt": ""}), errors.UnsupportedError, "'encrypt' is not supported"),
+        (NetworkSpec(name="n", options={"encrypted": "maybe"}), errors.UserError, "neither true nor false"),
+        (
+            NetworkSpec(name="n", ingress=True, options={"encrypted": ""}),
+            errors.UnsupportedError,
+            "ingress network cannot be encrypted",
+        ),
         (NetworkSpec(name="n", options={"com.docker.network.driver.mtu": "12"}), errors.UserError, "between 1280"),
         (NetworkSpec(name="n", ipam=Ipam(driver="x")), errors.UnsupportedError, "IPAM driver"),
         (NetworkSpec(name="n", ipam=subnet("10.1.2.3/24")), errors.UserError, "host bits"),
@@ -183,6 +189,20 @@ def test_bad_networks_are_refused(run, spec: NetworkSpec, kind: type[errors.Flee
         with pytest.raises(kind, match=sentence) as caught:
             await world.api.networks.create(spec)
         assert type(caught.value) is kind
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("options", "encrypted"),
+    [({}, False), ({"encrypted": ""}, True), ({"encrypted": "True"}, True), ({"encrypted": "false"}, False)],
+)
+def test_a_network_is_encrypted_when_it_is_asked_for(run, options: dict[str, str], encrypted: bool) -> None:
+    async def body(world) -> None:
+        made = await world.api.networks.create(NetworkSpec(name="n", options=options))
+        assert made.spec.is_encrypted is encrypted
+        assert made.spec.needed_plugin == ("overlay-encrypted" if encrypted else "overlay")
+        assert made.spec.options == options
 
     run(body)
 

@@ -118,3 +118,18 @@ def test_only_networks_on_both_hosts_that_let_each_other_in_are_tried() -> None:
 def test_with_one_node_asked_for_the_others_send_to_it_alone() -> None:
     hosts = [host(0, examined=False), host(1), host(2, examined=False)]
     assert [[target.name for target in targets_of(each, hosts)] for each in hosts] == [["w1"], ["m1", "w2"], ["w1"]]
+
+
+def test_a_firewall_that_takes_the_tunnels_port_is_told_from_one_that_takes_all() -> None:
+    sealed = EarWord(
+        network="n2", name="safe", vni=8, port=4789, mac="02:42:0a:00:02:01", mtu=1390, peers=ALL, encrypted=True
+    )
+    hosts = [host(0, ear(), sealed), host(1, ear(), sealed)]
+    without(hosts[1], 0, "n2")
+    found = judge_ways(hosts)
+    assert wrong(found) == [("m1", "packets of the encrypted network safe do not arrive at w1, those of others do")]
+    assert any("UDP port 4790" in finding.remedy for finding in found)
+    hosts = [host(0, sealed), host(1, sealed)]
+    without(hosts[1], 0, "n2")
+    ((_, says),) = wrong(judge_ways(hosts))
+    assert says.startswith("packets of encrypted networks (UDP port 4790) do not arrive at w1")

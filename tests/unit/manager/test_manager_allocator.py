@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -12,10 +13,11 @@ from support.objects import NOW, make_network, make_node, make_service, make_tas
 from fleet.clock import SystemClock
 from fleet.manager.allocator import Allocator, plan_allocation
 from fleet.manager.assignments import Assembler, difference
+from fleet.manager.tunnel_keys import with_own_key
 from fleet.model.cluster import Cluster
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.network import Ipam, IpamConfig
-from fleet.model.node import NodeState, NodeStatus
+from fleet.model.node import NodeDescription, NodeState, NodeStatus
 from fleet.model.service import (
     ContainerSpec,
     EndpointMode,
@@ -29,6 +31,8 @@ from fleet.model.task import TaskState
 from fleet.store import Store, Transaction
 
 CLUSTER = Cluster(id=ClusterId("c"), created_at=NOW, updated_at=NOW)
+
+KEYS = {number: base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2)}
 
 
 def spec(
@@ -240,6 +244,45 @@ def test_a_task_of_a_node_that_is_down_has_no_name_any_more() -> None:
             node = store.nodes.get("node-w2")
             assert node is not None
             assert bool(names()) is named, state
+
+    with_store(body)
+
+
+def test_keys_of_the_tunnel_are_told_on_encrypted_networks_only() -> None:
+    async def body(store: Store) -> None:
+        await scene(store)
+        for number in (1, 2):
+            node = store.nodes.get(f"node-w{number}")
+            assert node is not None
+            said = NodeDescription(hostname=f"w{number}", tunnel_key=KEYS[number])
+            await store.commit(Transaction().replace(msgspec.structs.replace(node, description=said)))
+
+        def keys() -> list[str]:
+            items = Assembler(store, vxlan_port=4789).items_for(NodeId("node-w1"))
+            return [getattr(items[f"endpoint/network-front/t{slot}"], "tunnel_key", "?") for slot in (1, 2)]
+
+        assert keys() == ["", ""]
+        network = store.networks.get("network-front")
+        assert network is not None
+        spec = msgspec.structs.replace(network.spec, options={"encrypted": ""})
+        await store.commit(Transaction().replace(msgspec.structs.replace(network, spec=spec)))
+        assert keys() == [KEYS[1], KEYS[2]]
+
+    with_store(body)
+
+
+def test_a_node_cannot_say_anothers_key_nor_nonsense() -> None:
+    async def body(store: Store) -> None:
+        await scene(store)
+        node = store.nodes.get("node-w1")
+        assert node is not None
+        said = NodeDescription(hostname="w1", tunnel_key=KEYS[1])
+        await store.commit(Transaction().replace(msgspec.structs.replace(node, description=said)))
+        assert with_own_key(store, NodeId("node-w1"), said) == said
+        assert with_own_key(store, NodeId("node-w2"), said).tunnel_key == ""
+        for nonsense in ("x", "}" * 44, KEYS[1] + "\n", KEYS[1][:-2] + "B="):
+            said = NodeDescription(hostname="w2", tunnel_key=nonsense)
+            assert with_own_key(store, NodeId("node-w2"), said).tunnel_key == ""
 
     with_store(body)
 

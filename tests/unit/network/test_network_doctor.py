@@ -14,6 +14,7 @@ from fleet.network.doctor.agreement import (
     compare_card,
     compare_forwarding,
     compare_links,
+    compare_tunnel,
 )
 from fleet.network.doctor.finding import Check, Finding, Level
 from fleet.network.doctor.frames import OUTER_BYTES, Mark, datagram, ladder, parse_frame
@@ -22,6 +23,7 @@ from fleet.network.doctor.listing import compare_rules, dropping_rules, statemen
 from fleet.network.kernel.rtnetlink import FdbEntry, Link, NeighbourEntry
 from fleet.network.links import Remotes
 from fleet.network.topology import Interface
+from fleet.network.tunnel.keeper import Contact, TunnelPeer
 
 MAC = "02:42:0a:00:01:01"
 FAR = "02:42:0a:00:01:0b"
@@ -100,6 +102,29 @@ def test_forwarding_that_is_missing_misleading_or_left_over_is_named() -> None:
     )
     surplus = sentences(compare_forwarding(replace(WANTED, remotes=Remotes()), SEEN))
     assert len(surplus) == 2 and "should not be" in surplus[0]
+
+
+def test_an_encrypted_network_must_send_through_the_tunnel() -> None:
+    sealed = replace(
+        WANTED, link=8, remotes=Remotes(frozenset({FdbEntry(FAR, "192.0.2.2", 8)}), WANTED.remotes.neighbours)
+    )
+    assert sentences(compare_links(sealed, SEEN)) == [
+        "VXLAN device fx1 does not send through the encrypted tunnel as it should"
+    ]
+    assert "is at 192.0.2.2 by link 8" in sentences(compare_forwarding(sealed, SEEN))[0]
+
+
+def test_each_thing_that_ails_the_tunnel_is_said() -> None:
+    up = Contact(peer=TunnelPeer("k", "192.0.2.2"), handshake_s=9.0, sent_bytes=1, received_bytes=1, is_connected=True)
+    down = replace(up, peer=TunnelPeer("l", "192.0.2.3"), handshake_s=-1.0, is_connected=False)
+    good = compare_tunnel(missing={}, contacts=[up], fault="", port=4790)
+    assert [(f.level, f.says) for f in good] == [(Level.RIGHT, "the encrypted tunnel to 1 host is up")]
+    bad = compare_tunnel(missing={"safe": {"192.0.2.4"}}, contacts=[up, down], fault="gone", port=4790)
+    assert sentences(bad) == [
+        "no key is known of 192.0.2.4, so nothing is sent there",
+        "the encrypted tunnel does not work here: gone",
+        "the encrypted tunnel to 192.0.2.3 is down (never agreed on keys): packets for it are dropped",
+    ]
 
 
 def test_a_card_without_its_address_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from dataclasses import replace
 
@@ -30,6 +31,7 @@ from fleet.network.topology import (
     SandboxSpec,
     ServiceRecord,
 )
+from fleet.network.tunnel.keeper import TunnelPeer
 
 DUAL = NetworkSpec(
     id="dual",
@@ -136,6 +138,34 @@ def test_neighbours_of_both_families_lead_to_one_forwarding_entry() -> None:
     # a host whose kernel has no IPv6 knows the IPv4 half
     half = remotes_of(replace(state, network=DUAL.without_ipv6()), node_id="n1", underlay="192.168.0.1")
     assert {":" in entry.address for entry in half.neighbours} == {False}
+
+
+def test_only_ready_hosts_keys_count_and_not_our_own() -> None:
+    keys = [base64.b64encode(bytes([number]) * 32).decode() for number in range(4)]
+    sealed = replace(FOUR, id="sealed", vni=9, encrypted=True)
+
+    def at(number: int, key: str, *, ready: bool = True) -> Endpoint:
+        where = f"192.168.0.{number % 10}"
+        name = f"n{number % 10}"
+        return Endpoint(
+            id=f"t{number}", address=f"10.9.0.{number}", underlay=where, node_id=name, tunnel_key=key, ready=ready
+        )
+
+    everybody = (at(11, keys[1]), at(12, keys[2]), at(22, keys[3], ready=False), at(13, ""))
+    state = NetworkState(network=sealed, endpoints=everybody)
+    plain = NetworkState(network=FOUR, endpoints=(at(14, keys[0]),))
+    assert desired.tunnel_peers([plain, state], node_id="n1", underlay="192.168.0.1") == {
+        TunnelPeer(keys[2], "192.168.0.2")
+    }
+    remotes = remotes_of(state, node_id="n1", underlay="192.168.0.1", link=5)
+    assert {entry.link for entry in remotes.forwarding} == {5}
+
+
+def test_only_an_overlay_can_be_encrypted() -> None:
+    with pytest.raises(UserError, match="only an overlay"):
+        NetworkSpec(id="b", name="b", driver="bridge", subnet="10.1.0.0/24", gateway="10.1.0.1", encrypted=True)
+    with pytest.raises(UserError, match="not 32 bytes in base64"):
+        Endpoint(id="t", address="10.9.0.5", tunnel_key='x"; drop')
 
 
 def card(network: NetworkSpec, name: str) -> Interface:

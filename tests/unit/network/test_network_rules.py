@@ -206,3 +206,22 @@ def test_sweep_forgets_what_it_should_and_nothing_else() -> None:
     assert not sweep.picks(flow(UDP, "10.0.1.6", destination="10.0.1.6"))
     assert sweep.picks(flow(UDP, "192.168.0.1", destination="192.168.0.1", port=53))
     assert not sweep.picks(flow(tcp, "192.168.0.1", destination="192.168.0.1", port=53))
+
+
+def test_encrypted_networks_have_chains_of_their_own_which_come_and_go_with_them() -> None:
+    plain = HostRules(tunnels=frozenset({(4789, 7)}))
+    sealed = HostRules(tunnels=frozenset({(4789, 7), (4789, 8)}), sealed=frozenset({(4789, 8)}), tunnel="ft1")
+    assert "sealed" not in plan_host(None, plain, table="t")
+    text = plan_host(plain, sealed, table="t")
+    for line in (
+        'add rule ip t sealed_in iifname "ft1" udp dport 4789 @th,96,24 8 accept',
+        "add rule ip t sealed_in udp dport 4789 @th,96,24 8 drop",
+        'add rule ip t sealed_in iifname "ft1" drop',
+        'add rule ip t sealed_out oifname != "ft1" udp dport 4789 @th,96,24 8 drop',
+        'add rule ip t sealed_through iifname "ft1" drop',
+    ):
+        assert line + "\n" in text
+    assert plan_host(sealed, sealed, table="t") == ""
+    back = plan_host(sealed, plain, table="t")
+    assert "add chain" not in back
+    assert back.count("delete chain ip t sealed_") == 3
