@@ -38,6 +38,9 @@ from fleet.network.topology import (
 )
 
 NET = NetworkSpec(id="net", name="net", driver="overlay", subnet="10.0.0.0/16", gateway="10.0.0.1", vni=4097)
+SEALED = NetworkSpec(
+    id="sealed", name="sealed", driver="overlay", subnet="10.1.0.0/16", gateway="10.1.0.1", vni=4098, encrypted=True
+)
 BRIDGE = NetworkSpec(id="bridge", name="bridge", driver="bridge", subnet="172.30.0.0/16", gateway="172.30.0.1")
 TRANSFER_S = 2.0
 
@@ -157,6 +160,9 @@ def round_trips(source: Path, target: Path, address: str, *, connect_to: str = "
 def transfer(source: Path, target: Path, address: str, *, port: int = 5001) -> float:
     """Gigabits a second of one TCP stream."""
     with socket_in(target) as listener:
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # the last ACK of the one before may be under way
         listener.bind((address, port))
         listener.listen(1)
         received = [0, 0.0]
@@ -303,6 +309,7 @@ async def measure(made: list[Host]) -> dict[str, Any]:
         await asyncio.to_thread(transfer, one.netns, two.netns, two.address) for _ in range(3)
     ]
     rows["TCP stream, overlay"] = [await asyncio.to_thread(transfer, first, second, address_of(1)) for _ in range(3)]
+    rows |= await measure_encrypted(made)
     for what, ends in (
         ("host to host", (one.netns, two.netns, two.address)),
         ("overlay", (first, second, address_of(1))),
@@ -311,6 +318,36 @@ async def measure(made: list[Host]) -> dict[str, Any]:
     rows |= await published_rows(made)
     for host in made:
         await host.network.destroy()
+    return rows
+
+
+async def measure_encrypted(made: list[Host]) -> dict[str, list[float]]:
+    """The same stream and connects over an encrypted network."""
+    state = NetworkState(
+        network=SEALED,
+        endpoints=tuple(
+            Endpoint(
+                id=f"e{n}",
+                address=f"10.1.0.{10 + n}",
+                node_id=host.name,
+                underlay=host.address,
+                tunnel_key=host.network.tunnel_key,
+            )
+            for n, host in enumerate(made)
+        ),
+    )
+    for number, host in enumerate(made):
+        await host.network.apply_state(state)
+        wish = (AttachmentSpec(network_id="sealed", address=f"10.1.0.{10 + number}"),)
+        await host.network.create_sandbox(SandboxSpec(id=f"e{number}", attachments=wish))
+    first, second = made[0].sandbox_path("e0"), made[1].sandbox_path("e1")
+    target = "10.1.0.11"
+    rows = {
+        "connect over the encrypted overlay": await asyncio.to_thread(
+            connects, first, second, target, connect_to=target
+        )
+    }
+    rows["TCP stream, encrypted overlay"] = [await asyncio.to_thread(transfer, first, second, target) for _ in range(3)]
     return rows
 
 
