@@ -23,7 +23,7 @@ from fleet.network.kernel.rtnetlink import FdbEntry, Link, Message, NeighbourEnt
 from fleet.network.namespaces import read_sysctl, write_sysctl
 from fleet.network.naming import Owner
 from fleet.network.topology import Endpoint, NetworkSpec, NetworkState, NodeRecord
-from fleet.network.tunnel.keeper import TunnelKeeper, tunnel_mtu
+from fleet.network.tunnel.keeper import TunnelKeeper, TunnelPeer, tunnel_mtu
 
 __all__ = ["NetworkLinks", "Remotes", "remotes_of"]
 
@@ -64,10 +64,19 @@ class NetworkLinks:
     """The devices of one network. Used on the network thread, in the host's namespace."""
 
     def __init__(
-        self, *, spec: NetworkSpec, owner: Owner, netlink: Netlink, underlay: Callable[[], str], tunnel: TunnelKeeper
+        self,
+        *,
+        spec: NetworkSpec,
+        owner: Owner,
+        netlink: Netlink,
+        underlay: Callable[[], str],
+        tunnel: TunnelKeeper,
+        peers_at: Callable[[str], frozenset[TunnelPeer]],
     ) -> None:
+        """``peers_at`` gives the tunnel's other ends as a host at that underlay address has them."""
         self.spec = spec
         self._tunnel = tunnel
+        self._peers_at = peers_at
         self._owner = owner
         self._netlink = netlink
         self._underlay = underlay
@@ -92,6 +101,7 @@ class NetworkLinks:
         self.mtu = self._effective_mtu(underlay_mtu)
         if self.spec.encrypted:
             # first of all: where that cannot be had, nothing else of the network is made
+            self.apply_peers()
             done += self._tunnel.ensure(port=self.spec.tunnel_port, mtu=tunnel_mtu(underlay_mtu))
         bridge = self._netlink.link(self.bridge)
         if bridge is None:
@@ -163,6 +173,11 @@ class NetworkLinks:
             self._netlink.send_all(messages)
         self._remotes = desired
         return len(messages)
+
+    def apply_peers(self) -> None:
+        """Let the tunnel know the hosts on encrypted networks; it is one for all of them."""
+        if self.spec.encrypted:
+            self._tunnel.set_peers(self._peers_at(self.underlay))
 
     def forget_remotes(self) -> None:
         """Trust the kernel's own list at the next ``apply_remotes`` rather than our memory."""

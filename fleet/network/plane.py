@@ -137,6 +137,7 @@ class Plane:
                 done.append(f"sandbox {record.spec.id}: its namespace is gone (reboot?), forgotten")
         for state in self._store.networks():
             self._admit(self._ipv6.fit(state, strict=False))
+        for state in list(self._states.values()):  # when all are known: they have one tunnel
             done += self._attempt(state.network.name, partial(self._ensure, state.network.id))
         self._retire_tunnel()
         done += self._close_unfinished()
@@ -432,7 +433,7 @@ class Plane:
 
     def revive_tunnel(self, pid: int) -> None:
         """Replace the tunnel process if it is still the dead one ``pid``, and the device if that is gone."""
-        if self.tunnel.pid == pid and (pid or not self.tunnel.is_there()):
+        if self.tunnel.pid == pid and (pid or not self.tunnel.is_kept()):
             for network_id, state in self._states.items():
                 if state.network.encrypted:
                     self._mend_network(network_id)
@@ -470,7 +471,12 @@ class Plane:
         if spec.id not in self._links:
             kind = DirectLinks if spec.is_direct else NetworkLinks
             self._links[spec.id] = kind(
-                spec=spec, owner=self._owner, netlink=self._netlink, underlay=self._underlay, tunnel=self.tunnel
+                spec=spec,
+                owner=self._owner,
+                netlink=self._netlink,
+                underlay=self._underlay,
+                tunnel=self.tunnel,
+                peers_at=lambda at: desired.tunnel_peers(self._states.values(), node_id=self._node_id, underlay=at),
             )
         self._links[spec.id].spec = spec
         self._states[spec.id] = state
@@ -501,9 +507,7 @@ class Plane:
 
     def _apply(self, network_id: str, *, dead: Collection[str] = ()) -> None:
         links = self._links[network_id]
-        if links.spec.encrypted:
-            states = self._states.values()
-            self.tunnel.set_peers(desired.tunnel_peers(states, node_id=self._node_id, underlay=links.underlay))
+        links.apply_peers()
         links.apply_remotes(self._remotes(network_id))
         for record in self._on(network_id):
             self._apply_sandbox_rules(record, dead=dead)

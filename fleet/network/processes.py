@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import socket
 import struct
@@ -126,9 +127,16 @@ def answer_to(connection: socket.socket, operation: str, *, what: str) -> tuple[
 
 
 def kill(pid: int) -> None:
-    """End a process the hard way; gone is fine."""
+    """End a process the hard way and wait until it has, so that what it held is free; gone is fine."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        descriptor = os.pidfd_open(pid)
+        try:
+            os.kill(pid, signal.SIGKILL)
+            ended = select.poll()
+            ended.register(descriptor, select.POLLIN)
+            ended.poll(TIMEOUT_S * 1000)
+        finally:
+            os.close(descriptor)
     reap(pid)
 
 
@@ -168,8 +176,7 @@ def kill_recorded(path: Path) -> None:
     except OSError:
         return
     if started and pid.isdigit() and _start_time(int(pid)) == started:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
+        kill(int(pid))
     _record(path).unlink(missing_ok=True)
 
 

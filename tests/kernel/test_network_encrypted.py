@@ -18,9 +18,10 @@ from network_hosts import Greeter, Host, ask_tcp, hosts, in_netns, ping, ping6, 
 from fleet.network.doctor.frames import Mark, datagram
 from fleet.network.kernel import rtnetlink
 from fleet.network.kernel.nft import NftCloser, NftContext
-from fleet.network.kernel.rtnetlink import Netlink
+from fleet.network.kernel.rtnetlink import Link, Netlink, NetlinkError
 from fleet.network.naming import Owner
 from fleet.network.topology import AttachmentSpec, Endpoint, NetworkSpec, NetworkState, SandboxSpec
+from fleet.network.tunnel.keeper import TunnelKeeper
 
 pytestmark = pytest.mark.kernel
 
@@ -38,6 +39,34 @@ SEALED = NetworkSpec(
 PLAIN = NetworkSpec(id="net-plain", name="plain", driver="overlay", subnet="10.0.4.0/24", gateway="10.0.4.1", vni=4100)
 MARKER = b"marker-that-nobody-may-read"
 DEADLINE_S = 30.0
+
+
+def _has_wireguard() -> bool:
+    with Netlink() as netlink:
+        try:
+            netlink.send(rtnetlink.add_wireguard("fttry", mtu=1280, group=0))
+        except NetlinkError:
+            return False
+        netlink.send(rtnetlink.delete_link("fttry"))
+        return True
+
+
+@pytest.fixture(params=["process", "kernel", "both"] if _has_wireguard() else ["process"], autouse=True)
+def carrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who carries the packets: our process, the kernel's WireGuard, or one of each (the first host has the process)."""
+    real = TunnelKeeper._ensure_kernel
+
+    def ensure_kernel(keeper: TunnelKeeper, device: Link | None) -> list[str] | None:
+        first = keeper._owner.name.endswith("n1")
+        return None if request.param == "process" or (request.param == "both" and first) else real(keeper, device)
+
+    monkeypatch.setattr(TunnelKeeper, "_ensure_kernel", ensure_kernel)
+    return str(request.param)
+
+
+@pytest.mark.skipif(not _has_wireguard(), reason="this kernel has no WireGuard, so ours was not tried against it")
+def test_the_kernels_wireguard_is_tried_too(carrier: str) -> None:
+    assert carrier in ("process", "kernel", "both")
 
 
 def _prefix(network: NetworkSpec) -> str:
@@ -274,15 +303,17 @@ def _tunnel(host: Host) -> str:
     return Owner(host.owner).tunnel
 
 
-def test_a_killed_process_and_a_deleted_device_come_back_by_themselves(tmp_path: Path) -> None:
+def test_a_killed_process_and_a_deleted_device_come_back_by_themselves(tmp_path: Path, carrier: str) -> None:
     async def scenario(made: list[Host]) -> None:
         one, _ = made
         first, _ = await _open(made, SEALED)
         await _until(lambda: ping(first, "10.0.3.12"))
         pid = one.network.tunnel_pid()
-        os.kill(pid, signal.SIGKILL)
-        await _until(lambda: one.network.tunnel_pid() not in (0, pid))
-        await _until(lambda: ping(first, "10.0.3.12"))
+        assert bool(pid) is (carrier != "kernel")
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            await _until(lambda: one.network.tunnel_pid() not in (0, pid))
+            await _until(lambda: ping(first, "10.0.3.12"))
 
         def delete() -> None:
             with Netlink() as netlink:
@@ -305,11 +336,14 @@ def test_the_tunnel_needs_no_daemon_and_the_next_one_adopts_it(tmp_path: Path) -
         first, _ = await _open(made, SEALED)
         await _until(lambda: ping(first, "10.0.3.12"))
         pid = one.network.tunnel_pid()
+        (before,) = await one.network.look(lambda view: view.tunnel.contacts())
         await one.network.close()
         assert await asyncio.to_thread(ping, first, "10.0.3.12")
         one.new_network()
         assert await one.network.open() == []
         assert one.network.tunnel_pid() == pid
+        (after,) = await one.network.look(lambda view: view.tunnel.contacts())
+        assert after.handshake_s > before.handshake_s, "the session that was there goes on"
         assert await asyncio.to_thread(ping, first, "10.0.3.12")
         assert await one.network.reconcile(keep_sandboxes=["task1"], keep_networks=[SEALED.id]) == []
         for host in made:
@@ -327,9 +361,9 @@ def test_the_tunnel_goes_with_the_last_encrypted_network(tmp_path: Path) -> None
         await one.network.remove_sandbox("task1")
         await one.network.remove_network(SEALED.id)
         assert one.network.tunnel_pid() == 0
-        with suppress(ProcessLookupError):
-            os.kill(pid, 0)
-            pytest.fail("the tunnel process is still there")
+        if pid:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
 
         def names() -> set[str]:
             with Netlink() as netlink:

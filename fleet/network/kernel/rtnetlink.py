@@ -38,6 +38,7 @@ __all__ = [
     "add_veth",
     "add_vlan",
     "add_vxlan",
+    "add_wireguard",
     "delete_fdb",
     "delete_group",
     "delete_link",
@@ -346,6 +347,13 @@ def add_vxlan(
     body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + _text(IFLA_IFNAME, name) + _u32(IFLA_MTU, mtu)
     body += _u32(IFLA_GROUP, group) + _u32(IFLA_MASTER, master) + _attribute(IFLA_LINKINFO, _kind("vxlan", data))
     return _create_link(body, f"create VXLAN device {name} (VNI {vni}, port {port})")
+
+
+def add_wireguard(name: str, *, mtu: int, group: int) -> Message:
+    """Create a WireGuard device, down: it is brought up when it has its key and port (``genetlink``)."""
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + _u32(IFLA_MTU, mtu)
+    body += _u32(IFLA_GROUP, group) + _attribute(IFLA_LINKINFO, _kind("wireguard", b""))
+    return _create_link(body, f"create WireGuard device {name}")
 
 
 def add_veth(name: str, *, mtu: int, group: int, master: int, peer: str, peer_mac: str, peer_netns: int) -> Message:

@@ -17,7 +17,7 @@ from typing import Final
 
 from fleet.errors import RuntimeFault, UnsupportedError
 
-__all__ = ["bind_socket", "can_open_devices", "open_device"]
+__all__ = ["bind_socket", "busy_port", "can_open_devices", "open_device"]
 
 _TUN: Final = Path("/dev/net/tun")
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB  # linux/if_tun.h
@@ -59,6 +59,14 @@ def can_open_devices() -> bool:
     return True
 
 
+def busy_port(port: int) -> RuntimeFault:
+    """What to say when somebody else has the tunnel's port."""
+    return RuntimeFault(
+        f"encrypted networks: UDP port {port} is in use by another program on this host; it is the cluster's data path port "
+        "plus one: stop that program, or found the cluster with another --data-path-port"
+    )
+
+
 def bind_socket(port: int) -> socket.socket:
     """The UDP socket of the tunnel. Raises ``RuntimeFault``, which names the port when somebody else has it."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -72,7 +80,7 @@ def bind_socket(port: int) -> socket.socket:
             sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
     except OSError as error:
         sock.close()
-        busy = error.errno == errno.EADDRINUSE
-        what = f"UDP port {port} is in use by another program" if busy else f"UDP port {port}: {error.strerror}"
-        raise RuntimeFault(f"encrypted networks: {what}; it is the cluster's data path port plus one") from error
+        if error.errno == errno.EADDRINUSE:
+            raise busy_port(port) from error
+        raise RuntimeFault(f"encrypted networks: UDP port {port}: {error.strerror}") from error
     return sock

@@ -5,6 +5,9 @@ There are no addresses inside: a packet in the tunnel has the same two underlay 
 managers' state says all there is to say (which host has which key and address), and no route leads into the tunnel: only
 a socket or VXLAN device that names it gets there.
 
+Where the kernel has WireGuard, the device is one of those and there is no process; elsewhere it is a TUN device. Which of the two
+does not matter to other hosts. A device that is there stays what it is.
+
 A crash at any point leaves a device without a process, or a process whose device or key is not ours any more; ``ensure`` sees
 both by asking, and replaces the process.
 """
@@ -12,8 +15,10 @@ both by asking, and replaces the process.
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import secrets
+import time
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,12 +27,15 @@ from typing import Any
 
 from fleet.errors import RuntimeFault
 from fleet.network.kernel import rtnetlink
-from fleet.network.kernel.rtnetlink import Link, Netlink
+from fleet.network.kernel.genetlink import WireGuard, WireGuardPeer
+from fleet.network.kernel.rtnetlink import Link, Netlink, NetlinkError
 from fleet.network.namespaces import write_sysctl
 from fleet.network.naming import Owner
 from fleet.network.tunnel.control import TunnelControl
-from fleet.network.tunnel.device import bind_socket, can_open_devices, open_device
+from fleet.network.tunnel.device import bind_socket, busy_port, can_open_devices, open_device
 from fleet.network.tunnel.noise import KeyPair
+from fleet.network.tunnel.peer import PERSISTENT_S
+from fleet.network.tunnel.session import REJECT_AFTER_S
 from fleet.network.tunnel.wire import OVERHEAD_BYTES
 
 __all__ = ["Contact", "TunnelKeeper", "TunnelPeer", "parse_key", "tunnel_mtu"]
@@ -81,6 +89,7 @@ class TunnelKeeper:
         self._key_path = state_dir / "tunnel.key"
         self._key: bytes = b""
         self._control: TunnelControl | None = None
+        self._kernel: WireGuard | None = None  # one of the two, while there is a tunnel
         self._peers: frozenset[TunnelPeer] = frozenset()
         self._port = 0
         self._mtu = 0
@@ -103,6 +112,10 @@ class TunnelKeeper:
         """
         self._port, self._mtu = port, mtu
         device = self._netlink.link(self.name)
+        if device is None or device.kind == "wireguard":
+            done = self._ensure_kernel(device)
+            if done is not None:
+                return done
         if device is not None and self._is_carried(device):
             done = self._mend(device)
             self.index = device.index
@@ -113,15 +126,16 @@ class TunnelKeeper:
 
     def is_possible(self) -> bool:
         """Whether this host can have a tunnel at all."""
-        return can_open_devices()
+        return can_open_devices() or self._kernel_can()
 
-    def is_there(self) -> bool:
-        """Whether the device is; a look."""
-        return self._netlink.link(self.name) is not None
+    def is_kept(self) -> bool:
+        """Whether the device is there and somebody is to carry its packets; a look."""
+        return (self._kernel or self._control) is not None and self._netlink.link(self.name) is not None
 
     def set_peers(self, peers: Collection[TunnelPeer]) -> bool:
         """Exactly these. Returns whether anything changed. Raises ``RuntimeFault``."""
-        wanted = frozenset(peers)
+        own = self.public_key()  # a host that has moved may find itself among the others for a moment
+        wanted = frozenset(peer for peer in peers if peer.key != own)
         if wanted == self._peers:
             return False
         self._peers = wanted
@@ -150,6 +164,7 @@ class TunnelKeeper:
         self._control = None
         if control is not None:
             control.kill()
+        self._forget_kernel()
         self._netlink.send(rtnetlink.delete_link(self.name))
         for path in (self._socket_path, self._socket_path.with_suffix(".pid"), self._log):
             path.unlink(missing_ok=True)
@@ -157,6 +172,7 @@ class TunnelKeeper:
 
     def close(self) -> None:
         """Let go; the tunnel stays."""
+        self._forget_kernel()
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -230,13 +246,79 @@ class TunnelKeeper:
         return done
 
     def _push(self) -> None:
-        if self._control is not None:
-            self._control.set_peers([(parse_key(p.key).hex(), p.address, self._port) for p in sorted(self._peers)])
+        peers = sorted(self._peers)
+        if self._kernel is not None:
+            wanted = [WireGuardPeer(parse_key(peer.key), peer.address, self._port) for peer in peers]
+            self._kernel.set_peers(self.index, wanted=wanted, keepalive_s=int(PERSISTENT_S))
+        elif self._control is not None:
+            self._control.set_peers([(parse_key(p.key).hex(), p.address, self._port) for p in peers])
 
     def _status(self) -> list[dict[str, Any]]:
+        if self._kernel is not None:
+            now = time.time()
+            return [
+                {
+                    "public": each.public.hex(),
+                    "handshake_s": now - each.handshake_at if each.handshake_at else -1.0,
+                    "connected": now - each.handshake_at < REJECT_AFTER_S,
+                    "sent": each.sent_bytes,
+                    "received": each.received_bytes,
+                }
+                for each in self._kernel.device(self.index).peers
+            ]
         if self._control is None:
-            raise RuntimeFault("tunnel: nobody carries its packets")
+            raise RuntimeFault("nobody carries its packets")
         return self._control.status()
+
+    # --- inside: WireGuard of the kernel ------------------------------------------------------------------------------
+
+    def _ensure_kernel(self, device: Link | None) -> list[str] | None:
+        """The device is the kernel's and as it should be; ``None`` where the kernel has none such."""
+        done: list[str] = []
+        if device is None:
+            self._forget_kernel()
+            try:
+                self._netlink.send(
+                    rtnetlink.add_wireguard(self.name, mtu=self._mtu, group=self._owner.group),
+                    rtnetlink.set_alias(self.name, self._owner.alias("tunnel")),
+                )
+            except NetlinkError as error:
+                if error.number != errno.EOPNOTSUPP:
+                    raise
+                return None
+            device = self._netlink.link(self.name)
+            if device is None:
+                raise RuntimeFault(f"WireGuard device {self.name} vanished while it was made")
+            done.append(f"tunnel: made {self.name} of the kernel's WireGuard")
+        if self._kernel is None:
+            self._kernel = WireGuard()
+        self.index = device.index
+        seen = self._kernel.device(device.index)
+        try:
+            if (seen.public, seen.port) != (KeyPair(self._private()).public, self._port):
+                self._kernel.set_identity(device.index, private=self._private(), port=self._port)
+            mended = self._mend(device)
+        except NetlinkError as error:
+            raise (busy_port(self._port) if error.number == errno.EADDRINUSE else error) from error
+        self._push()
+        return done or mended
+
+    def _kernel_can(self) -> bool:
+        """Whether the kernel has WireGuard, as it does when a device of it is there or can be made."""
+        probe = f"{self.name}t"
+        try:
+            self._netlink.send(rtnetlink.add_wireguard(probe, mtu=1280, group=self._owner.group))
+        except NetlinkError:
+            return False
+        self._netlink.send(rtnetlink.delete_link(probe))
+        return True
+
+    def _forget_kernel(self) -> None:
+        if self._kernel is not None:
+            self._kernel.close()
+            self._kernel = None
+
+    # --- inside: the key ----------------------------------------------------------------------------------------------
 
     def _private(self) -> bytes:
         if not self._key:
