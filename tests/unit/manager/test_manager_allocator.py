@@ -280,6 +280,11 @@ def test_a_node_cannot_say_anothers_key_nor_nonsense() -> None:
         await store.commit(Transaction().replace(msgspec.structs.replace(node, description=said)))
         assert with_own_key(store, NodeId("node-w1"), said) == said
         assert with_own_key(store, NodeId("node-w2"), said).tunnel_key == ""
+        node = store.nodes.get("node-w1")
+        assert node is not None
+        down = msgspec.structs.replace(node.status, state=NodeState.DOWN)
+        await store.commit(Transaction().replace(msgspec.structs.replace(node, status=down)))
+        assert with_own_key(store, NodeId("node-w2"), said) == said, "a host that joined again is another node"
         for nonsense in ("x", "}" * 44, KEYS[1] + "\n", KEYS[1][:-2] + "B="):
             said = NodeDescription(hostname="w2", tunnel_key=nonsense)
             assert with_own_key(store, NodeId("node-w2"), said).tunnel_key == ""
