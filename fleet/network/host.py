@@ -82,8 +82,8 @@ class HostNetwork:
         the calling thread's (tests, labs). ``pool_size`` namespaces are prepared ahead
         (0.3 MiB of kernel memory each). ``outside``: where published ports have to be opened as well. ``open_namespace`` makes an
         empty namespace that belongs to a user namespace with these ids (first, count), which takes a process of one thread;
-        without it all belong to the host's. ``shelter`` is called with each process that is to outlive this one, so that a service
-        manager's kill spares it.
+        without it all belong to the host's. ``shelter`` is called with each process that is to outlive this one, so that a
+        service manager's kill spares it.
         """
         self._store = Store(run_dir=run_dir, state_dir=state_dir)
         self._owner = Owner(owner)
