@@ -87,7 +87,8 @@ def _row(service: Json) -> Json:
     total = ((spec.get("Mode") or {}).get("ReplicatedJob") or {}).get("TotalCompletions")
     done, wanted = counts.get("CompletedTasks", 0), total if total is not None else counts.get("DesiredTasks", 0)
     zone = labels.get("fleet.schedule.timezone", "")
-    last = status.get("LastExecution")
+    is_template = total == 0
+    last = None if is_template else status.get("LastExecution")
     if not last:
         outcome = ""
     elif wanted and done >= wanted:
@@ -97,9 +98,9 @@ def _row(service: Json) -> Json:
     return {
         "ID": service["ID"],
         "Name": spec["Name"],
-        "Schedule": " ".join(filter(None, (labels.get(CRON, ""), zone))),
+        "Schedule": "when dispatched" if is_template else " ".join(filter(None, (labels.get(CRON, ""), zone))),
         "Next": _next(labels),
-        "Last": clock.ago(last) or "never",
+        "Last": "" if is_template else clock.ago(last) or "never",
         "Outcome": outcome,
         "Done": f"{done}/{wanted}" if last else "",
     }

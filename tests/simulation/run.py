@@ -62,7 +62,10 @@ def main(arguments: list[str]) -> int:
     done = 0
     work = functools.partial(one, fault=options.fault)
     # Not ProcessPoolExecutor: with max_tasks_per_child it can wait for ever (CPython issue 115634).
-    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=_SEEDS_A_PROCESS) as pool:
+    # What is imported is frozen, as the collection after each seed need not look at it.
+    with multiprocessing.get_context("spawn").Pool(
+        options.jobs, initializer=gc.freeze, maxtasksperchild=_SEEDS_A_PROCESS
+    ) as pool:
         for result in pool.imap(work, range(options.first, options.first + options.seeds)):
             done += 1
             virtual_s += result.virtual_s

@@ -40,16 +40,19 @@ def test_ls_tells_when_and_how(fleet: Any, engine: FakeEngine) -> None:
     ran_once = job("once", status={"LastExecution": "2026-01-01T00:00:00Z"})
     night = job("night", **{CRON: "0 3 * * *", "fleet.schedule.timezone": "Europe/Berlin"})
     paused = job("paused", **{CRON: "@hourly", "fleet.schedule.suspended": "true"})
-    engine.on("GET", "/services", [web, ran_once, night, paused])
+    template = job("template", status={"LastExecution": "2026-01-01T00:00:00Z"})
+    template["Spec"]["Mode"]["ReplicatedJob"]["TotalCompletions"] = 0
+    engine.on("GET", "/services", [web, ran_once, night, paused, template])
     lines = [line.split("  ") for line in fleet("job", "ls").out.splitlines()]
     shown = {line[0]: [part.strip() for part in line[1:] if part.strip()] for line in lines}
-    assert set(shown) == {"NAME", "night", "once", "paused"}
+    assert set(shown) == {"NAME", "night", "once", "paused", "template"}
     assert shown["night"][0] == "0 3 * * * Europe/Berlin"
     assert shown["night"][1].endswith(":00:00 UTC")
     assert shown["night"][2] == "never"
     assert shown["once"][-2:] == ["succeeded", "2/2"]
     assert shown["paused"][1] == "suspended"
-    assert fleet("job", "ls", "-q").out.split() == ["id-night", "id-once", "id-paused"]
+    assert shown["template"] == ["when dispatched"]
+    assert fleet("job", "ls", "-q").out.split() == ["id-night", "id-once", "id-paused", "id-template"]
 
 
 def test_history_is_newest_first_with_reasons(fleet: Any, engine: FakeEngine) -> None:
