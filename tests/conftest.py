@@ -32,6 +32,8 @@ MS_PRIVATE = 1 << 18
 TOKEN_VARIABLE = "FLEET_TEST_RUN"
 ROOT_MARKS = ("kernel", "e2e")
 TOOLS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "busybox": "busybox-static"}
+_LONGEST_FIRST = ("simulation", "e2e", "kernel", "")
+"""Folders of modules by how long one takes."""
 GRACE_S = 3.0
 """The kernel frees namespaces, and init collects orphans, shortly after the call that ended them has returned."""
 
@@ -46,11 +48,18 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # long modules first, so that all processes end at about the same time
+        items.sort(key=lambda item: _LONGEST_FIRST.index(_room(item)))
     why = _why_not_real()
     if why:
         for item in items:
             if any(item.get_closest_marker(mark) for mark in ROOT_MARKS):
                 item.add_marker(pytest.mark.skip(reason=f"not run: {why}"))
+
+
+def _room(item: pytest.Item) -> str:
+    room = item.path.relative_to(Path(__file__).parent).parts[0]
+    return room if room in _LONGEST_FIRST else ""
 
 
 def _why_not_real() -> str:
