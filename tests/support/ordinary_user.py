@@ -20,7 +20,10 @@ from pathlib import Path
 from fleet.lab.hostinit import mount
 from fleet.node_runtime import syscalls
 
-UID, SUBORDINATE, COUNT = 64321, 2_100_000_000, 65536
+UID = 50_000 + os.getpid() % 10_000
+"""Another one in each process of a run, and most likely in another run: what is this user's is ended at the end."""
+COUNT = 65536
+SUBORDINATE = 2_000_000_000 + os.getpid() % 1000 * COUNT
 REPOSITORY = Path(__file__).parents[2]
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
