@@ -158,6 +158,7 @@ def node_json(node: Node) -> Json:
     for key in ("Platform", "Resources", "Engine", "TLSInfo"):
         description.setdefault(key, {})
     description.setdefault("Hostname", "")
+    description.pop("TunnelKey", None)  # fleet's own
     description["Engine"].setdefault("EngineVersion", "")
     result["Description"] = description
     result["Status"] = {**to_builtins(node.status), "State": node.status.state.value, "Addr": node.status.addr}

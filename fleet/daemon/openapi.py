@@ -76,6 +76,17 @@ _TOKEN: Final = {
     "ExpiresAt": "2027-01-02T03:04:05.678901Z",
     "LastUsedAt": None,
 }
+_LOAD: Final = {
+    "Time": 1767323045.678,
+    "NanoCPUs": 430_000_000,
+    "MemoryBytes": 2_147_483_648,
+    "Containers": {"NanoCPUs": 120_000_000, "MemoryBytes": 268_435_456},
+}
+_USAGE: Final = {
+    "PeriodSeconds": 10.0,
+    "Nodes": [{"NodeID": _NODE_ID, "Now": _LOAD, "History": [_LOAD]}],
+    "Tasks": [{"ID": _TASK_ID, "NanoCPUs": 120_000_000, "MemoryBytes": 25_165_824}],
+}
 _REBALANCE: Final = {
     "Request": {"RequestedAt": _THEN},
     "Moves": [
@@ -207,6 +218,16 @@ EXAMPLES: Final[Mapping[str, Example]] = {
             "Waiting": [],
             "Autoscale": None,
         },
+    ),
+    "GET /fleet/v1/usage": Example(
+        text="What nodes and tasks use.",
+        query={"since": "Unix seconds: the history of nodes after it", "tasks": "1: tell of tasks as well"},
+        answer=_USAGE,
+    ),
+    "GET /fleet/v1/watch": Example(
+        text="Nodes, services and tasks as they are, and then each change.",
+        answer={"Type": "task", "Action": "remove", "ID": _TASK_ID},
+        lines=True,
     ),
     "GET /fleet/v1/tasks": Example(
         text="The task with that name, if there is one.",

@@ -49,11 +49,7 @@ def decide_replacement(
         if condition is RestartCondition.NONE and not view.service.spec.is_global:
             return None
         return Replacement(None if old_stays else hold_after(view, slot, newest, now=now))
-    if condition is RestartCondition.NONE:
-        return None
-    if condition is RestartCondition.ON_FAILURE and newest.status.state is TaskState.COMPLETE:
-        return None
-    if not _has_attempts_left(slot):
+    if not _could_not_move(newest) and not _policy_allows(condition, slot):
         return None
     hold = None if old_stays else hold_after(view, slot, now=now)
     delay = restart_delay(newest.spec)
@@ -114,18 +110,35 @@ def _waiting(reason: WaitingFor, task: Task, until: datetime | None) -> Waiting:
     return Waiting(reason=reason, service_id=task.service_id, slot=slot_key(task), until=until)
 
 
+def _could_not_move(task: Task) -> bool:
+    """Its data could not be had, so its program never began: no failure of the program that a policy could be about."""
+    return task.moved_from is not None and task.status.state is TaskState.REJECTED
+
+
+def _policy_allows(condition: RestartCondition, slot: Slot) -> bool:
+    if condition is RestartCondition.NONE:
+        return False
+    if condition is RestartCondition.ON_FAILURE and slot.newest.status.state is TaskState.COMPLETE:
+        return False
+    return _has_attempts_left(slot)
+
+
 def _has_attempts_left(slot: Slot) -> bool:
     """Whether fewer than ``max_attempts`` restarts were made, within the window if there is one (RST-05, RST-06).
 
     A restart is a task that follows one that ended by itself, both from the spec of the newest: replacing evicted tasks
-    costs no attempt, and a new spec starts anew.
+    costs no attempt, nor does a move that failed, and a new spec starts anew.
     """
     newest = slot.newest
     policy = newest.spec.restart_policy
     if policy is None or policy.max_attempts <= 0:
         return True
     alike = [task for task in slot.tasks if task.spec == newest.spec]
-    restarts = [later.created_at for earlier, later in itertools.pairwise(alike) if ended_by_itself(earlier)]
+    restarts = [
+        later.created_at
+        for earlier, later in itertools.pairwise(alike)
+        if ended_by_itself(earlier) and not _could_not_move(earlier)
+    ]
     if policy.window_ns > 0:
         since = newest.status.timestamp - nanoseconds(policy.window_ns)
         restarts = [instant for instant in restarts if instant >= since]

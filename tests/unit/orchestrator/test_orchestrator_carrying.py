@@ -16,9 +16,11 @@ from fleet.orchestrator.moves import mobility
 from fleet.orchestrator.plan import Plan
 
 
-def moving(*, order: str = "stop-first", condition: RestartCondition | None = None) -> tuple[Cluster, Task]:
+def moving(
+    *, order: str = "stop-first", condition: RestartCondition | None = None, attempts: int = 0
+) -> tuple[Cluster, Task]:
     """web.1 on a, marked to go to b, where nothing gets on."""
-    policy = RestartPolicy(condition=condition) if condition is not None else None
+    policy = RestartPolicy(condition=condition, max_attempts=attempts, delay_ns=0)
     service = a_service(spec=a_task_spec(restart=policy), update=UpdateConfig(order=order))
     cluster = Cluster(service, [a_node("a"), a_node("b")])
     cluster.run()
@@ -81,6 +83,19 @@ def test_a_service_that_never_restarts_is_moved_and_taken_back_all_the_same() ->
     cluster, _ = moving(condition=RestartCondition.NONE)
     copied(cluster)
     cluster.observe(arriving(cluster), S.REJECTED)
+    rest(cluster)
+    assert [task.node_id for task in cluster.running()] == ["a"]
+
+
+@pytest.mark.parametrize("condition", [RestartCondition.NONE, RestartCondition.ANY])
+def test_data_that_cannot_be_had_for_a_while_costs_no_attempt_to_restart(condition: RestartCondition) -> None:
+    cluster, _ = moving(condition=condition, attempts=1)
+    copied(cluster)
+    cluster.stuck.add(NodeId("a"))
+    for _ in range(4):
+        cluster.observe(arriving(cluster), S.REJECTED)
+        rest(cluster)
+    cluster.stuck.clear()
     rest(cluster)
     assert [task.node_id for task in cluster.running()] == ["a"]
 
