@@ -13,13 +13,16 @@ from support.lab import TestLab
 
 pytestmark = pytest.mark.e2e
 
+IDLE = ("sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait")
+"""Ends at once when it is told to."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def web(lab: TestLab) -> None:
     lab.load_hello()
     lab.fleet(
         "service", "create", "--quiet", "--name", "web", "--replicas", "3", "--hostname", "{{.Node.Hostname}}",
-        "fleet/hello:1", "sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait",
+        "fleet/hello:1", *IDLE,
     )  # fmt: skip
 
 
@@ -101,7 +104,7 @@ def test_stopped_and_started_with_as_many_tasks(lab: TestLab) -> None:
     assert "0/0" in lab.fleet("service", "ls").stdout
     lab.fleet("service", "start", "web")
     assert len(lab.tasks("web")) == 3
-    lab.fleet("service", "create", "--quiet", "--mode", "global", "--name", "all", "fleet/hello:1", "sleep", "1000")
+    lab.fleet("service", "create", "--quiet", "--mode", "global", "--name", "all", "fleet/hello:1", *IDLE)
     lab.fleet("service", "stop", "all")
     assert lab.tasks("all") == []
     lab.fleet("service", "start", "all")
