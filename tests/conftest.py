@@ -12,6 +12,7 @@ token count, unless ``FLEET_TEST_ALONE=1`` says that nobody else is at work, and
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import secrets
@@ -132,7 +133,7 @@ def traces() -> Traces:
     token = os.environ[TOKEN_VARIABLE]
     alone = os.environ.get("FLEET_TEST_ALONE") == "1" and "PYTEST_XDIST_WORKER" not in os.environ
     named = [path for pattern in ("/run/fleet*/*", "/var/lib/fleet*/*") for path in Path("/").glob(pattern[1:])]
-    groups = [str(path) for top in cgroups.hierarchies() for path in [*top.glob("fleet*/"), *top.glob("fleet*/*/")]]
+    groups = [path for top in cgroups.hierarchies() for path in _groups(top)]
     netns = [path.name for path in Path("/run/netns").glob("*")]
     mine = lambda name: alone or token in name  # noqa: E731
     return Traces(
@@ -143,6 +144,14 @@ def traces() -> Traces:
         cgroups=frozenset(filter(mine, groups)),
         folders=frozenset(filter(mine, map(str, named))),
     )
+
+
+def _groups(top: Path) -> Iterator[str]:
+    """Ours and theirs below; others may remove theirs while we look, which ``Path.glob`` does not survive."""
+    for folder in top.glob("fleet*/"):
+        yield str(folder)
+        with contextlib.suppress(FileNotFoundError):
+            yield from (entry.path for entry in os.scandir(folder) if entry.is_dir())
 
 
 def _our_processes(token: str) -> Iterator[str]:

@@ -71,7 +71,7 @@ def shrunk(widths: Sequence[int], *, room: int, floors: Sequence[int]) -> list[i
         widest = max(result[i] for i in loose)
         top = [i for i in loose if result[i] == widest]
         below = max([*(result[i] for i in loose if result[i] < widest), *(floors[i] for i in top), 0])
-        step = max(1, min((widest - below), -(-excess // len(top))))
+        step = max(1, min(widest - below, excess // len(top)))
         for i in top:
             taken = min(step, result[i] - floors[i], excess)
             result[i] -= taken

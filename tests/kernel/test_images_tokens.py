@@ -93,7 +93,8 @@ def test_a_token_that_dies_in_the_middle_of_a_layer_is_replaced_and_the_layer_go
         statuses = [item.status for item in image_registry.requests_of(tmp_path / "r") if "/blobs/" in item.path]
     assert statuses.count(401) >= 1, "no token died on the way: nothing was shown"
     assert 206 in statuses[statuses.index(401) :]
-    assert len(tokens.asked) == 1 + statuses.count(401)
+    # one for the first; later one for each that died, or for two layers at once that it died under
+    assert 2 <= len(tokens.asked) <= 1 + statuses.count(401)
 
 
 def test_a_token_is_renewed_before_its_end_if_it_tells_it(layout: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fleet.cli.widths import clean, cut, pad, shrunk, width_of
@@ -117,6 +117,7 @@ def test_progress_on_a_simple_terminal_is_lines(engine: FakeEngine) -> None:
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=8), st.integers(-5, 200))
+@example([(19, 0), (19, 0), (19, 0)], 53)
 def test_shrinking_takes_from_the_widest_and_stops_at_the_floors(columns: list[tuple[int, int]], room: int) -> None:
     widths, floors = [width for width, _ in columns], [min(columns_) for columns_ in columns]
     found = shrunk(widths, room=room, floors=floors)
