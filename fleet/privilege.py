@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 __all__ = [
+    "become_nobody",
     "has_single_id",
     "highest_group",
     "in_initial_user_namespace",
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 _ALL_IDS = 0xFFFF_FFFF
+_NOBODY = 65534
 
 
 def parse_id_map(text: str) -> tuple[tuple[int, int], ...]:
@@ -69,3 +71,12 @@ def keeps_groups() -> bool:
         return Path("/proc/self/setgroups").read_text(encoding="ascii").strip() == "deny" or os.geteuid() != 0
     except FileNotFoundError:
         return False
+
+
+def become_nobody() -> None:
+    """Give up root's rights for good, for a process that reads what strangers send. Where nobody has no id here, or groups cannot
+    be left, it stays who it is, which is no root of the machine."""
+    if os.getuid() == 0 and may_own(_NOBODY) and not keeps_groups():
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)

@@ -34,7 +34,7 @@ from typing import Any
 from fleet.network.channel import Channel
 from fleet.network.dns import wire
 from fleet.network.dns.lookup import Directory, Table, View
-from fleet.privilege import keeps_groups, may_own
+from fleet.privilege import become_nobody
 
 __all__ = ["PROTOCOL", "DnsServer", "main"]
 
@@ -51,7 +51,6 @@ _UPSTREAM_ROUNDS = 2  # times through the list of servers before SERVFAIL
 _REPORTS_MAX = 100
 _BURST = 32  # datagrams taken from one socket before others get a turn
 
-_NOBODY = 65534
 
 Reply = Callable[[bytes], None]
 
@@ -505,11 +504,7 @@ def main(descriptor: int) -> None:
     server.listen(socket.socket(fileno=descriptor))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two or three sockets a sandbox
-    if os.getuid() == 0 and may_own(_NOBODY) and not keeps_groups():
-        # it reads what containers send; everything that needs privilege was done by the daemon
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    become_nobody()  # everything that needs privilege was done by the daemon
     gc.collect()
     gc.freeze()
     server.run()

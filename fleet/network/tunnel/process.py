@@ -32,14 +32,13 @@ from fleet.network.tunnel.engine import PeerSpec, TunnelEnd
 from fleet.network.tunnel.noise import Initiator, KeyPair, Responder
 from fleet.network.tunnel.peer import Endpoint
 from fleet.network.tunnel.session import Session
-from fleet.privilege import keeps_groups, may_own
+from fleet.privilege import become_nobody
 
 __all__ = ["PROTOCOL", "TunnelProcess", "main"]
 
 PROTOCOL: Final = 1
 """Grows when the control messages or the wire change; a daemon replaces a process that speaks another."""
 
-_NOBODY: Final = 65534
 _REPORTS_MAX: Final = 100
 _BURST: Final = 64
 """Packets taken from the device before datagrams get a turn; also what one send may carry (UDP_MAX_SEGMENTS)."""
@@ -284,11 +283,7 @@ def main(descriptor: int) -> None:
     process = TunnelProcess(daemon_uid=os.getuid())
     process.listen(socket.socket(fileno=descriptor))
     _rehearse()
-    if os.getuid() == 0 and may_own(_NOBODY) and not keeps_groups():
-        # it reads what strangers send; everything that needs privilege was done by the daemon
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    become_nobody()  # everything that needs privilege was done by the daemon
     gc.collect()
     gc.freeze()
     process.run()
