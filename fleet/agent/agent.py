@@ -5,7 +5,6 @@ It runs from joining until leaving the cluster. Cancelling it (daemon stop) leav
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from fleet.agent.session import Session
 from fleet.agent.usage import UsageReporter, host_reader, usage_reader
 from fleet.agent.worker import Worker
 from fleet.api import dispatch
+from fleet.cancellation import TaskGroup
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
 from fleet.images import ImageStore
@@ -105,7 +105,7 @@ class Agent:
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             group.create_task(self._guests.run())
             group.create_task(self.worker.run())
             group.create_task(self.session.run())

@@ -18,6 +18,7 @@ import msgspec
 
 from fleet import errors, traces
 from fleet.agent.task_machine import Step, fault_state, next_step
+from fleet.cancellation import cancel_and_wait
 from fleet.clock import Clock
 from fleet.logs import about_requests, get_logger
 from fleet.model.task import ContainerStatus, PortStatus, Task, TaskState, TaskStatus
@@ -196,10 +197,7 @@ class Controller:
                     self._wish_changed.clear()
             return doing.result()
         finally:
-            if not doing.done():
-                doing.cancel()
-                with contextlib.suppress(asyncio.CancelledError, errors.FleetError, OSError):
-                    await doing
+            await cancel_and_wait(doing)
 
     def _ended(self, exit_: Exit) -> None:
         container = ContainerStatus(container_id=self._container_id, exit_code=exit_.code)

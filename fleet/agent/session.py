@@ -20,6 +20,7 @@ from fleet.agent.reporter import Reporter
 from fleet.agent.usage import UsageReporter, nothing_used
 from fleet.agent.worker import OutOfStepError, Worker
 from fleet.api import dispatch
+from fleet.cancellation import TaskGroup
 from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.metrics import Counter
@@ -142,7 +143,7 @@ class Session:
             self._usage.ask(dispatch.Measure())
             self._worker.report_all()
             self.connected.set()
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 group.create_task(self._receive(connection))
                 group.create_task(self._beat(connection))
                 group.create_task(self._confirm(connection))

@@ -17,6 +17,7 @@ from fleet.agent.local_state import LocalState
 from fleet.agent.network_sync import NetworkSync
 from fleet.agent.reporter import Reporter
 from fleet.api import dispatch
+from fleet.cancellation import TaskGroup
 from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.model.ids import ConfigId, LoginId, SecretId, TaskId
@@ -128,7 +129,7 @@ class Worker:
     async def run(self) -> None:
         """Take up what the last run left, then serve until cancelled; cancelling leaves all containers running."""
         items, self._kept = await asyncio.to_thread(self._local_state.load)
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             self._group = group
             group.create_task(self._network_sync.run())
             group.create_task(self._save_when_needed())

@@ -118,10 +118,13 @@ async def make_target(driver: str, options: Mapping[str, str], container: Descri
     elif scheme == "udp":
         carrier = await _udp(host, port)
     elif scheme == "unix":
-        carrier = _Stream(*await asyncio.wait_for(asyncio.open_unix_connection(host), _SEND_S), counted=counted)
+        async with asyncio.timeout(_SEND_S):
+            opened = await asyncio.open_unix_connection(host)
+        carrier = _Stream(*opened, counted=counted)
     else:
         tls = await asyncio.to_thread(_tls, options) if scheme == "tcp+tls" else None
-        opened = await asyncio.wait_for(asyncio.open_connection(host, port, ssl=tls), _SEND_S)
+        async with asyncio.timeout(_SEND_S):
+            opened = await asyncio.open_connection(host, port, ssl=tls)
         carrier = _Stream(*opened, counted=counted)
     return _Syslog(carrier, container, tag, form, _facility(options.get("syslog-facility", "")), is_local=scheme == "")
 

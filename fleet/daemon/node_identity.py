@@ -20,6 +20,7 @@ import msgspec
 
 from fleet import errors
 from fleet.api.dispatch import Trust
+from fleet.cancellation import TaskGroup
 from fleet.clock import Clock
 from fleet.daemon.joining import ask_managers, checked
 from fleet.identity.authority import root_info
@@ -109,7 +110,7 @@ class IdentityKeeper:
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             group.create_task(self._keep_renewed())
             group.create_task(self._keep_trust())
 

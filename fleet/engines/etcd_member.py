@@ -26,6 +26,7 @@ from typing import Final
 import msgspec
 
 from fleet import errors
+from fleet.cancellation import TaskGroup
 from fleet.clock import Clock
 from fleet.engines.etcd_wire import EtcdTls, Gateway, RevisionGoneError, encode
 from fleet.logs import get_logger
@@ -316,7 +317,7 @@ class EtcdMember:
 
     async def keep(self) -> None:
         """Start it again whenever it ends, and keep its file and log small. Until cancelled; the process stays."""
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             group.create_task(self._restart())
             group.create_task(self._upkeep())
 

@@ -16,6 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+from fleet.cancellation import TaskGroup
 from fleet.clock import Clock
 from fleet.errors import FleetError, NotFoundError, RejectedFault, StorageFullError, UnavailableError
 from fleet.images.blobs import BlobStore, Ingest
@@ -138,7 +139,7 @@ class Fetcher:
         for layer in layers:
             _report(report, reference, "waiting", layer)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 for layer in {item.digest: item for item in layers}.values():
                     group.create_task(one(layer))
         except BaseExceptionGroup as failures:

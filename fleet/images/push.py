@@ -14,6 +14,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 import httpx
 
+from fleet.cancellation import TaskGroup
 from fleet.clock import Clock
 from fleet.errors import ForbiddenError, RejectedFault, UnauthorizedError, UnavailableError
 from fleet.images.blobs import BlobStore
@@ -157,7 +158,7 @@ class Pusher:
                 )  # fmt: skip
 
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 for part in {item.digest: item for item in (*image.layers, image.config)}.values():
                     group.create_task(send(part))
         except BaseExceptionGroup as failures:

@@ -29,6 +29,7 @@ import msgspec
 
 from fleet import errors
 from fleet.api import dispatch
+from fleet.cancellation import TaskGroup
 from fleet.clock import Clock
 from fleet.logs import about_requests, get_logger
 from fleet.manager.assignments import Assembler, difference
@@ -194,7 +195,7 @@ class Dispatcher:
                 self._silent[node.id] = _Silence(since=now, tolerance_s=self._tolerances.startup_grace_s)
         self._is_running = True
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 group.create_task(self._watch_changes())
                 group.create_task(self._write_reports())
                 group.create_task(self._watch_leases())
@@ -318,7 +319,7 @@ class Dispatcher:
         log.info("session opened", node=node_id, session=session.id, address=hello.address)
         session.dirty.set()
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 group.create_task(self._send_assignments(session))
                 group.create_task(self._receive(session))
         except* ChannelClosed as closed:

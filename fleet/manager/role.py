@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from fleet import errors
+from fleet.cancellation import TaskGroup
 from fleet.clock import Clock
 from fleet.identity.keys import NodeIdentity
 from fleet.logs import get_logger
@@ -161,7 +162,7 @@ class ManagerRole:
 
     async def run(self) -> None:
         """Until cancelled. Raises what ended the role."""
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             group.create_task(self._keep("registration", self._register), name="registration")
             group.create_task(self.leadership.run(self._lead), name="leadership")
             group.create_task(self.majority.run(), name="majority")
@@ -207,7 +208,7 @@ class ManagerRole:
         }
         self._dispatcher, self._autoscale = dispatcher, autoscale
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 for name, loop in loops.items():
                     group.create_task(self._keep(name, loop), name=name)
         finally:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from fleet.cancellation import cancel_and_wait
 from fleet.errors import FleetError, InvariantError, RuntimeFault, UnsupportedError
 from fleet.network.doctor.view import PlaneView
 from fleet.network.kernel.thread import KernelThread
@@ -271,11 +272,7 @@ class HostNetwork:
 
     async def _stop(self, function: Callable[[Plane], None]) -> None:
         helpers, self._helpers = self._helpers, []
-        for helper in helpers:
-            helper.cancel()
-        for helper in helpers:
-            with contextlib.suppress(asyncio.CancelledError):
-                await helper
+        await cancel_and_wait(*helpers)
         plane, self._plane = self._plane, None
         if plane is not None:
             await self._thread.run(lambda: function(plane))

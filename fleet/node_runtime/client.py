@@ -29,6 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fleet.cancellation import cancel_and_wait
 from fleet.errors import (
     ConflictError,
     NotFoundError,
@@ -135,10 +136,7 @@ class RuntimeClient:
     async def close(self) -> None:
         """Let go; containers and supervisor live on. Subscriptions end. Idempotent."""
         self._closed = True
-        if self._reconnecting is not None:
-            self._reconnecting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reconnecting
+        await cancel_and_wait(self._reconnecting)
         self._drop_channel("the client was closed")
         for queue in self._subscribers:
             queue.put_nowait(None)
@@ -670,10 +668,7 @@ class RuntimeClient:
             await asyncio.wait([output], timeout=0.1)
             return code, (await output if output.done() else b"")
         finally:
-            if not output.done():
-                output.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await output
+            await cancel_and_wait(output)
             if started.exec_id in self._execs:
                 with contextlib.suppress(NotFoundError, UnavailableError):
                     await self.signal_exec(started.exec_id, signal.SIGKILL)

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from fleet import errors
+from fleet.cancellation import TaskGroup
 from fleet.metrics import Counter, Histogram
 from fleet.model import wire
 from fleet.model.access import Token, User
@@ -212,7 +213,7 @@ class Store:
                 await self._commit_pack(todo, pack, results)
 
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 for pack in self._packs(todo):
                     group.create_task(send(pack))
         except BaseExceptionGroup as causes:

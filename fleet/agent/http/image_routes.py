@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -16,8 +15,9 @@ from fleet.agent.http.container_filters import matches_labels, parse_moment
 from fleet.agent.http.older_clients import image_at, image_summary_at
 from fleet.agent.http.streams import json_lines, upload
 from fleet.api.http import Filters, json_response, parse_bool, parse_filters, spoken_version
+from fleet.cancellation import cancel_and_wait
 from fleet.containers import ContainerEngine
-from fleet.errors import FleetError, NotFoundError, UnsupportedError, UserError
+from fleet.errors import NotFoundError, UnsupportedError, UserError
 from fleet.images import (
     Credentials,
     ImageStore,
@@ -298,9 +298,7 @@ def _archive(images: ImageStore, names: Sequence[str]) -> Response:
             if not task.done():
                 while not queue.empty():
                     queue.get_nowait()
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, FleetError):
-                    await task
+                await cancel_and_wait(task)
 
     return StreamingResponse(body(), media_type="application/x-tar")
 

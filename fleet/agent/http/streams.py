@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from fleet.agent.http.container_filters import parse_moment
+from fleet.cancellation import cancel_and_wait
 from fleet.containers.attach import frame
 from fleet.errors import FleetError, TooLargeError, UserError
 from fleet.node_runtime.logs import LogLine
@@ -109,10 +109,7 @@ async def log_body(
         if batch:
             yield bytes(batch)
     finally:
-        if pending is not None and not pending.done():
-            pending.cancel()
-            with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
-                await pending
+        await cancel_and_wait(pending)
         close = getattr(lines, "aclose", None)
         if close is not None:
             await close()
@@ -153,10 +150,7 @@ def json_lines(work: Callable[[Callable[[Any], None]], Awaitable[None]]) -> Stre
                 yield piece
             await task
         finally:
-            if not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await cancel_and_wait(task)
 
     return _Duplex(body(), media_type="application/json")
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final
 
 from fleet import errors
+from fleet.cancellation import TaskGroup
 from fleet.daemon.doctor.words import (
     EarWord,
     HeardAnswer,
@@ -99,7 +100,7 @@ class HostDoctor:
         addresses = {target.underlay: target.number for target in wish.targets}
         pings = await self._network.look(probe.ping_socket)
         elsewhere = [(door.name, door.underlay) for door in wish.doors]
-        async with asyncio.TaskGroup() as group:
+        async with TaskGroup() as group:
             spoken = group.create_task(self._speak(list(mouths), run=run, number=wish.number))
             pinged = group.create_task(probe.ping(pings, list(addresses), run=run))
             examined = group.create_task(self._examine(wish.networks, elsewhere=elsewhere)) if wish.examine else None

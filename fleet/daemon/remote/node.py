@@ -14,6 +14,7 @@ from fleet.agent.http.attach_routes import exec_routes, talk_exec
 from fleet.agent.http.container_json import container_inspect
 from fleet.agent.http.networks import NetworkNames
 from fleet.api.http import json_response
+from fleet.cancellation import TaskGroup
 from fleet.containers.engine import ContainerEngine
 from fleet.daemon.access.principal import USER_HEADER
 from fleet.identity.certificates import PeerIdentity
@@ -72,7 +73,7 @@ def cluster_exec_routes(engine: ContainerEngine, caller: Caller) -> APIRouter:
         await socket.accept()
         end = _SocketEnd(socket)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 reading = group.create_task(end.read())
                 with contextlib.suppress(ConnectionResetError):
                     await talk_exec(engine, exec_id, end)

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from fleet import errors
+from fleet.cancellation import TaskGroup
 from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.manager.figures import ManagerFigures
@@ -104,7 +105,7 @@ class AutoscaleLoop:
         self._tracks.clear()
         with self._store.subscribe(Kind.SERVICE) as subscription:
             self._follow(self._store.services.all())
-            async with asyncio.TaskGroup() as group:
+            async with TaskGroup() as group:
                 while True:
                     self._begin_due(group)
                     due = min((track.due for track in self._tracks.values()), default=None)
