@@ -216,6 +216,9 @@ class Task(Value, frozen=True, kw_only=True):
     """The node that the orchestrator would have it on; the scheduler takes another when that can not take it."""
     moved_from: MovedFrom | None = None
     """Set by the orchestrator when it makes the task, together with ``node_id``: no other node will do."""
+    told_to_stop: bool = False
+    """It was to stop before it had ended: then it did not end by itself, whatever its state says. An agent that is killed after
+    it stopped the container, and has lost the wish, finds one that *completed* or *failed*."""
 
     @property
     def is_moving(self) -> bool:

@@ -110,8 +110,11 @@ class Plan:
         """Into *shut down*, also if it was to be released."""
         if self.release:
             self.release = [other for other in self.release if other.id != task.id]
+        told = task.told_to_stop or not task.status.state.is_terminal
         self.shut_down.append(
-            msgspec.structs.replace(task, desired_state=TaskState.SHUTDOWN, hold=None, updated_at=now)
+            msgspec.structs.replace(
+                task, desired_state=TaskState.SHUTDOWN, told_to_stop=told, hold=None, updated_at=now
+            )
         )
 
     def want_removal(self, task: Task, *, now: datetime) -> None:

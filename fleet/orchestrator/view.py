@@ -103,7 +103,7 @@ def _age(task: Task) -> tuple[bool, object, str]:
 
 def ended_by_itself(task: Task) -> bool:
     """Its container ended, or could not be made, without anyone having asked: what restart policies are about."""
-    return task.status.state in (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED)
+    return task.status.state in (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED) and not task.told_to_stop
 
 
 def wanted_spec(service: Service) -> TaskSpec:

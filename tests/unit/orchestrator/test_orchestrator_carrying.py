@@ -109,6 +109,20 @@ def test_a_task_that_ended_for_good_while_it_was_copied_is_not_followed() -> Non
     assert cluster.runnable() == []
 
 
+def test_a_task_that_was_told_to_stop_is_followed_however_its_agent_says_it_ended() -> None:
+    """Killed right after it stopped the container, an agent may know nothing of the wish, and find one that completed."""
+    cluster, old = moving(condition=RestartCondition.ON_FAILURE)
+    status = msgspec.structs.replace(arriving(cluster).status, copied=True)
+    cluster.tasks[arriving(cluster).id] = msgspec.structs.replace(arriving(cluster), status=status)
+    cluster.plan()
+    assert cluster.tasks[old.id].desired_state is S.SHUTDOWN
+    cluster.observe(cluster.tasks[old.id], S.COMPLETE)
+    rest(cluster)
+    cluster.stuck.clear()
+    rest(cluster)
+    assert [task.node_id for task in cluster.running()] == ["b"]
+
+
 def test_scaling_down_takes_both_away() -> None:
     cluster, _ = moving()
     assert cluster.service is not None
