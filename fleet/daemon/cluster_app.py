@@ -61,9 +61,9 @@ from fleet.identity.tls import verify_peer
 from fleet.images import ImageStore
 from fleet.logs import get_logger
 from fleet.manager.admission import JoinRequest
-from fleet.manager.dispatcher import ChannelClosed
 from fleet.manager.guests import GuestRequest
 from fleet.manager.role import ManagerRole, NotLeadingError
+from fleet.manager.sessions import ChannelClosed
 from fleet.manager.task_moves import standing_of
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole

@@ -22,11 +22,12 @@ from fleet.logs import get_logger
 from fleet.manager.admission import Admission
 from fleet.manager.allocator import Allocator
 from fleet.manager.control import ControlApi
-from fleet.manager.dispatcher import Dispatcher, Tolerances
+from fleet.manager.dispatcher import Dispatcher
 from fleet.manager.external_ca import ExternalAuthority
 from fleet.manager.figures import ManagerFigures
 from fleet.manager.guests import Guests
 from fleet.manager.leadership import Leader, Leadership, is_refused
+from fleet.manager.leases import Tolerances
 from fleet.manager.loops import (
     ManagersLoop,
     OrchestratorLoop,

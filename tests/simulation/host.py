@@ -21,9 +21,9 @@ from fleet.agent.reporter import Reporter
 from fleet.agent.session import Session
 from fleet.agent.worker import Worker
 from fleet.api import dispatch
-from fleet.manager.dispatcher import ChannelClosed
 from fleet.manager.role import ManagerRole, NotLeadingError
 from fleet.manager.sealing_rotation import keep_sealing_keys
+from fleet.manager.sessions import ChannelClosed
 from fleet.model.ids import NodeId, TaskId
 from fleet.model.node import NodeDescription, NodeResources
 from fleet.model.task import ContainerStatus, Task, TaskState, TaskStatus

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fleet.agent.dialer import OPEN_TIMEOUT_S
-from fleet.manager.dispatcher import ChannelClosed
+from fleet.manager.sessions import ChannelClosed
 from simulation.loop import Process, SimLoop
 
 __all__ = ["Listener", "Network"]
@@ -95,7 +95,7 @@ class End:
 
 
 class ManagerEnd:
-    """``fleet.manager.dispatcher.Channel``."""
+    """``fleet.manager.sessions.Channel``."""
 
     def __init__(self, end: End) -> None:
         self._end = end

@@ -16,7 +16,9 @@ from support.objects import NOW, make_network, make_node, make_service, make_tas
 from fleet import errors
 from fleet.api import dispatch
 from fleet.identity.authority import create_root
-from fleet.manager.dispatcher import ChannelClosed, Dispatcher, Tolerances
+from fleet.manager.dispatcher import Dispatcher
+from fleet.manager.leases import Tolerances
+from fleet.manager.sessions import ChannelClosed
 from fleet.model.cluster import Authority
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeDescription, NodeState
