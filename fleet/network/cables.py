@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fleet.errors import RuntimeFault
 from fleet.network.direct import add_direct, explain_direct
-from fleet.network.kernel import rtnetlink
-from fleet.network.kernel.rtnetlink import Message, Netlink, NetlinkError
+from fleet.network.kernel import routing, rtnetlink
+from fleet.network.kernel.netlink import Message, NetlinkError
+from fleet.network.kernel.rtnetlink import Netlink
 from fleet.network.links import NetworkLinks
 from fleet.network.namespaces import write_sysctl
 from fleet.network.naming import Owner
@@ -63,13 +64,13 @@ def plug(
             if link is None:
                 raise RuntimeFault(f"sandbox {spec.id}: card {interface.name} did not arrive in its namespace")
             if interface.address:
-                inner.append(rtnetlink.add_address(link.index, interface.address, interface.prefix_len))
+                inner.append(routing.add_address(link.index, interface.address, interface.prefix_len))
             if interface.address6:
                 enable_ipv6(interface.name)
-                inner.append(rtnetlink.add_address(link.index, interface.address6, interface.prefix_len6))
+                inner.append(routing.add_address(link.index, interface.address6, interface.prefix_len6))
             inner.append(rtnetlink.link_up(link.index))
             gateways = filter(None, (interface.gateway, interface.gateway6))
-            inner += [rtnetlink.add_default_route(link.index, gateway) for gateway in gateways]
+            inner += [routing.add_default_route(link.index, gateway) for gateway in gateways]
         netlink.send_all(inner)
 
 
@@ -96,7 +97,7 @@ def set_default_route(interfaces: Sequence[Interface]) -> None:
             link = netlink.link(interface.name)
             if link is not None:
                 gateways = filter(None, (interface.gateway, interface.gateway6))
-                netlink.send(*(rtnetlink.add_default_route(link.index, gateway) for gateway in gateways))
+                netlink.send(*(routing.add_default_route(link.index, gateway) for gateway in gateways))
 
 
 def mend_routes(wanted: ReturnRoutes, *, before: ReturnRoutes | None) -> bool:
@@ -114,9 +115,9 @@ def mend_routes(wanted: ReturnRoutes, *, before: ReturnRoutes | None) -> bool:
         if link is not None:
             kept = before.routes if before is not None and before.card == wanted.card else frozenset()
             for route in sorted(wanted.routes - kept):
-                messages += [rtnetlink.add_table_route(link.index, via, route.mark) for via in _vias(route)]
-        messages += [rtnetlink.add_mark_rule(family, mark) for family, mark in sorted(asked - there)]
-        messages += [rtnetlink.delete_mark_rule(family, mark) for family, mark in sorted(there - asked)]
+                messages += [routing.add_table_route(link.index, via, route.mark) for via in _vias(route)]
+        messages += [routing.add_mark_rule(family, mark) for family, mark in sorted(asked - there)]
+        messages += [routing.delete_mark_rule(family, mark) for family, mark in sorted(there - asked)]
         netlink.send_all(messages)
     return there != asked
 

@@ -20,7 +20,8 @@ from typing import Final
 
 from fleet.errors import RuntimeFault, UnsupportedError, UserError
 from fleet.network.kernel import rtnetlink
-from fleet.network.kernel.rtnetlink import Link, Message, NetlinkError
+from fleet.network.kernel.netlink import Message, NetlinkError
+from fleet.network.kernel.rtnetlink import Link
 from fleet.network.links import NetworkLinks
 
 __all__ = ["DirectLinks", "add_direct", "explain_direct"]

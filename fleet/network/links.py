@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 from fleet.errors import RuntimeFault, UnsupportedError
 from fleet.network.ipam import mac_for
-from fleet.network.kernel import rtnetlink
-from fleet.network.kernel.rtnetlink import FdbEntry, Link, Message, NeighbourEntry, Netlink, NetlinkError
+from fleet.network.kernel import routing, rtnetlink
+from fleet.network.kernel.netlink import Message, NetlinkError
+from fleet.network.kernel.rtnetlink import FdbEntry, Link, NeighbourEntry, Netlink
 from fleet.network.namespaces import read_sysctl, write_sysctl
 from fleet.network.naming import Owner
 from fleet.network.topology import Endpoint, NetworkSpec, NetworkState, NodeRecord
@@ -113,7 +114,7 @@ class NetworkLinks:
             done += self._mend_ipv6(self.bridge)
         wanted, present = self.bridge_addresses(), self.seen_addresses(bridge.index)
         if wanted - present:
-            self._netlink.send_all([rtnetlink.add_address(bridge.index, *pair) for pair in sorted(wanted)])
+            self._netlink.send_all([routing.add_address(bridge.index, *pair) for pair in sorted(wanted)])
             done.append(f"network {self.spec.name}: gave the bridge its addresses")
         if self.spec.ingress:
             self._allow_loopback6()
@@ -221,7 +222,7 @@ class NetworkLinks:
 
     def _allow_loopback6(self) -> None:
         if self._routes_ipv6 and self.bridge_index:
-            self._netlink.send(rtnetlink.add_loopback_route6(self.bridge_index))
+            self._netlink.send(routing.add_loopback_route6(self.bridge_index))
 
     def _mend_ipv6(self, link: str, *, link_local: bool = True) -> list[str]:
         """A link that somebody silenced, or made listen to router advertisements."""

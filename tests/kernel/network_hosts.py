@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fleet.network.dns import wire
 from fleet.network.host import HostNetwork
-from fleet.network.kernel import rtnetlink, syscalls
+from fleet.network.kernel import routing, rtnetlink, syscalls
 from fleet.network.kernel.rtnetlink import Netlink
 from fleet.network.namespaces import close_namespace
 
@@ -142,7 +142,7 @@ def _wire_up(made: list[Host]) -> None:
         link = netlink.link("switch")
         assert link is not None
         # an address "outside" every host, to reach published ports from and to be reached by containers
-        netlink.send(rtnetlink.add_address(link.index, "10.99.0.254", 24))
+        netlink.send(routing.add_address(link.index, "10.99.0.254", 24))
         for number, host in enumerate(made):
             descriptor = os.open(host.netns, os.O_RDONLY)
             try:
@@ -167,9 +167,9 @@ def _configure(host: Host) -> None:
         link = netlink.link("eth0")
         assert link is not None
         netlink.send(
-            rtnetlink.add_address(link.index, host.address, 24),
+            routing.add_address(link.index, host.address, 24),
             rtnetlink.link_up(link.index),
-            rtnetlink.add_default_route(link.index, "10.99.0.254"),
+            routing.add_default_route(link.index, "10.99.0.254"),
         )
 
 

@@ -14,7 +14,7 @@ import pytest
 from network_hosts import Greeter, Host, ask_tcp, ask_udp, hosts, in_netns, run, socket_in
 
 from fleet.network.ipam import mac_for
-from fleet.network.kernel import rtnetlink
+from fleet.network.kernel import routing
 from fleet.network.kernel.rtnetlink import Netlink
 from fleet.network.return_routes import MARK_BASE, MARK_MASK
 from fleet.network.topology import (
@@ -191,7 +191,7 @@ def _add6(link: str, address: str) -> None:
     with Netlink() as netlink:
         found = netlink.link(link)
         assert found is not None
-        netlink.send(rtnetlink.add_address(found.index, address, 64))
+        netlink.send(routing.add_address(found.index, address, 64))
 
 
 def test_a_running_service_is_shown_its_clients_and_not_any_more(tmp_path: Path) -> None:
@@ -251,8 +251,8 @@ def test_it_outlives_the_daemon_and_is_mended(tmp_path: Path) -> None:
 
             def spoil() -> None:
                 with Netlink() as netlink:
-                    netlink.send(rtnetlink.delete_mark_rule(*min(before)))
-                    netlink.send(rtnetlink.add_mark_rule(socket.AF_INET, MARK_BASE | 77))
+                    netlink.send(routing.delete_mark_rule(*min(before)))
+                    netlink.send(routing.add_mark_rule(socket.AF_INET, MARK_BASE | 77))
 
             in_netns(paths[1], spoil)
             said = await one.network.reconcile(keep_sandboxes=["task1"], keep_networks=["bridge", "back", "ingress"])

@@ -12,7 +12,8 @@ from network_hosts import Greeter, Host, ask_tcp, hosts, in_netns, ping, resolve
 
 from fleet.errors import ConflictError, FleetError, RuntimeFault, UnsupportedError, UserError
 from fleet.network.kernel import rtnetlink
-from fleet.network.kernel.rtnetlink import Netlink, NetlinkError
+from fleet.network.kernel.netlink import NetlinkError
+from fleet.network.kernel.rtnetlink import Netlink
 from fleet.network.topology import AttachmentSpec, HostPort, NetworkSpec, SandboxSpec
 
 pytestmark = pytest.mark.kernel

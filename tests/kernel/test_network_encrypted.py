@@ -17,8 +17,9 @@ from network_hosts import Greeter, Host, ask_tcp, hosts, in_netns, ping, ping6, 
 
 from fleet.network.doctor.frames import Mark, datagram
 from fleet.network.kernel import rtnetlink
+from fleet.network.kernel.netlink import NetlinkError
 from fleet.network.kernel.nft import NftCloser, NftContext
-from fleet.network.kernel.rtnetlink import Link, Netlink, NetlinkError
+from fleet.network.kernel.rtnetlink import Link, Netlink
 from fleet.network.naming import Owner
 from fleet.network.topology import AttachmentSpec, Endpoint, NetworkSpec, NetworkState, SandboxSpec
 from fleet.network.tunnel.keeper import TunnelKeeper

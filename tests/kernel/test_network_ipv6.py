@@ -16,7 +16,7 @@ from fleet.errors import ConflictError, UnsupportedError, UserError
 from fleet.network.cardrules import link_local
 from fleet.network.dns import wire
 from fleet.network.ipam import mac_for
-from fleet.network.kernel import rtnetlink
+from fleet.network.kernel import routing, rtnetlink
 from fleet.network.kernel.nft import NftCloser, NftContext
 from fleet.network.kernel.rtnetlink import Netlink
 from fleet.network.namespaces import read_sysctl, write_sysctl
@@ -282,7 +282,7 @@ def give_underlay_ipv6(host: Host, number: int) -> None:
         with Netlink() as netlink:
             link = netlink.link("eth0")
             assert link is not None
-            netlink.send(rtnetlink.add_address(link.index, f"2001:db8::{number}", 64))
+            netlink.send(routing.add_address(link.index, f"2001:db8::{number}", 64))
 
     in_netns(host.netns, configure)
 
@@ -406,7 +406,7 @@ def ask_tcp_by(client: Host, address: str, *, via: str) -> str:
         with Netlink() as netlink:
             link = netlink.link("eth0")
             assert link is not None
-            netlink.send(rtnetlink.add_default_route(link.index, via))
+            netlink.send(routing.add_default_route(link.index, via))
 
     in_netns(client.netns, route)
     with socket_in(client.netns, family=socket.AF_INET6) as sock:

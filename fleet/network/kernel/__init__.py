@@ -1,1 +1,1 @@
-"""The kernel edge: namespaces, rtnetlink messages, nftables transactions. Each module is one interface of the kernel."""
+"""The kernel edge: namespaces, netlink messages, nftables transactions. Each module is one interface of the kernel."""

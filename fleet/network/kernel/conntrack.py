@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleet.errors import RuntimeFault
+from fleet.network.kernel.netlink import NLA_F_NESTED, NLM_F_DUMP, Message, NetlinkSocket, attribute, attributes
 
 __all__ = ["UDP", "Flow", "forget_flows"]
 
@@ -28,11 +28,6 @@ CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_IP_V4_SRC, CTA_IP_V4_DST = 1, 2
 CTA_IP_V6_SRC, CTA_IP_V6_DST = 3, 4
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
-NLA_F_NESTED = 0x8000
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")
-_TIMEOUT_S = 10.0
 _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 """Flows of the reader's namespace."""
 
@@ -60,51 +55,45 @@ def forget_flows(select: Callable[[Flow], bool]) -> int:
             return 0
     except FileNotFoundError:
         return 0  # connection tracking is not loaded: nothing is tracked
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as sock:
-        sock.settimeout(_TIMEOUT_S)
-        chosen = [flow for flow in _list(sock) if select(flow)]
-        for number, flow in enumerate(chosen, 2):
-            body = struct.pack("=BBH", flow.family, 0, 0) + _attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, flow.key)
-            sock.send(_HEADER.pack(16 + len(body), CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, number, 0) + body)
-            for kind, answer in _receive(sock):
-                code = -struct.unpack_from("=i", answer)[0] if kind == NLMSG_ERROR else 0
-                if code not in (0, errno.ENOENT):  # it ended by itself meanwhile
-                    raise RuntimeFault(f"forget flow to {flow.destination}:{flow.port}: error {code}")
+    with _Flows() as flows:
+        chosen = [flow for flow in flows.all() if select(flow)]
+        flows.send_all([_deletion(flow) for flow in chosen])
         return len(chosen)
 
 
-def _list(sock: socket.socket) -> list[Flow]:
-    body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)  # both families in one walk
-    sock.send(_HEADER.pack(16 + len(body), CT_GET, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body)
-    flows: list[Flow] = []
-    while True:
-        for kind, answer in _receive(sock):
-            if kind == NLMSG_DONE:
-                return flows
-            if kind == NLMSG_ERROR:
-                raise RuntimeFault(f"list tracked flows: error {-struct.unpack_from('=i', answer)[0]}")
+class _Flows(NetlinkSocket):
+    """One ctnetlink socket, in the namespace of the thread that constructs it."""
+
+    def __init__(self) -> None:
+        super().__init__(NETLINK_NETFILTER)
+
+    def all(self) -> Iterator[Flow]:
+        """Of both families, in one walk."""
+        body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+        for answer in self._ask(CT_GET, body, flags=NLM_F_DUMP, what="list tracked flows"):
             flow = _parse(answer)
             if flow is not None:
-                flows.append(flow)
+                yield flow
 
 
-def _receive(sock: socket.socket) -> Iterator[tuple[int, bytes]]:
-    data = sock.recv(1 << 17)
-    offset = 0
-    while offset + 16 <= len(data):
-        length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
-        yield kind, data[offset + 16 : offset + length]
-        offset += (length + 3) & ~3
+def _deletion(flow: Flow) -> Message:
+    return Message(
+        kind=CT_DELETE,
+        flags=0,
+        body=struct.pack("=BBH", flow.family, 0, 0) + attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, flow.key),
+        describe=f"forget flow to {flow.destination}:{flow.port}",
+        tolerate=(errno.ENOENT,),  # it ended by itself meanwhile
+    )
 
 
 def _parse(body: bytes) -> Flow | None:
-    attributes = _attributes(body, 4)
-    original, reply = attributes.get(CTA_TUPLE_ORIG), attributes.get(CTA_TUPLE_REPLY)
+    fields = attributes(body, 4)
+    original, reply = fields.get(CTA_TUPLE_ORIG), fields.get(CTA_TUPLE_REPLY)
     if original is None or reply is None:
         return None
-    addresses = _attributes(_attributes(original, 0)[CTA_TUPLE_IP], 0)
-    protocol = _attributes(_attributes(original, 0)[CTA_TUPLE_PROTO], 0)
-    answers = _attributes(_attributes(reply, 0)[CTA_TUPLE_IP], 0)
+    addresses = attributes(attributes(original)[CTA_TUPLE_IP])
+    protocol = attributes(attributes(original)[CTA_TUPLE_PROTO])
+    answers = attributes(attributes(reply)[CTA_TUPLE_IP])
     is_v4 = CTA_IP_V4_DST in addresses
     if not is_v4 and CTA_IP_V6_DST not in addresses:
         return None
@@ -117,18 +106,3 @@ def _parse(body: bytes) -> Flow | None:
         key=original,
         family=family,
     )
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
-
-
-def _attributes(body: bytes, offset: int) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
-    while offset + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, offset)
-        if length < 4:
-            break
-        found[kind & 0x3FFF] = body[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-    return found

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from fleet.errors import RuntimeFault
-from fleet.network.kernel import rtnetlink
+from fleet.network.kernel import routing, rtnetlink
 from fleet.network.kernel.genetlink import WireGuard, WireGuardPeer
-from fleet.network.kernel.rtnetlink import Link, Netlink, NetlinkError
+from fleet.network.kernel.netlink import NetlinkError
+from fleet.network.kernel.rtnetlink import Link, Netlink
 from fleet.network.namespaces import write_sysctl
 from fleet.network.naming import Owner
 from fleet.network.tunnel.control import TunnelControl
@@ -238,7 +239,7 @@ class TunnelKeeper:
             self._netlink.send(rtnetlink.set_mtu(device.index, self._mtu))
             done.append(f"tunnel: set the MTU from {device.mtu} to {self._mtu}")
         if (_DUMMY, 32) not in self._netlink.addresses(device.index):
-            self._netlink.send(rtnetlink.add_address(device.index, _DUMMY, 32, scope=rtnetlink.SCOPE_HOST))
+            self._netlink.send(routing.add_address(device.index, _DUMMY, 32, scope=routing.SCOPE_HOST))
             done.append(f"tunnel: gave {self.name} its address")
         if not device.up:
             self._netlink.send(rtnetlink.link_up(device.index))

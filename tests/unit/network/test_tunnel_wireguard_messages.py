@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fleet.network.kernel import genetlink
 from fleet.network.kernel.genetlink import WireGuardPeer
+from fleet.network.kernel.netlink import attributes, each_attribute
 
 PEER = WireGuardPeer(public=bytes(range(32)), address="192.0.2.7", port=4790)
 
@@ -25,7 +26,7 @@ def test_a_peer_that_was_set_is_read_back_and_needs_no_second_setting() -> None:
 
 def test_a_peer_is_laid_out_as_the_kernels_header_says() -> None:
     message = genetlink._peer(PEER, 25)
-    fields = genetlink._fields(message, 0)
+    fields = attributes(message)
     assert fields[1] == PEER.public
     assert fields[3] == struct.pack("=I", 2)  # WGPEER_F_REPLACE_ALLOWEDIPS
     assert fields[4] == struct.pack("=H", 2) + bytes.fromhex("12b6c0000207") + bytes(8)  # struct sockaddr_in
@@ -35,4 +36,4 @@ def test_a_peer_is_laid_out_as_the_kernels_header_says() -> None:
 
 @given(st.binary(max_size=200))
 def test_whatever_the_kernel_says_is_read_without_an_end(body: bytes) -> None:
-    assert len(list(genetlink._each(body, 0))) <= 50
+    assert len(list(each_attribute(body))) <= 50
