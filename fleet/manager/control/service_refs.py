@@ -1,6 +1,6 @@
 """Checks of a service spec against what else exists: networks, secrets, configs, ports; names become ids.
 
-Whoever calls holds ``Context.references`` until the service is committed.
+Called within ``Context.guarded``: what is found here holds until the service is committed with it, or it is looked at again.
 """
 
 from __future__ import annotations
