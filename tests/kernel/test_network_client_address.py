@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from network_hosts import Greeter, Host, ask_tcp, ask_udp, hosts, in_netns, run, socket_in
+from network_states import LOCAL, attachment, ingress, ingress_state, overlay
 
 from fleet.network.ipam import mac_for
 from fleet.network.kernel import routing
@@ -20,10 +21,7 @@ from fleet.network.return_routes import MARK_BASE, MARK_MASK
 from fleet.network.topology import (
     AttachmentSpec,
     ClientSource,
-    Endpoint,
-    NetworkSpec,
     NetworkState,
-    NodeRecord,
     PublishedPort,
     SandboxSpec,
 )
@@ -31,12 +29,9 @@ from fleet.network.topology import (
 pytestmark = pytest.mark.kernel
 
 CLIENT, CLIENT6 = "10.99.0.254", "2001:db8:99::254"
-LOCAL = NetworkSpec(id="bridge", name="bridge", driver="bridge", subnet="172.30.0.0/24", gateway="172.30.0.1")
-OVERLAY = NetworkState(
-    network=NetworkSpec(
-        id="back", name="back", driver="overlay", subnet="10.8.0.0/24", gateway="10.8.0.1", vni=5000, subnet6="",
-    )
-)  # fmt: skip
+BACK = overlay("back", 8)
+OTHER = (9,)
+"""Tasks of a service that does not ask for its clients' addresses."""
 
 
 def ports(source: ClientSource) -> tuple[PublishedPort, ...]:
@@ -47,47 +42,6 @@ def ports(source: ClientSource) -> tuple[PublishedPort, ...]:
     )
 
 
-def ingress_state(host: Host, made: list[Host], tasks: dict[int, Host], *, ipv6: bool = False) -> NetworkState:
-    """As ``host`` sees it. Task 9 belongs to a service that does not ask for its clients' addresses."""
-    own = {each.name: number for number, each in enumerate(made, 2)}
-    spec = NetworkSpec(
-        id="ingress",
-        name="ingress",
-        driver="overlay",
-        subnet="10.255.0.0/24",
-        gateway="10.255.0.1",
-        vni=4096,
-        ingress=True,
-        node_address=f"10.255.0.{own[host.name]}",
-        subnet6="fd00:255::/64" if ipv6 else "",
-        gateway6="fd00:255::1" if ipv6 else "",
-        node_address6=f"fd00:255::{own[host.name]}" if ipv6 else "",
-    )
-    return NetworkState(
-        network=spec,
-        endpoints=tuple(
-            Endpoint(
-                id=f"task{number}",
-                service_id="svc-other" if number == 9 else "svc-web",
-                address=f"10.255.0.{100 + number}",
-                address6=f"fd00:255::1:{number}" if ipv6 else "",
-                node_id=place.name,
-                underlay=place.address,
-            )
-            for number, place in tasks.items()
-        ),
-        nodes=tuple(
-            NodeRecord(
-                node_id=each.name,
-                underlay=each.address,
-                address=f"10.255.0.{own[each.name]}",
-                address6=f"fd00:255::{own[each.name]}" if ipv6 else "",
-            )
-            for each in made
-        ),
-    )
-
-
 async def bring_up(
     made: list[Host], tasks: dict[int, Host], *, source: ClientSource = "client", ipv6: bool = False
 ) -> dict[int, Path]:
@@ -95,18 +49,14 @@ async def bring_up(
     for host in made:
         await host.network.open()
         await host.network.ensure_network(LOCAL)
-        await host.network.apply_state(OVERLAY)
-        await host.network.apply_state(ingress_state(host, made, tasks, ipv6=ipv6))
+        await host.network.apply_state(NetworkState(network=BACK))
+        await host.network.apply_state(ingress_state(host, made, tasks, ipv6=ipv6, other=OTHER))
         await host.network.apply_published(ports(source))
     for number, host in tasks.items():
         cards = (
-            AttachmentSpec(network_id="bridge"),
-            AttachmentSpec(network_id="back", address=f"10.8.0.{100 + number}"),
-            AttachmentSpec(
-                network_id="ingress",
-                address=f"10.255.0.{100 + number}",
-                address6=f"fd00:255::1:{number}" if ipv6 else None,
-            ),
+            AttachmentSpec(network_id=LOCAL.id),
+            attachment(BACK, number),
+            attachment(ingress(host, made, ipv6=ipv6), number),
         )
         await host.network.create_sandbox(SandboxSpec(id=f"task{number}", attachments=cards))
     return {number: host.sandbox_path(f"task{number}") for number, host in tasks.items()}
@@ -255,16 +205,20 @@ def test_it_outlives_the_daemon_and_is_mended(tmp_path: Path) -> None:
                     netlink.send(routing.add_mark_rule(socket.AF_INET, MARK_BASE | 77))
 
             in_netns(paths[1], spoil)
-            said = await one.network.reconcile(keep_sandboxes=["task1"], keep_networks=["bridge", "back", "ingress"])
+            said = await one.network.reconcile(
+                keep_sandboxes=["task1"], keep_networks=["bridge", "net-back", "ingress"]
+            )
             assert said == ["sandbox task1: rules differed from what was ordered, replaced"]
             assert rules_in(paths[1]) == before
             assert await asyncio.to_thread(seen) == {CLIENT}
-            said = await one.network.reconcile(keep_sandboxes=["task1"], keep_networks=["bridge", "back", "ingress"])
+            said = await one.network.reconcile(
+                keep_sandboxes=["task1"], keep_networks=["bridge", "net-back", "ingress"]
+            )
             assert said == []
             # the card goes and comes again, and its tables with it
             await one.network.disconnect("task1", "ingress")
             assert rules_in(paths[1]) == set()
-            await one.network.connect("task1", AttachmentSpec(network_id="ingress", address="10.255.0.101"))
+            await one.network.connect("task1", AttachmentSpec(network_id="ingress", address="10.255.0.11"))
             assert await asyncio.to_thread(seen) == {CLIENT} and rules_in(paths[1]) == before
         for host in made:
             await host.network.destroy()
@@ -283,7 +237,7 @@ def test_no_container_can_pretend_to_be_a_client(tmp_path: Path) -> None:
 
             def arrives(seat: int, mac: str, source: str) -> bool:
                 """A packet to task 1 from another container, by the ingress network, as its card would not send it."""
-                frame = _frame(mac, mac_for("10.255.0.101"), source, "10.255.0.101")
+                frame = _frame(mac, mac_for("10.255.0.11"), source, "10.255.0.11")
                 in_netns(paths[seat], lambda: _send(frame, "eth2"))
                 try:
                     return bool(heard.recv(100))
@@ -291,7 +245,7 @@ def test_no_container_can_pretend_to_be_a_client(tmp_path: Path) -> None:
                     return False
 
             for seat in (2, 9):
-                own_mac, own = mac_for(f"10.255.0.{100 + seat}"), f"10.255.0.{100 + seat}"
+                own_mac, own = mac_for(f"10.255.0.{10 + seat}"), f"10.255.0.{10 + seat}"
                 assert await asyncio.to_thread(arrives, seat, own_mac, own)
                 assert not await asyncio.to_thread(arrives, seat, own_mac, CLIENT)
                 assert not await asyncio.to_thread(arrives, seat, mac_for("10.255.0.3"), own), "not as a node either"
@@ -299,7 +253,7 @@ def test_no_container_can_pretend_to_be_a_client(tmp_path: Path) -> None:
 
             def knocks(source: str) -> bool:
                 """The same through the published port of its host, from a network that is not watched."""
-                frame = _frame(mac_for("10.8.0.109"), mac_for("10.8.0.1"), source, two.address, port=8080)
+                frame = _frame(mac_for("10.0.8.19"), mac_for("10.0.8.1"), source, two.address, port=8080)
                 in_netns(paths[9], lambda: _send(frame, "eth1"))
                 try:
                     return bool(heard.recv(100))
@@ -307,7 +261,7 @@ def test_no_container_can_pretend_to_be_a_client(tmp_path: Path) -> None:
                     return False
 
             # task 2 is the other backend: of four packets two would come
-            assert [await asyncio.to_thread(knocks, "10.8.0.109") for _ in range(4)].count(True) >= 1
+            assert [await asyncio.to_thread(knocks, "10.0.8.19") for _ in range(4)].count(True) >= 1
             assert not any([await asyncio.to_thread(knocks, CLIENT) for _ in range(4)])
         for host in made:
             await host.network.destroy()
@@ -344,8 +298,8 @@ def test_ports_that_show_no_clients_watch_no_cards(tmp_path: Path) -> None:
         assert await one.network.look(lambda view: view.cards()) == frozenset()
         await one.network.apply_published(ports("client"))
         (card,) = await one.network.look(lambda view: view.cards())
-        assert (card.address4, card.address) == ("10.255.0.101", "")
-        assert replace(card, veth="") == replace(card, veth="", mac=mac_for("10.255.0.101"))
+        assert (card.address4, card.address) == ("10.255.0.11", "")
+        assert replace(card, veth="") == replace(card, veth="", mac=mac_for("10.255.0.11"))
         await one.network.destroy()
 
     with hosts(tmp_path, 1) as made:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from network_hosts import Greeter, Host, ask_tcp, hosts, in_netns, ping, ping6, run
+from network_states import endpoint, overlay, start
 
 from fleet.network.doctor.frames import Mark, datagram
 from fleet.network.kernel import rtnetlink
@@ -21,23 +22,12 @@ from fleet.network.kernel.netlink import NetlinkError
 from fleet.network.kernel.nft import NftCloser, NftContext
 from fleet.network.kernel.rtnetlink import Link, Netlink
 from fleet.network.naming import Owner
-from fleet.network.topology import AttachmentSpec, Endpoint, NetworkSpec, NetworkState, SandboxSpec
+from fleet.network.topology import NetworkSpec, NetworkState
 from fleet.network.tunnel.keeper import TunnelKeeper
 
 pytestmark = pytest.mark.kernel
 
-SEALED = NetworkSpec(
-    id="net-sealed",
-    name="sealed",
-    driver="overlay",
-    subnet="10.0.3.0/24",
-    gateway="10.0.3.1",
-    vni=4099,
-    subnet6="fd00:3::/64",
-    gateway6="fd00:3::1",
-    encrypted=True,
-)
-PLAIN = NetworkSpec(id="net-plain", name="plain", driver="overlay", subnet="10.0.4.0/24", gateway="10.0.4.1", vni=4100)
+SEALED, PLAIN = overlay("sealed", 3, ipv6=True, encrypted=True), overlay("plain", 4)
 MARKER = b"marker-that-nobody-may-read"
 DEADLINE_S = 30.0
 
@@ -70,41 +60,19 @@ def test_the_kernels_wireguard_is_tried_too(carrier: str) -> None:
     assert carrier in ("process", "kernel", "both")
 
 
-def _prefix(network: NetworkSpec) -> str:
-    return network.subnet.rpartition(".")[0]
-
-
 def _state(network: NetworkSpec, made: list[Host], *, without: Host | None = None) -> NetworkState:
     """A task on each host, numbered as the hosts are; ``without`` has not said its key yet."""
+
+    def key_of(host: Host) -> str:
+        return "" if host is without or not network.encrypted else host.network.tunnel_key
+
     return NetworkState(
         network=network,
         endpoints=tuple(
-            Endpoint(
-                id=f"task{number}",
-                service_id="svc",
-                names=(f"web.{number}",),
-                address=f"{_prefix(network)}.{10 + number}",
-                address6=f"fd00:3::{10 + number:x}" if network.subnet6 else "",
-                node_id=host.name,
-                underlay=host.address,
-                tunnel_key="" if host is without or not network.encrypted else host.network.tunnel_key,
-            )
+            endpoint(host, number, network=network, service="svc", tunnel_key=key_of(host))
             for number, host in enumerate(made, 1)
         ),
     )
-
-
-async def _start(host: Host, number: int, *networks: NetworkSpec) -> Path:
-    attachments = tuple(
-        AttachmentSpec(
-            network_id=network.id,
-            address=f"{_prefix(network)}.{10 + number}",
-            address6=f"fd00:3::{10 + number:x}" if network.subnet6 else None,
-        )
-        for network in networks
-    )
-    await host.network.create_sandbox(SandboxSpec(id=f"task{number}", attachments=attachments))
-    return host.sandbox_path(f"task{number}")
 
 
 async def _open(made: list[Host], *networks: NetworkSpec) -> list[Path]:
@@ -113,7 +81,7 @@ async def _open(made: list[Host], *networks: NetworkSpec) -> list[Path]:
     for host in made:
         for network in networks:
             await host.network.apply_state(_state(network, made))
-    return [await _start(host, number, *networks) for number, host in enumerate(made, 1)]
+    return [await start(host, number, *networks) for number, host in enumerate(made, 1)]
 
 
 async def _until(probe: Callable[[], bool]) -> None:
@@ -157,7 +125,7 @@ def test_nothing_can_be_read_on_the_wire_between_hosts(tmp_path: Path) -> None:
     async def scenario(made: list[Host]) -> None:
         first, second = await _open(made, SEALED, PLAIN)
         await _until(lambda: ping(first, "10.0.3.12"))
-        for target in ("10.0.3.12", "fd00:3::c"):
+        for target in ("10.0.3.12", "fd00:3::12"):
             with _wire(tmp_path) as frames:
                 assert await asyncio.to_thread(_say, first, second, target, MARKER) == MARKER
             assert any(b"\x04\0\0\0" in frame for frame in frames)  # data of the tunnel
@@ -176,7 +144,7 @@ def test_nothing_can_be_read_on_the_wire_between_hosts(tmp_path: Path) -> None:
 def test_full_packets_pass_unfragmented_and_large_ones_arrive(tmp_path: Path) -> None:
     async def scenario(made: list[Host]) -> None:
         first, second = await _open(made, SEALED)
-        await _until(lambda: ping(first, "10.0.3.12") and ping6(first, "fd00:3::c"))
+        await _until(lambda: ping(first, "10.0.3.12") and ping6(first, "fd00:3::12"))
 
         def card_mtu() -> int:
             with Netlink() as netlink:
@@ -234,7 +202,7 @@ def test_a_host_without_a_key_gets_nothing_and_nothing_goes_out_plain(tmp_path: 
             await host.network.open()
         await one.network.apply_state(_state(SEALED, made, without=two))
         await two.network.apply_state(_state(SEALED, made))
-        first, second = await _start(one, 1, SEALED), await _start(two, 2, SEALED)
+        first, second = await start(one, 1, SEALED), await start(two, 2, SEALED)
         with _wire(tmp_path) as frames:
             assert not await asyncio.to_thread(lambda: ping(first, "10.0.3.12", timeout_s=1.0))
         assert not any(frame[36:38] == b"\x12\xb5" for frame in frames if frame[23:24] == b"\x11")

@@ -7,10 +7,13 @@ import socket
 import struct
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
+import network_states
 import pytest
 from network_hosts import Greeter, Host, ask_tcp, ask_udp, hosts, in_netns, ping, ping6, resolve, run, socket_in
+from network_states import ingress, ingress_state, open_all, overlay, web_state
 
 from fleet.errors import ConflictError, UnsupportedError, UserError
 from fleet.network.cardrules import link_local
@@ -26,56 +29,23 @@ from fleet.network.topology import (
     HostPort,
     NetworkSpec,
     NetworkState,
-    NodeRecord,
     PublishedPort,
     SandboxSpec,
-    ServiceRecord,
 )
 
 pytestmark = pytest.mark.kernel
 
-DUAL = NetworkSpec(
-    id="net-dual",
-    name="dual",
-    driver="overlay",
-    subnet="10.9.0.0/24",
-    gateway="10.9.0.1",
-    vni=4101,
-    subnet6="fd00:9::/64",
-    gateway6="fd00:9::1",
-)
-VIP, VIP6 = "10.9.0.2", "fd00:9::2"
-
-
-def endpoint(host: Host, number: int, *, ready: bool = True) -> Endpoint:
-    return Endpoint(
-        id=f"task{number}",
-        service_id="svc-web",
-        names=(f"web.{number}.task{number}", f"web.{number}"),
-        address=f"10.9.0.{10 + number}",
-        address6=f"fd00:9::{10 + number}",
-        node_id=host.name,
-        underlay=host.address,
-        ready=ready,
-    )
+DUAL = overlay("dual", 9, ipv6=True)
+VIP, VIP6 = "10.0.9.2", "fd00:9::2"
+endpoint = partial(network_states.endpoint, network=DUAL)
 
 
 def state_of(*endpoints: Endpoint, network: NetworkSpec = DUAL, vip: str | None = VIP) -> NetworkState:
-    web = ServiceRecord(id="svc-web", name="web", aliases=("www",), vip=vip, vip6=VIP6 if vip else None)
-    return NetworkState(network=network, endpoints=endpoints, services=(web,))
+    return web_state(network, *endpoints, vip=vip, vip6=VIP6 if vip else None)
 
 
-async def start(host: Host, number: int, *, host_ports: tuple[HostPort, ...] = (), network: str = "net-dual") -> Path:
-    attachment = AttachmentSpec(network_id=network, address=f"10.9.0.{10 + number}", address6=f"fd00:9::{10 + number}")
-    spec = SandboxSpec(id=f"task{number}", attachments=(attachment,), host_ports=host_ports)
-    await host.network.create_sandbox(spec)
-    return host.sandbox_path(f"task{number}")
-
-
-async def open_all(made: list[Host], state: NetworkState) -> None:
-    for host in made:
-        await host.network.open()
-        await host.network.apply_state(state)
+async def start(host: Host, number: int, *, host_ports: tuple[HostPort, ...] = (), network: NetworkSpec = DUAL) -> Path:
+    return await network_states.start(host, number, network, host_ports=host_ports)
 
 
 def test_containers_on_different_hosts_reach_each_other_over_ipv6(tmp_path: Path) -> None:
@@ -87,7 +57,7 @@ def test_containers_on_different_hosts_reach_each_other_over_ipv6(tmp_path: Path
         assert await asyncio.to_thread(ping6, second, "fd00:9::11")
         assert await asyncio.to_thread(ping6, first, "fd00:9::13")  # on the same bridge
         assert await asyncio.to_thread(ping6, first, "fd00:9::1")  # its host
-        assert await asyncio.to_thread(ping, first, "10.9.0.12")
+        assert await asyncio.to_thread(ping, first, "10.0.9.12")
         with Greeter(second, "two", address="::"):
             assert await asyncio.to_thread(ask_tcp, first, "fd00:9::12") == "two fd00:9::11"
             assert await asyncio.to_thread(ask_udp, first, "fd00:9::12") == "two fd00:9::11"
@@ -192,8 +162,8 @@ def test_spoofed_sources_and_rogue_advertisements_stop_at_the_bridge(tmp_path: P
         one, two = made
         await open_all(made, state_of(endpoint(one, 1), endpoint(one, 2), endpoint(two, 3)))
         rogue, neighbour, far = await start(one, 1), await start(one, 2), await start(two, 3)
-        mac = bytes.fromhex(mac_for("10.9.0.12").replace(":", ""))
-        far_mac = bytes.fromhex(mac_for("10.9.0.13").replace(":", ""))
+        mac = bytes.fromhex(mac_for("10.0.9.12").replace(":", ""))
+        far_mac = bytes.fromhex(mac_for("10.0.9.13").replace(":", ""))
         own, other = "fd00:9::11", "fd00:9::12"
         udp = struct.pack("!HHHH", 9, 9, 16, 0) + b"from who"
 
@@ -201,7 +171,7 @@ def test_spoofed_sources_and_rogue_advertisements_stop_at_the_bridge(tmp_path: P
             def send() -> None:
                 for source in (
                     own,
-                    link_local(mac_for("10.9.0.11")),
+                    link_local(mac_for("10.0.9.11")),
                     "fd00:9::13",
                     "fd00:9::1",
                     "2001:db8::1",
@@ -213,7 +183,7 @@ def test_spoofed_sources_and_rogue_advertisements_stop_at_the_bridge(tmp_path: P
                 socket.inet_ntop(socket.AF_INET6, p[8:24]) for p in heard(neighbour, send) if p[48:56] == b"from who"
             }
 
-        assert await asyncio.to_thread(sources) == {own, link_local(mac_for("10.9.0.11"))}
+        assert await asyncio.to_thread(sources) == {own, link_local(mac_for("10.0.9.11"))}
 
         def far_sources() -> set[str]:
             def send() -> None:
@@ -226,7 +196,7 @@ def test_spoofed_sources_and_rogue_advertisements_stop_at_the_bridge(tmp_path: P
 
         def control() -> set[int]:
             all_nodes = bytes.fromhex("333300000001")
-            source = link_local(mac_for("10.9.0.11"))
+            source = link_local(mac_for("10.0.9.11"))
             prefix = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 86400, 14400, 0) + socket.inet_pton(
                 socket.AF_INET6, "2001:db8:bad::"
             )
@@ -306,44 +276,18 @@ def test_outbound_ipv6_leaves_with_the_hosts_address_or_is_refused_at_once(tmp_p
 
 
 def test_published_ports_answer_at_the_hosts_ipv6_addresses(tmp_path: Path) -> None:
-    ingress = NetworkSpec(
-        id="net-in",
-        name="ingress",
-        driver="overlay",
-        subnet="10.9.0.0/24",
-        gateway="10.9.0.1",
-        vni=4102,
-        ingress=True,
-        subnet6="fd00:9::/64",
-        gateway6="fd00:9::1",
-    )
-
     async def scenario(made: list[Host]) -> None:
         one, two, client = made
         for number, host in enumerate(made, 1):
             give_underlay_ipv6(host, number)
-        nodes = tuple(
-            NodeRecord(
-                node_id=host.name, underlay=host.address, address=f"10.9.0.{200 + n}", address6=f"fd00:9::{200 + n}"
-            )
-            for n, host in enumerate((one, two))
-        )
-        for number, host in enumerate((one, two)):
-            spec = NetworkSpec(
-                **{name: getattr(ingress, name) for name in NetworkSpec.__dataclass_fields__}
-                | {"node_address": f"10.9.0.{200 + number}", "node_address6": f"fd00:9::{200 + number}"}
-            )
-            web = ServiceRecord(id="svc-web", name="web")
+        for host in (one, two):
             await host.network.open()
-            await host.network.apply_state(
-                NetworkState(network=spec, endpoints=(endpoint(two, 1),), services=(web,), nodes=nodes)
-            )
+            await host.network.apply_state(ingress_state(host, [one, two], {1: two}, ipv6=True))
             await host.network.apply_published(
                 [PublishedPort(protocol="tcp", published_port=8080, target_port=80, service_id="svc-web")]
             )
-        task = await start(
-            two, 1, host_ports=(HostPort(protocol="tcp", host_port=9090, target_port=80),), network="net-in"
-        )
+        host_ports = (HostPort(protocol="tcp", host_port=9090, target_port=80),)
+        task = await start(two, 1, host_ports=host_ports, network=ingress(two, [one, two], ipv6=True))
         in_netns(one.netns, lambda: write_sysctl("net/bridge/bridge-nf-call-ip6tables", "0"))
         with Greeter(task, "task", address="::"):
             assert (await asyncio.to_thread(ask_tcp, one.netns, "::1", 8080)).startswith("task ")
@@ -356,7 +300,7 @@ def test_published_ports_answer_at_the_hosts_ipv6_addresses(tmp_path: Path) -> N
             with pytest.raises(OSError, match="refused"):
                 await asyncio.to_thread(ask_tcp, client.netns, "2001:db8::1", 9090)
             with pytest.raises((OSError, TimeoutError)):  # not published: no way in
-                await asyncio.to_thread(ask_tcp_by, client, "fd00:9::11", via="2001:db8::2")
+                await asyncio.to_thread(ask_tcp_by, client, "fd00:255::11", via="2001:db8::2")
         for host in (one, two):
             await host.network.destroy()
 
@@ -385,7 +329,7 @@ def test_host_ports_answer_at_ipv6_addresses_of_their_own_or_at_all(tmp_path: Pa
         in_netns(one.netns, lambda: write_sysctl("net/bridge/bridge-nf-call-ip6tables", "0"))
         with Greeter(path, "task", address="::"):
             assert (await asyncio.to_thread(ask_tcp, one.netns, "::1", 9090)) == "task fd00:9::1"
-            assert (await asyncio.to_thread(ask_tcp, one.netns, "127.0.0.1", 9090)) == "task ::ffff:10.9.0.1"
+            assert (await asyncio.to_thread(ask_tcp, one.netns, "127.0.0.1", 9090)) == "task ::ffff:10.0.9.1"
             six, four = "task 2001:db8::2", "task ::ffff:10.99.0.2"  # mode host keeps the client's address
             assert [await at("2001:db8::1", port) for port in range(9090, 9094)] == [six, six, "refused", six]
             assert [await at("10.99.0.1", port) for port in range(9090, 9094)] == [four, "refused", four, "refused"]
@@ -516,7 +460,7 @@ def test_a_running_container_joins_and_leaves_a_network_with_ipv6(tmp_path: Path
         await one.network.create_sandbox(SandboxSpec(id="task1", attachments=(AttachmentSpec(network_id="net-four"),)))
         path = one.sandbox_path("task1")
         await one.network.connect(
-            "task1", AttachmentSpec(network_id="net-dual", address="10.9.0.11", address6="fd00:9::11")
+            "task1", AttachmentSpec(network_id="net-dual", address="10.0.9.11", address6="fd00:9::11")
         )
         assert await asyncio.to_thread(ping6, path, "fd00:9::12")
         assert "ip6 fleet" in in_netns(path, lambda: _listing("list tables"))
@@ -593,7 +537,7 @@ def test_a_host_without_ipv6_takes_part_in_the_other_half(tmp_path: Path, monkey
         first = await start(one, 1)
         await start(two, 2)
         assert (await one.network.sandbox("task1")).interfaces[0].address6 == ""
-        assert await asyncio.to_thread(ping, first, "10.9.0.12")
+        assert await asyncio.to_thread(ping, first, "10.0.9.12")
         answer = await asyncio.to_thread(resolve, first, "web", wire.AAAA)
         assert (answer.code, answer.addresses) == (wire.NOERROR, [])
         assert "ip6" not in in_netns(one.netns, lambda: _listing("list tables"))

@@ -5,56 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
+import network_states
 import pytest
 from network_hosts import Greeter, Host, ask_tcp, ask_udp, hosts, in_netns, ping, resolve, run
+from network_states import open_all, overlay, web_state
 
 from fleet.errors import ConflictError
 from fleet.network.dns import wire
 from fleet.network.kernel.rtnetlink import Netlink
-from fleet.network.topology import AttachmentSpec, Endpoint, NetworkSpec, NetworkState, SandboxSpec, ServiceRecord
+from fleet.network.topology import AttachmentSpec, Endpoint, NetworkSpec, NetworkState, SandboxSpec
 
 pytestmark = pytest.mark.kernel
 
-BACK = NetworkSpec(id="net-back", name="back", driver="overlay", subnet="10.0.1.0/24", gateway="10.0.1.1", vni=4097)
-FRONT = NetworkSpec(id="net-front", name="front", driver="overlay", subnet="10.0.2.0/24", gateway="10.0.2.1", vni=4098)
+BACK, FRONT = overlay("back", 1), overlay("front", 2)
 VIP = "10.0.1.2"
-
-
-def endpoint(
-    host: Host, number: int, *, service: str = "svc-web", name: str = "web", ready: bool = True, net: str = "10.0.1"
-) -> Endpoint:
-    return Endpoint(
-        id=f"task{number}",
-        service_id=service,
-        names=(f"{name}.{number}.task{number}", f"{name}.{number}"),
-        address=f"{net}.{10 + number}",
-        node_id=host.name,
-        underlay=host.address,
-        ready=ready,
-    )
+endpoint = partial(network_states.endpoint, network=BACK)
 
 
 def state_of(*endpoints: Endpoint, vip: str | None = VIP, network: NetworkSpec = BACK) -> NetworkState:
-    web = ServiceRecord(id="svc-web", name="web", aliases=("www",), vip=vip)
-    return NetworkState(network=network, endpoints=endpoints, services=(web,))
+    return web_state(network, *endpoints, vip=vip)
 
 
 async def start(host: Host, number: int, network: NetworkSpec = BACK) -> Path:
-    prefix = network.subnet.rpartition(".")[0]
-    await host.network.create_sandbox(
-        SandboxSpec(
-            id=f"task{number}", attachments=(AttachmentSpec(network_id=network.id, address=f"{prefix}.{10 + number}"),)
-        )
-    )
-    return host.sandbox_path(f"task{number}")
-
-
-async def open_all(made: list[Host], state: NetworkState) -> None:
-    for host in made:
-        await host.network.open()
-        await host.network.apply_state(state)
+    return await network_states.start(host, number, network)
 
 
 def test_containers_on_different_hosts_reach_each_other(tmp_path: Path) -> None:
@@ -147,7 +123,9 @@ def test_networks_are_isolated_from_each_other(tmp_path: Path) -> None:
         await open_all(made, state_of(endpoint(one, 1), endpoint(two, 2)))
         for host in made:
             await host.network.apply_state(
-                state_of(endpoint(two, 3, net="10.0.2"), endpoint(one, 4, net="10.0.2"), vip="10.0.2.2", network=FRONT)
+                state_of(
+                    endpoint(two, 3, network=FRONT), endpoint(one, 4, network=FRONT), vip="10.0.2.2", network=FRONT
+                )
             )
         first = await start(one, 1)
         await start(two, 2)

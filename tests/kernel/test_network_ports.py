@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pytest
 from network_hosts import Greeter, Host, ask_tcp, ask_udp, hosts, in_netns, resolve, run, socket_in
+from network_states import INGRESS_VIP, LOCAL, ingress, ingress_state, start
 
 from fleet.errors import ConflictError, UserError
 from fleet.network.topology import (
     AttachmentSpec,
-    Endpoint,
     HostPort,
     NetworkSpec,
     NetworkState,
-    NodeRecord,
     PublishedPort,
     SandboxSpec,
     ServiceRecord,
@@ -33,41 +32,6 @@ WEB = (
     PublishedPort(protocol="tcp", published_port=8080, target_port=80, service_id="svc-web"),
     PublishedPort(protocol="udp", published_port=8080, target_port=80, service_id="svc-web"),
 )
-LOCAL = NetworkSpec(id="bridge", name="bridge", driver="bridge", subnet="172.30.0.0/24", gateway="172.30.0.1")
-
-
-def ingress_state(
-    host: Host, made: list[Host], tasks: dict[int, Host], *, unready: tuple[int, ...] = ()
-) -> NetworkState:
-    """The ingress network as ``host`` sees it: the same for all but its own address."""
-    own = {each.name: f"10.255.0.{number}" for number, each in enumerate(made, 2)}
-    spec = NetworkSpec(
-        id="ingress",
-        name="ingress",
-        driver="overlay",
-        subnet="10.255.0.0/24",
-        gateway="10.255.0.1",
-        vni=4096,
-        ingress=True,
-        node_address=own[host.name],
-    )
-    return NetworkState(
-        network=spec,
-        endpoints=tuple(
-            Endpoint(
-                id=f"task{number}",
-                service_id="svc-web",
-                names=(f"web.{number}",),
-                address=f"10.255.0.{100 + number}",
-                node_id=place.name,
-                underlay=place.address,
-                ready=number not in unready,
-            )
-            for number, place in tasks.items()
-        ),
-        services=(ServiceRecord(id="svc-web", name="web", vip="10.255.0.50"),),
-        nodes=tuple(NodeRecord(node_id=each.name, underlay=each.address, address=own[each.name]) for each in made),
-    )
 
 
 async def bring_up(made: list[Host], tasks: dict[int, Host]) -> dict[int, Path]:
@@ -76,8 +40,7 @@ async def bring_up(made: list[Host], tasks: dict[int, Host]) -> dict[int, Path]:
         await host.network.apply_state(ingress_state(host, made, tasks))
         await host.network.apply_published(WEB)
     for number, host in tasks.items():
-        wish = AttachmentSpec(network_id="ingress", address=f"10.255.0.{100 + number}")
-        await host.network.create_sandbox(SandboxSpec(id=f"task{number}", attachments=(wish,)))
+        await start(host, number, ingress(host, made))
     return {number: host.sandbox_path(f"task{number}") for number, host in tasks.items()}
 
 
@@ -305,7 +268,7 @@ def test_udp_client_that_keeps_its_port_follows_the_ready_tasks(tmp_path: Path) 
             Greeter(paths[1], "task1"),
             Greeter(paths[2], "task2"),
             udp_client(outside, one.address, 8080) as outer,
-            udp_client(paths[1], "10.255.0.50", 80) as inner,
+            udp_client(paths[1], INGRESS_VIP, 80) as inner,
         ):
             for alone in (1, 2, 1):
                 other = 3 - alone
@@ -332,7 +295,7 @@ def test_tcp_connection_to_a_task_that_is_gone_is_reset_instead_of_hanging(tmp_p
             listener.bind(("0.0.0.0", 80))
             listener.listen()
             await one.network.apply_state(ingress_state(one, made, tasks, unready=(1,)))
-            client.connect(("10.255.0.50", 80))
+            client.connect((INGRESS_VIP, 80))
             served, _ = listener.accept()
             with served:
                 # unready: no new connections, this one goes on
@@ -383,7 +346,7 @@ def test_container_on_ingress_and_its_own_network_sees_the_names_of_its_own(tmp_
         service = ServiceRecord(id="svc-web", name="web", vip="10.0.7.50")
         await one.network.apply_state(NetworkState(network=own, services=(service,)))
         both = (
-            AttachmentSpec(network_id="ingress", address="10.255.0.101"),
+            AttachmentSpec(network_id="ingress", address="10.255.0.11"),
             AttachmentSpec(network_id="own", address="10.0.7.9"),
         )
         sandbox = await one.network.create_sandbox(SandboxSpec(id="task1", attachments=both))
@@ -418,7 +381,7 @@ def test_sctp_is_published_like_the_others(tmp_path: Path) -> None:
         await one.network.apply_state(ingress_state(one, made, {1: one}))
         port = PublishedPort(protocol="sctp", published_port=8080, target_port=80, service_id="svc-web")
         await one.network.apply_published([port])
-        wish = AttachmentSpec(network_id="ingress", address="10.255.0.101")
+        wish = AttachmentSpec(network_id="ingress", address="10.255.0.11")
         await one.network.create_sandbox(SandboxSpec(id="task1", attachments=(wish,)))
 
         def try_it() -> bytes:
