@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import click
@@ -12,8 +11,8 @@ from fleet import errors
 from fleet.api.client import EngineError
 from fleet.cli import clock
 from fleet.cli.app import App, part, pass_app
+from fleet.cli.stages import StageLines
 from fleet.cli.task_move import move_task
-from fleet.cli.widths import is_live
 
 __all__ = ["move"]
 
@@ -82,7 +81,7 @@ def move(
             headers={"Content-Type": "application/json"},
         ) as chunks,
     ):
-        screen = _Screen(quiet=quiet)
+        screen = StageLines(quiet=quiet)
         for line in _lines(chunks):
             if "error" in line:
                 screen.end()
@@ -90,7 +89,7 @@ def move(
             if "done" in line:
                 done = line["done"]
                 break
-            screen.show(line)
+            screen.show(str(line.get("stage", "")), _bytes(line))
         screen.end()
     if done is None:
         raise errors.UnavailableError(
@@ -111,36 +110,12 @@ def _lines(chunks: Any) -> Any:
             raise errors.RuntimeFault("the daemon answered something that is no progress of a move")
 
 
-class _Screen:
-    """One line a stage; on a terminal the line is rewritten as bytes come."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._live = is_live(sys.stderr)
-        self._stage = ""
-
-    def show(self, line: dict[str, Any]) -> None:
-        stage = str(line.get("stage", ""))
-        if self._quiet or (stage == self._stage and not self._live):
-            return
-        text = stage
-        if self._live and line.get("bytes") is not None:
-            text += f": {clock.human_size(int(line['bytes']))}"
-            if line.get("total"):
-                text += f" of about {clock.human_size(int(line['total']))}"
-        if self._live:
-            click.echo(("\r\x1b[K" if stage == self._stage else self._break()) + text, nl=False, err=True)
-        else:
-            click.echo(text, err=True)
-        self._stage = stage
-
-    def _break(self) -> str:
-        return "\n" if self._stage else ""
-
-    def end(self) -> None:
-        if self._live and self._stage:
-            click.echo("", err=True)
-        self._stage = ""
+def _bytes(line: dict[str, Any]) -> str:
+    """How much of a stage came, if it says so."""
+    if line.get("bytes") is None:
+        return ""
+    text = clock.human_size(int(line["bytes"]))
+    return f"{text} of about {clock.human_size(int(line['total']))}" if line.get("total") else text
 
 
 def _summary(done: dict[str, Any]) -> str:

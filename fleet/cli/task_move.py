@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Final
 
 import click
@@ -11,6 +10,7 @@ from fleet import errors
 from fleet.api.client import EngineError
 from fleet.cli import clock
 from fleet.cli.app import App, part, pass_app
+from fleet.cli.stages import StageLines
 
 __all__ = ["move", "move_task"]
 
@@ -50,7 +50,7 @@ def move_task(app: App, task: str, host: str, *, checkpoint: bool, detach: bool,
         click.echo(f"{name} is to move to {report['ToName']}; fleet service ps tells how far it is")
         return
     began_s = clock.monotonic()
-    screen = _Screen(quiet=quiet)
+    screen = StageLines(quiet=quiet)
     try:
         report = _follow(app, report, screen)
     finally:
@@ -73,10 +73,10 @@ def move_task(app: App, task: str, host: str, *, checkpoint: bool, detach: bool,
             )
 
 
-def _follow(app: App, report: dict[str, Any], screen: _Screen) -> dict[str, Any]:
+def _follow(app: App, report: dict[str, Any], screen: StageLines) -> dict[str, Any]:
     path, silent_s = f"/fleet/v1/tasks/{report['ID']}/move", 0.0
     while report["Stage"] not in _ENDS:
-        screen.show(report)
+        screen.show(str(report["Stage"]), str(report["Message"]))
         clock.sleep(POLL_S)
         try:
             report, silent_s = app.client.get(path), 0.0
@@ -87,31 +87,3 @@ def _follow(app: App, report: dict[str, Any], screen: _Screen) -> dict[str, Any]
             if silent_s > UNREACHABLE_S:
                 raise
     return report
-
-
-class _Screen:
-    """A line a stage on stderr; on a terminal the last line is rewritten as bytes come."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._live = sys.stderr.isatty()
-        self._stage = ""
-
-    def show(self, report: dict[str, Any]) -> None:
-        stage, message = str(report["Stage"]), str(report["Message"])
-        if self._quiet or (stage == self._stage and not self._live):
-            return
-        text = f"{stage}: {message}" if message and self._live else stage
-        if self._live:
-            click.echo(("\r\x1b[K" if stage == self._stage else self._break()) + text, nl=False, err=True)
-        else:
-            click.echo(text, err=True)
-        self._stage = stage
-
-    def _break(self) -> str:
-        return "\n" if self._stage else ""
-
-    def end(self) -> None:
-        if self._live and self._stage:
-            click.echo("", err=True)
-        self._stage = ""
