@@ -27,7 +27,7 @@ import msgspec
 from fleet.clock import Clock
 from fleet.containers.events import Action, ContainerEvent, EventHub
 from fleet.containers.ports import Networks
-from fleet.containers.record import write_durably
+from fleet.durable import write_durably
 from fleet.errors import ConflictError, FleetError, ForbiddenError, InvariantError, NotFoundError, UserError
 from fleet.model import wire
 from fleet.model.wire import Value

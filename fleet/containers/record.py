@@ -29,6 +29,7 @@ import msgspec
 
 from fleet.containers.config import ContainerConfig
 from fleet.containers.subids import IdRange
+from fleet.durable import sync_directory, write_durably, write_through
 from fleet.errors import InvariantError, RuntimeFault, StorageFullError
 from fleet.model import wire
 from fleet.model.service import HealthConfig
@@ -45,7 +46,6 @@ __all__ = [
     "RunState",
     "Status",
     "UNKNOWN_EXIT",
-    "write_durably",
 ]
 
 _RECORD: Final = "config.json"
@@ -226,10 +226,10 @@ class RecordStore:
                 directory.mkdir(mode=0o700)
             (fresh / "upper").mkdir(mode=0o755)
             (fresh / "upper").chmod(0o755)  # becomes the container's root directory: the umask must not show in it
-            _write(fresh / _RECORD, wire.encode(record))
-            _sync_directory(fresh)
+            write_through(fresh / _RECORD, wire.encode(record))
+            sync_directory(fresh)
             fresh.rename(self.directory(record.id))
-            _sync_directory(self.containers)
+            sync_directory(self.containers)
         except OSError as cause:
             with contextlib.suppress(OSError):
                 remove_tree(fresh)
@@ -247,7 +247,7 @@ class RecordStore:
         """The moment of removal: the container is gone for good when this returns. ``empty_trash`` frees the space."""
         try:
             self.directory(container_id).rename(self._trash / container_id)
-            _sync_directory(self.containers)
+            sync_directory(self.containers)
         except FileNotFoundError:
             return
         except OSError as cause:
@@ -274,33 +274,6 @@ def remove_tree(path: Path) -> None:
             remove_tree(path)
     except NotADirectoryError:
         path.unlink(missing_ok=True)
-
-
-def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace ``path`` so that after any crash it has the old content or ``data``, and ``data`` once this returned."""
-    temporary = path.with_name(path.name + ".tmp")
-    _write(temporary, data, mode=mode)
-    temporary.replace(path)
-    _sync_directory(path.parent)
-
-
-def _write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _storage_fault(what: str, cause: OSError) -> RuntimeFault | StorageFullError:

@@ -34,7 +34,7 @@ from fleet.containers.subids import IdRange
 from fleet.errors import RejectedFault, RuntimeFault, StorageFullError, UserError
 from fleet.images.beneath import is_whiteout, open_beneath, remove_tree, sync_filesystem
 
-__all__ = ["Pass", "TreeReader", "TreeWriter", "tree_size"]
+__all__ = ["Pass", "TreeReader", "TreeWriter"]
 
 CHUNK: Final = 1 << 18
 FRAME_MAX: Final = 2 << 20
@@ -97,19 +97,6 @@ class Pass:
         self.items = 0
         self.skipped = 0
         """Sockets and device files, which are not carried."""
-
-
-def tree_size(root: Path) -> int:
-    """Allocated bytes below, for the progress of a first pass and for the free space to ask for. Blocks."""
-    total, stack = 0, [root]
-    while stack:
-        with contextlib.suppress(OSError), os.scandir(stack.pop()) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        stack.append(Path(entry.path))
-    return total
 
 
 def _writes_back(device: int) -> bool:

@@ -23,7 +23,8 @@ from fleet.clock import Clock
 from fleet.containers.config import is_volume_name
 from fleet.containers.layerview import copy_image_directory
 from fleet.containers.names import new_volume_name
-from fleet.containers.record import remove_tree, write_durably
+from fleet.containers.record import remove_tree
+from fleet.durable import sync_directory, write_durably
 from fleet.errors import (
     ConflictError,
     InvariantError,
@@ -260,11 +261,7 @@ def _make(root: Path, volume: Volume) -> None:
         data.chmod(0o755)
         write_durably(fresh / "volume.json", wire.encode(volume))
         fresh.rename(root / volume.name)
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_directory(root)
     except OSError as cause:
         raise RuntimeFault(f"create volume {volume.name}: {cause.strerror}: {cause.filename}") from cause
 

@@ -6,13 +6,13 @@ configuration or an empty etcd is refused instead of starting with no state at a
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
 from fleet import errors
 from fleet.clock import Clock
 from fleet.daemon.config import DaemonConfig
+from fleet.durable import write_durably
 from fleet.engines.sqlite import SqliteEngine
 from fleet.logs import get_logger
 from fleet.model.ids import ClusterId, NodeId
@@ -87,14 +87,4 @@ async def erase_state(engine: Engine | None, config: DaemonConfig, cluster_id: C
 
 def write_mark(mark: Path, text: str) -> None:
     """Durably, and whole or not at all: a lost mark would let an empty etcd pass for the cluster's. Blocks."""
-    aside = mark.with_name(f".{mark.name}.new")
-    with aside.open("w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(mark)
-    folder = os.open(mark.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_durably(mark, f"{text}\n".encode())

@@ -5,12 +5,12 @@ Written by rename with fsync. Present = this host is a member (or was asked to b
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from fleet import errors
+from fleet.durable import write_durably
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
 
@@ -52,18 +52,7 @@ class SwarmStateFile:
     def save(self, state: SwarmState) -> None:
         """Durable when it returns. Raises ``OSError``."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".new")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(state)))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_durably(self._path, msgspec.json.format(msgspec.json.encode(state)))
 
     def remove(self) -> None:
         """Forget the cluster; idempotent."""

@@ -28,6 +28,7 @@ import msgspec
 from fleet import errors
 from fleet.cancellation import TaskGroup
 from fleet.clock import Clock
+from fleet.durable import sync_directory
 from fleet.engines.etcd_wire import EtcdTls, Gateway, RevisionGoneError, encode
 from fleet.logs import get_logger
 
@@ -467,8 +468,4 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(descriptor)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_directory(path.parent)

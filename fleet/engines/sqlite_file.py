@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from fleet import errors
+from fleet.durable import sync_directory
 from fleet.store.engine import FIRST_REVISION, CompactedError, Deleted, EngineFailedError, Entry, Listing, WatchBatch
 
 __all__ = ["POSITION_BITS", "SqliteFile", "open_file"]
@@ -284,7 +285,7 @@ def open_file(directory: Path, *, cluster_id: str, pages_max: int | None = None)
         if pages_max is not None:
             writer.execute(f"PRAGMA max_page_count = {pages_max:d}")
         _prepare(writer, cluster_id=cluster_id, path=path)
-        _sync_directory(directory)
+        sync_directory(directory)
         reader = _connect(path)
         connections.append(reader)
         reader.execute("PRAGMA query_only = ON")
@@ -373,11 +374,3 @@ def _create(connection: sqlite3.Connection, *, cluster_id: str) -> None:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
     connection.execute("COMMIT")
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet import errors
+from fleet.durable import sync_directory
 from fleet.identity.certificates import PEM_BYTES_MAX, parse_certificate, read_subject
 from fleet.model.ids import ClusterId, NodeId
 from fleet.model.node import NodeRole
@@ -133,13 +134,13 @@ def save_identity(folder: Path, identity: NodeIdentity, *, passphrase: bytes | N
         (_ROOT, identity.ca_pem, 0o644),
     ):
         _write_durably(generation / name, text.encode(), mode)
-    _sync_directory(generation)
-    _sync_directory(folder)
+    sync_directory(generation)
+    sync_directory(folder)
     swing = folder / f"{_CURRENT}.new"
     swing.unlink(missing_ok=True)
     swing.symlink_to(generation.name)
     swing.rename(folder / _CURRENT)
-    _sync_directory(folder)
+    sync_directory(folder)
     _sweep(folder, keep=generation.name)
 
 
@@ -188,7 +189,7 @@ def remove_identity(folder: Path) -> None:
     if not folder.is_dir():
         return
     (folder / _CURRENT).unlink(missing_ok=True)
-    _sync_directory(folder)
+    sync_directory(folder)
     _sweep(folder, keep=None)
 
 
@@ -222,14 +223,6 @@ def _write_durably(path: Path, data: bytes, mode: int) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _generations(folder: Path) -> list[int]:

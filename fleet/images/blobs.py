@@ -19,10 +19,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 
+from fleet.durable import sync_directory
 from fleet.errors import NotFoundError, RejectedFault, StorageFullError
 from fleet.images.reference import check_digest
 
-__all__ = ["BlobStore", "Ingest", "storage_errors", "sync_directory", "write_atomically"]
+__all__ = ["BlobStore", "Ingest", "storage_errors", "write_atomically"]
 
 
 _CHUNK = 1 << 20
@@ -197,15 +198,6 @@ def storage_errors(what: str) -> Iterator[None]:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise StorageFullError(f"{what}: {error.strerror}") from error
         raise
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames in a directory durable, fsync(2)."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def write_atomically(path: Path, body: bytes) -> None:

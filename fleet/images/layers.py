@@ -23,9 +23,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fleet.durable import sync_directory
 from fleet.errors import RejectedFault
 from fleet.images.beneath import is_opaque, is_whiteout, open_directory, remove_tree, sync_filesystem
-from fleet.images.blobs import BlobStore, storage_errors, sync_directory
+from fleet.images.blobs import BlobStore, storage_errors
 from fleet.images.merged import keeps_xattr
 from fleet.images.unpack import UnpackLimits, unpack_layer
 

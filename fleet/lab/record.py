@@ -17,6 +17,7 @@ from typing import Literal
 import msgspec
 
 from fleet import errors
+from fleet.durable import sync_directory
 from fleet.lab.names import RUN_ROOT, Layout
 
 __all__ = ["HostRecord", "LabRecord", "Owner", "load", "locked", "locked_folder", "owners", "save"]
@@ -99,11 +100,7 @@ def write_durably(path: Path, data: bytes) -> None:
         target.flush()
         os.fsync(target.fileno())
     draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_directory(path.parent)
 
 
 def owners() -> dict[str, Owner]:

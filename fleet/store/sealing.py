@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fleet import errors
+from fleet.durable import sync_directory
 
 __all__ = ["KEY_BYTES", "AesSealer", "is_key", "key_digest", "load_or_create_key", "save_key", "write_secret"]
 
@@ -218,8 +219,4 @@ def write_secret(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(descriptor)
     aside.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)

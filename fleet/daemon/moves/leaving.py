@@ -24,7 +24,8 @@ from fleet.clock import Clock
 from fleet.containers import Container, ContainerEngine, Volume
 from fleet.containers.config import DEFAULT_STOP_GRACE_S
 from fleet.containers.moving import check_movable, portable_config
-from fleet.containers.treestream import Pass, TreeReader, tree_size
+from fleet.containers.treestream import Pass, TreeReader
+from fleet.containers.volumes import directory_size
 from fleet.daemon.moves.notes import Notes
 from fleet.daemon.moves.peers import Peers
 from fleet.daemon.moves.words import CarriedVolume, Manifest, Outgoing, OutPhase, RunRequest
@@ -147,7 +148,7 @@ class Leaving:
         engine = self._engine
         trees, carried = carried_trees(engine, container)
         image = self._images.get(container.image_id)
-        sizes = [await self._in_thread(tree_size, tree) for tree in trees]
+        sizes = [await self._in_thread(directory_size, tree) for tree in trees]
         reference = next(iter(image.references or image.repo_digests), "fleet/moved")
         config = portable_config(container)
         manifest = Manifest(

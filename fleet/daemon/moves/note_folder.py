@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from fleet.containers.record import write_durably
+from fleet.durable import write_durably
 from fleet.errors import InvariantError, RuntimeFault
 from fleet.logs import get_logger
 from fleet.model import wire

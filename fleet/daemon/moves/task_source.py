@@ -24,7 +24,8 @@ from fleet.api.task_moves import Offer, OfferedTree, Standing, Verdict
 from fleet.clock import Clock
 from fleet.containers import Container, ContainerEngine
 from fleet.containers.moving import TASK_LABEL
-from fleet.containers.treestream import Pass, tree_size
+from fleet.containers.treestream import Pass
+from fleet.containers.volumes import directory_size
 from fleet.daemon.moves.leaving import carried_trees, reader_of
 from fleet.daemon.moves.task_notes import OfferNote, TaskNotes
 from fleet.logs import get_logger
@@ -98,7 +99,7 @@ class TaskSource:
         )
         await asyncio.to_thread(self._notes.write, note)
         self._offers.setdefault(standing.task, _Offering(note, self._clock.monotonic()))
-        sizes = [await asyncio.to_thread(tree_size, tree) for tree in trees]
+        sizes = [await asyncio.to_thread(directory_size, tree) for tree in trees]
         return Offer(
             image_id=container.image_id,
             machine=platform.machine(),
