@@ -27,8 +27,10 @@ def image(lab: TestLab) -> None:
 def service(lab: TestLab) -> Any:
     made: list[str] = []
 
-    def make(name: str, *flags: str, replicas: int = 3) -> str:
-        lab.wait_until(lambda: all_ready(lab), 30, what="every node can take tasks")
+    def make(name: str, *flags: str, replicas: int = 3, everywhere: bool = False) -> str:
+        lab.wait_until(lambda: all_ready(lab), 60, what="all nodes are ready")
+        if everywhere:  # the test counts on a share of each node, whatever the test before did to the manager
+            lab.wait_until_all_take_tasks()
         lab.fleet(
             "service", "create", "--name", name, "--replicas", str(replicas), "--restart-delay", "0s", *flags,
             "fleet/hello:1", *SLEEP,
@@ -113,7 +115,7 @@ def test_a_killed_workers_tasks_run_elsewhere_and_spread_again_when_scaled(lab: 
 
 
 def test_a_drained_node_empties_and_takes_tasks_again_when_active(lab: TestLab, service: Any) -> None:
-    name = service("heal-drain", replicas=3)
+    name = service("heal-drain", replicas=3, everywhere=True)
     lab.fleet("node", "update", "--availability", "drain", "w1")
     lab.wait_until(
         lambda: (
@@ -130,7 +132,7 @@ def test_a_drained_node_empties_and_takes_tasks_again_when_active(lab: TestLab, 
 
 @pytest.mark.parametrize("host", ["w1", "m1"])
 def test_a_daemon_killed_with_9_restarts_no_container_and_loses_nothing(lab: TestLab, service: Any, host: str) -> None:
-    name = service(f"heal-daemon-{host}", replicas=6)
+    name = service(f"heal-daemon-{host}", replicas=6, everywhere=True)
     before = pids(lab, host)
     assert before
     tasks = {t["ID"] for t in running(lab, name)}
@@ -206,9 +208,7 @@ def test_power_loss_of_the_manager_loses_no_state_and_its_tasks_run_again(lab: T
 def test_a_cut_off_worker_keeps_its_tasks_and_gives_up_the_replaced_ones_when_it_returns(
     lab: TestLab, service: Any
 ) -> None:
-    nodes_ready = lambda: all(n["Status"]["State"] == "ready" for n in lab.get("/nodes"))  # noqa: E731
-    lab.wait_until(nodes_ready, 60, what="all nodes are back")
-    name = service("heal-partition", replicas=3)
+    name = service("heal-partition", replicas=3, everywhere=True)
     before = pids(lab, "w1")
     assert before
     lab.partition(["w1"], ["m1", "w2"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,29 @@ class TestLab(Lab):
             if time.monotonic() > end:
                 pytest.fail(f"after {deadline_s:g} s still not: {what or condition}\n{self._situation()}")
             time.sleep(0.1)
+
+    def wait_until_all_take_tasks(self, deadline_s: float = 60.0) -> None:
+        """Each node runs a task of a job that is made and removed for this; needs ``load_hello``.
+
+        That a node is *ready* does not say so: for some seconds after its daemon or the manager was restarted that is what was
+        written before, and the scheduler passes over a node that has no session yet.
+        """
+        name = f"proof-{secrets.token_hex(4)}"
+        container = {"Image": "fleet/hello:1", "Command": ["true"]}
+        template = {"ContainerSpec": container, "RestartPolicy": {"Condition": "none"}}
+        with self.client("m1") as client:
+            client.post("/services/create", {"Name": name, "TaskTemplate": template, "Mode": {"GlobalJob": {}}})
+            try:
+                self.wait_until(
+                    lambda: (
+                        {n["ID"] for n in self.get("/nodes")}
+                        <= {t["NodeID"] for t in self.tasks(name, state="complete")}
+                    ),
+                    deadline_s,
+                    what="every node takes tasks",
+                )
+            finally:
+                client.delete(f"/services/{name}")
 
     def _situation(self) -> str:
         lines = [f"{row.name} {row.state}, fleetd {row.daemon}" for row in self.status()]
