@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from fleet.node_runtime.cgroups import Layout, detect_layout
+from fleet.node_runtime.cgroup_layout import Layout, detect_layout
 
 __all__ = ["EngineFacts", "backing_filesystem", "read_engine_facts"]
 

@@ -49,7 +49,7 @@ from fleet.images import ImageStore
 from fleet.logs import get_logger
 from fleet.network.host import HostNetwork
 from fleet.network.topology import NetworkSpec
-from fleet.node_runtime.cgroups import layout_for
+from fleet.node_runtime.cgroup_layout import layout_for
 from fleet.node_runtime.client import RuntimeClient
 
 __all__ = ["BRIDGE", "Daemon"]

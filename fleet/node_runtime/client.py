@@ -39,7 +39,8 @@ from fleet.errors import (
     UnsupportedError,
     UserError,
 )
-from fleet.node_runtime.cgroups import NO_CGROUPS, CgroupTree, layout_for
+from fleet.node_runtime.cgroup_layout import NO_CGROUPS, layout_for
+from fleet.node_runtime.cgroups import CgroupTree
 from fleet.node_runtime.events import (
     ContainerProcess,
     ContainerState,

@@ -48,7 +48,8 @@ from _socket import socketpair as _socketpair
 
 from fleet.node_runtime import device_filter, keeper, process, syscalls  # noqa: F401 - device_filter is loaded before it is needed
 from fleet.node_runtime import users as _users  # noqa: F401 - likewise
-from fleet.node_runtime.cgroups import CgroupTree, layout_for
+from fleet.node_runtime.cgroup_layout import layout_for
+from fleet.node_runtime.cgroups import CgroupTree
 from fleet.node_runtime.cloning import Cloning
 from fleet.node_runtime.state import StateDir, boot_id, start_ticks
 from fleet.node_runtime.supervised import Container, Exec, Loop, Pump, Sink

@@ -12,7 +12,7 @@ from containers_host import RealHost, on_real_host
 from fleet.containers import Container, ContainerConfig, FileMount, NetworkMode
 from fleet.errors import ConflictError, NotFoundError, RejectedFault, UnsupportedError, UserError
 from fleet.model.service import Mount
-from fleet.node_runtime.cgroups import detect_layout
+from fleet.node_runtime.cgroup_layout import detect_layout
 
 pytestmark = pytest.mark.kernel
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fleet.node_runtime.cgroups import detect_layout
+from fleet.node_runtime.cgroup_layout import detect_layout
 from tests.support.images import busybox_rootfs_tar
 from tests.support.oci_bundles import CONFIG, OciCommand, make_bundle, rewrite
 

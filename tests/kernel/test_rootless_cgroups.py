@@ -12,7 +12,7 @@ from support.images import busybox_rootfs_tar
 from support.ordinary_user import UID, UsersFleet, ordinary_user, why_impossible
 
 from fleet.lab import cgroups
-from fleet.node_runtime.cgroups import detect_layout
+from fleet.node_runtime.cgroup_layout import detect_layout
 
 LAYOUT = detect_layout()
 pytestmark = [

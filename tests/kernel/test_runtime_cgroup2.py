@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_runtime_support import Node, eventually, on_node
 
-from fleet.node_runtime.cgroups import detect_layout
+from fleet.node_runtime.cgroup_layout import detect_layout
 from fleet.node_runtime.spec import ProcessSpec
 
 LAYOUT = detect_layout()
@@ -57,7 +57,8 @@ def test_a_supervisor_makes_room_at_the_root_of_its_own_container(
     group = Path(f"{LAYOUT.unified}{cgroup_parent}")
     group.mkdir()
     prepare = (
-        "from fleet.node_runtime.cgroups import CgroupTree, layout_for\n"
+        "from fleet.node_runtime.cgroup_layout import layout_for\n"
+        "from fleet.node_runtime.cgroups import CgroupTree\n"
         "tree = CgroupTree(layout_for('/fleet'), '/fleet'); tree.prepare()\n"
         "tree.create('c', limits={'memory_bytes': 1 << 26}, devices=None)\n"
         "print(open('/sys/fs/cgroup/fleet/c/memory.max').read(), open('/proc/self/cgroup').read())\n"

@@ -19,7 +19,7 @@ import pytest
 from test_runtime_support import Node, eventually, on_node
 
 from fleet.errors import ConflictError, NotFoundError, RuntimeFault
-from fleet.node_runtime.cgroups import detect_layout
+from fleet.node_runtime.cgroup_layout import detect_layout
 from fleet.node_runtime.client import RuntimeClient
 from fleet.node_runtime.events import Exited, Oom, SupervisorRestarted
 from fleet.node_runtime.faults import CommandFault

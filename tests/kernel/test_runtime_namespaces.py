@@ -10,7 +10,7 @@ import pytest
 from test_runtime_support import Node, eventually, on_node
 
 from fleet.errors import ConflictError, UserError
-from fleet.node_runtime.cgroups import detect_layout
+from fleet.node_runtime.cgroup_layout import detect_layout
 from fleet.node_runtime.spec import ResourceLimits
 
 pytestmark = pytest.mark.kernel

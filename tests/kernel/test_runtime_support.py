@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fleet.node_runtime.cgroups import detect_layout
+from fleet.node_runtime.cgroup_layout import detect_layout
 from fleet.node_runtime.client import RuntimeClient
 from fleet.node_runtime.events import Exited, RuntimeEvent
 from fleet.node_runtime.logs import read_log

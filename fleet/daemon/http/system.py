@@ -35,7 +35,7 @@ from fleet.images import Credentials, ImageStore
 from fleet.images.inspect import image_summary
 from fleet.images.registry import check_login
 from fleet.model.node import NodeRole
-from fleet.node_runtime.cgroups import NO_CGROUPS, layout_for
+from fleet.node_runtime.cgroup_layout import NO_CGROUPS, layout_for
 
 __all__ = ["system_routes"]
 

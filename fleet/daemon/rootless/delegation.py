@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fleet.node_runtime.cgroups import NO_CGROUPS, Layout, detect_layout
+from fleet.node_runtime.cgroup_layout import NO_CGROUPS, Layout, detect_layout
 
 __all__ = ["Delegated", "find", "move_to_base", "note", "noted", "release", "settle"]
 

@@ -22,7 +22,8 @@ from _socket import socket as Socket  # noqa: N812 - as in `fleet.node_runtime.p
 from fleet.errors import ConflictError, NotFoundError, RejectedFault, UserError
 from fleet.node_runtime import process as process_
 from fleet.node_runtime import syscalls as sys_
-from fleet.node_runtime.cgroups import CgroupTree, detect_layout
+from fleet.node_runtime.cgroup_layout import detect_layout
+from fleet.node_runtime.cgroups import CgroupTree
 from fleet.node_runtime.oci.bundle import NAMESPACES, Bundle, OciProcess
 from fleet.node_runtime.oci.hooks import run_hooks, try_hooks
 from fleet.node_runtime.oci.init import MADE, MAPPED, READY, Entry, become_first, become_joined

@@ -28,7 +28,7 @@ from fleet.node_runtime.rootfs import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from fleet.node_runtime.cgroups import Layout
+    from fleet.node_runtime.cgroup_layout import Layout
     from fleet.node_runtime.oci.bundle import Bundle, OciMount
 
 __all__ = ["BundleFileSystem"]

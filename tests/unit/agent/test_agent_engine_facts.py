@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fleet.agent.engine_facts import backing_filesystem, read_engine_facts
-from fleet.node_runtime.cgroups import Layout
+from fleet.node_runtime.cgroup_layout import Layout
 
 
 def a_host(root: Path, *, forwarding: str = "1") -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fleet.daemon.rootless.delegation import Delegated, find, note, noted
-from fleet.node_runtime.cgroups import NO_CGROUPS, Layout
+from fleet.node_runtime.cgroup_layout import NO_CGROUPS, Layout
 
 V2 = frozenset({"memory", "pids"})
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fleet.errors import NotFoundError
-from fleet.node_runtime.cgroups import CgroupTree, Layout, detect_layout
+from fleet.node_runtime.cgroup_layout import Layout, detect_layout
+from fleet.node_runtime.cgroups import CgroupTree
 from fleet.node_runtime.log_writer import LogWriter, timestamp
 from fleet.node_runtime.logs import read_log
 from fleet.node_runtime.state import StateDir, start_ticks
