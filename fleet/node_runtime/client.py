@@ -16,31 +16,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import os
 import signal
-import socket
 import sys
 import termios
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fleet.cancellation import cancel_and_wait
 from fleet.errors import (
-    ConflictError,
     NotFoundError,
-    RejectedFault,
     RuntimeFault,
     UnavailableError,
     UnsupportedError,
     UserError,
 )
+from fleet.node_runtime.answers import figures_of, instant, state_of
 from fleet.node_runtime.cgroup_layout import NO_CGROUPS, layout_for
 from fleet.node_runtime.cgroups import CgroupTree
+from fleet.node_runtime.connection import Connection
 from fleet.node_runtime.events import (
     ContainerProcess,
     ContainerState,
@@ -52,36 +50,22 @@ from fleet.node_runtime.events import (
     Started,
     SupervisorRestarted,
 )
-from fleet.node_runtime.faults import CommandFault
+from fleet.node_runtime.execs import Execs
+from fleet.node_runtime.kept import Kept, greetings
+from fleet.node_runtime.launching import START_TIMEOUT_S, open_socket, wait_gone
+from fleet.node_runtime.pipes import read_pipe
 from fleet.node_runtime.plan import check_container_id, plan_container, plan_limits, plan_process, read_host
 from fleet.node_runtime.processes import namespace_pids, read_processes
 from fleet.node_runtime.spec import ContainerSpec, ProcessSpec, ResourceLimits
-from fleet.node_runtime.state import start_ticks
-from fleet.node_runtime.wire import FDS_MAX, Channel, ClosedError
+from fleet.node_runtime.subscriptions import Subscriptions
 
 __all__ = ["RuntimeClient"]
 
 _States = list[ContainerState]
 _Processes = list[ContainerProcess]  # the class below has a method named list
 
-_EVENTS_MAX = 10_000
-_EXECS_MAX = 10_000
-_START_TIMEOUT_S = 60.0
 _RECONNECT_DELAYS_S = (0.0, 0.05, 0.2, 0.5, 1.0)
-_LOCK_HELD_STATUS = 75
 _SOCKET_PATH_MAX = 107
-
-
-@dataclasses.dataclass(slots=True)
-class _Known:
-    """What this client believes about a container."""
-
-    pidfd: int = -1
-    terminal_fd: int = -1
-    stdout_fd: int = -1
-    stderr_fd: int = -1
-    exit_told: bool = False
-    spec: ContainerSpec | None = None
 
 
 class RuntimeClient:
@@ -95,12 +79,10 @@ class RuntimeClient:
         self._run_dir = run_dir
         self._cgroup_parent = cgroup_parent
         self._cgroups = CgroupTree(layout_for(cgroup_parent), cgroup_parent)
-        self._channel: Channel | None = None
-        self._sequence = 0
-        self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
-        self._known: dict[str, _Known] = {}
-        self._execs: dict[str, asyncio.Future[int]] = {}
-        self._subscribers: list[asyncio.Queue[RuntimeEvent | None]] = []
+        self._connection: Connection | None = None
+        self._known: dict[str, Kept] = {}
+        self._execs = Execs()
+        self._subscriptions = Subscriptions()
         self._supervisor_pid = 0
         self._connected = asyncio.Event()
         self._reconnecting: asyncio.Task[None] | None = None
@@ -118,7 +100,7 @@ class RuntimeClient:
         """
         if len(os.fsencode(run_dir / "supervisor.sock")) > _SOCKET_PATH_MAX:
             raise UserError(f"run directory {run_dir}: a socket path holds at most {_SOCKET_PATH_MAX} bytes")
-        deadline = time.monotonic() + _START_TIMEOUT_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             client = cls(state_dir=state_dir, run_dir=run_dir, cgroup_parent=cgroup_parent)
             try:
@@ -138,12 +120,10 @@ class RuntimeClient:
         """Let go; containers and supervisor live on. Subscriptions end. Idempotent."""
         self._closed = True
         await cancel_and_wait(self._reconnecting)
-        self._drop_channel("the client was closed")
-        for queue in self._subscribers:
-            queue.put_nowait(None)
-        self._subscribers.clear()
+        self._drop("the client was closed")
+        self._subscriptions.end()
         for known in self._known.values():
-            _close_all(known)
+            known.let_go()
         self._known.clear()
 
     async def shutdown(self) -> None:
@@ -152,9 +132,9 @@ class RuntimeClient:
         """
         answer, _ = await self._request({"op": "shutdown"})
         self._closed = True
-        await _wait_gone(int(answer["pid"]))
+        await wait_gone(int(answer["pid"]))
         if answer.get("keeper"):  # it holds the cgroup for a moment longer than the supervisor it reaps
-            await _wait_gone(int(answer["keeper"]))
+            await wait_gone(int(answer["keeper"]))
         await asyncio.to_thread(self._cgroups.remove_parent)
         for name in ("supervisor.sock", "lock", "supervisor.log"):
             (self._run_dir / name).unlink(missing_ok=True)
@@ -174,99 +154,23 @@ class RuntimeClient:
         return self._supervisor_pid
 
     async def _connect(self, *, announce: bool) -> None:
-        sock = await self._open_socket()
-        sock.setblocking(False)
-        self._channel = Channel(sock)
-        asyncio.get_running_loop().add_reader(sock.fileno(), self._readable)
+        sock = await open_socket(state_dir=self._state_dir, run_dir=self._run_dir, cgroup_parent=self._cgroup_parent)
+        self._connection = Connection(sock, on_event=self._on_event, on_lost=self._lost)
         answer = await self._hello()
         restarted = self._supervisor_pid not in (0, answer["pid"])
         self._supervisor_pid = answer["pid"]
         listing, _ = await self._call({"op": "list"})
         if restarted:
-            self._tell(SupervisorRestarted(pid=self._supervisor_pid))
-            lost = RuntimeFault("the supervisor was replaced; the exit code of this exec is not known")
-            for future in self._execs.values():
-                if not future.done():
-                    future.set_exception(lost)
-                    future.exception()  # nobody may be waiting
-            self._execs.clear()
+            self._subscriptions.tell(SupervisorRestarted(pid=self._supervisor_pid))
+            self._execs.lost()
         self._learn(listing["containers"], announce=announce)
         self._connected.set()
 
-    async def _open_socket(self) -> socket.socket:
-        path = str(self._run_dir / "supervisor.sock")
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.connect(path)
-            except (FileNotFoundError, ConnectionRefusedError):
-                sock.close()
-            except OSError:
-                sock.close()
-                raise
-            else:
-                return sock
-            if not await self._start_supervisor():
-                if time.monotonic() > deadline:
-                    raise RuntimeFault(f"another supervisor holds {self._run_dir}/lock but does not listen")
-                await asyncio.sleep(0.02)  # somebody else is starting one
-
-    async def _start_supervisor(self) -> bool:
-        """Start one; False when another is already at work (or just starting)."""
-        program = Path(__file__).with_name("supervisor_main.py")
-        self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        process = await asyncio.create_subprocess_exec(
-            system_python(),
-            "-I",
-            "-S",
-            str(program),
-            str(self._state_dir.absolute()),
-            str(self._run_dir.absolute()),
-            self._cgroup_parent,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env={},
-            start_new_session=True,
-        )
-        try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                _, errors = await process.communicate()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):  # it has ended, and what it started holds the pipe
-                process.kill()
-            raise RuntimeFault(f"the supervisor did not come up within {_START_TIMEOUT_S:.0f} s") from None
-        if process.returncode == _LOCK_HELD_STATUS:
-            return False
-        if process.returncode:
-            text = errors.decode("utf-8", "replace").strip().splitlines()
-            raise RuntimeFault(f"start the supervisor: {text[-1] if text else f'exit status {process.returncode}'}")
-        return True
-
     async def _hello(self) -> dict[str, Any]:
         """Give a new supervisor what this client kept; to an old one it is only a greeting."""
-        reaped: dict[str, int] = {}
-        keepers: list[tuple[str, int]] = []
-        terminals: list[tuple[str, int]] = []
-        for container_id, known in self._known.items():
-            if known.pidfd >= 0 and not known.exit_told:
-                status = _reap_if_child(known.pidfd)
-                if status is not None:
-                    reaped[container_id] = status
-                keepers.append((container_id, known.pidfd))
-            if known.terminal_fd >= 0 and not known.exit_told:
-                terminals.append((container_id, known.terminal_fd))
         answer: dict[str, Any] = {}
-        room = FDS_MAX // 2
-        for start in range(0, max(len(keepers), len(terminals), 1), room):
-            pids, masters = keepers[start : start + room], terminals[start : start + room]
-            answer, _ = await self._call(
-                {"op": "hello", "pidfds": [i for i, _ in pids], "terminals": [i for i, _ in masters], "reaped": reaped},
-                [fd for _, fd in pids + masters],
-            )
-            reaped = {}
+        for message, fds in greetings(self._known):
+            answer, _ = await self._call(message, fds)
         return answer
 
     def _learn(self, containers: list[dict[str, Any]], *, announce: bool) -> None:
@@ -274,34 +178,26 @@ class RuntimeClient:
         present = {entry["id"] for entry in containers}
         for container_id in list(self._known):
             if container_id not in present:
-                _close_all(self._known.pop(container_id))
+                self._known.pop(container_id).let_go()
         for entry in containers:
-            known = self._known.setdefault(entry["id"], _Known(exit_told=not announce and entry["status"] == "exited"))
+            known = self._known.setdefault(entry["id"], Kept(exit_told=not announce and entry["status"] == "exited"))
             if entry["status"] == "exited":
                 self._exited(entry)
             elif known.pidfd < 0:
-                self._keep(entry["id"], known, entry["pid"])
-
-    def _keep(self, container_id: str, known: _Known, pid: int) -> None:
-        """Hold what keeps an exit status and unread output alive while no supervisor does; nothing is ever read here."""
-        known.pidfd = _lifted(_open_pidfd(pid))
-        for stream in ("stdout", "stderr"):
-            with contextlib.suppress(FileNotFoundError):  # a terminal has no pipes
-                path = self._run_dir / f"{container_id}.{stream}"
-                setattr(known, f"{stream}_fd", _lifted(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)))
+                known.hold(entry["pid"], run_dir=self._run_dir, container_id=entry["id"])
 
     def _exited(self, entry: dict[str, Any]) -> None:
-        known = self._known.setdefault(entry["id"], _Known())
-        _close_all(known)
+        known = self._known.setdefault(entry["id"], Kept())
+        known.let_go()
         if known.exit_told:
             return
         known.exit_told = True
-        self._tell(
+        self._subscriptions.tell(
             Exited(
                 id=entry["id"],
                 exit_code=entry["exit_code"],
                 oom_killed=entry["oom_killed"],
-                finished_at=_instant(entry["finished_at_ns"]),
+                finished_at=instant(entry["finished_at_ns"]),
                 lost=entry["lost"],
             )
         )
@@ -318,83 +214,27 @@ class RuntimeClient:
         return await self._call(message, fds)
 
     async def _call(self, message: dict[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
-        if self._channel is None:
+        if self._connection is None:
             raise UnavailableError("no connection to the supervisor", retry_after_s=0.1)
-        self._sequence += 1
-        sequence = self._sequence
-        future: asyncio.Future[tuple[dict[str, Any], list[int]]] = asyncio.get_running_loop().create_future()
-        self._waiting[sequence] = future
-        try:
-            try:
-                self._channel.send({**message, "seq": sequence}, fds)
-                self._want_write()
-            except ClosedError as error:
-                self._lost(str(error))
-            return await future
-        finally:
-            self._waiting.pop(sequence, None)
-
-    def _want_write(self) -> None:
-        if self._channel is None:
-            return
-        loop, fd = asyncio.get_running_loop(), self._channel.socket.fileno()
-        try:
-            if self._channel.flush():
-                loop.remove_writer(fd)
-            else:
-                loop.add_writer(fd, self._want_write)
-        except ClosedError as error:
-            self._lost(str(error))
-
-    def _readable(self) -> None:
-        if self._channel is None:
-            return
-        try:
-            messages = self._channel.receive()
-        except ClosedError as error:
-            self._lost(str(error))
-            return
-        for message, fds in messages:
-            if "event" in message:
-                self._on_event(message)
-                continue
-            future = self._waiting.get(message["seq"])
-            if future is None or future.done():  # cancelled meanwhile
-                for fd in fds:
-                    os.close(fd)
-            elif "error" in message:
-                future.set_exception(_fault(message["error"]))
-            else:
-                future.set_result((message["ok"], fds))
+        return await self._connection.call(message, fds)
 
     def _on_event(self, message: dict[str, Any]) -> None:
         match message["event"]:
             case "exited":
                 self._exited(message)
             case "oom":
-                self._tell(Oom(id=message["id"]))
+                self._subscriptions.tell(Oom(id=message["id"]))
             case "exec_exited":
-                future = self._execs.setdefault(message["exec_id"], asyncio.get_running_loop().create_future())
-                if not future.done():
-                    future.set_result(message["exit_code"])
-                if len(self._execs) > _EXECS_MAX:  # other clients' execs are told here too, and nobody waits for them
-                    self._execs.pop(next(iter(self._execs)))
+                self._execs.ended(message["exec_id"], message["exit_code"])
 
-    def _drop_channel(self, reason: str) -> None:
+    def _drop(self, reason: str) -> None:
         self._connected.clear()
-        if self._channel is not None:
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._channel.socket.fileno())
-            loop.remove_writer(self._channel.socket.fileno())
-            self._channel.close()
-            self._channel = None
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(UnavailableError(f"the supervisor did not answer: {reason}", retry_after_s=0.1))
-        self._waiting.clear()
+        if self._connection is not None:
+            self._connection.close(reason)
+            self._connection = None
 
     def _lost(self, reason: str) -> None:
-        self._drop_channel(reason)
+        self._drop(reason)
         if not self._closed and (self._reconnecting is None or self._reconnecting.done()):
             self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect(), name="runtime-reconnect")
 
@@ -408,35 +248,15 @@ class RuntimeClient:
                 await self._connect(announce=True)
             except (RuntimeFault, UnavailableError, OSError) as error:
                 print(f"fleet runtime: reconnect failed: {error}", file=sys.stderr)
-                self._drop_channel(str(error))
+                self._drop(str(error))
             else:
                 return
-
-    def _tell(self, event: RuntimeEvent) -> None:
-        for queue in list(self._subscribers):
-            try:
-                queue.put_nowait(event)
-            except asyncio.QueueFull:
-                self._subscribers.remove(queue)
-                while not queue.empty():
-                    queue.get_nowait()
-                queue.put_nowait(None)
 
     def subscribe(self) -> AsyncIterator[RuntimeEvent]:
         """Events from now on (from this call, not from the first iteration). Ends when the client is closed or the
         reader is 10,000 events behind.
         """
-        queue: asyncio.Queue[RuntimeEvent | None] = asyncio.Queue(_EVENTS_MAX)
-        self._subscribers.append(queue)
-        return self._iterate(queue)
-
-    async def _iterate(self, queue: asyncio.Queue[RuntimeEvent | None]) -> AsyncIterator[RuntimeEvent]:
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-        finally:
-            if queue in self._subscribers:
-                self._subscribers.remove(queue)
+        return self._subscriptions.subscribe()
 
     # --- containers ---------------------------------------------------------------------------------------------
 
@@ -462,16 +282,16 @@ class RuntimeClient:
         names = [name for name, fd in given.items() if fd is not None]
         fds = [fd for fd in given.values() if fd is not None]
         answer, received = await self._request({"op": "start", "plan": plan, "descriptors": names}, fds)
-        known = self._known.setdefault(spec.id, _Known())
+        known = self._known.setdefault(spec.id, Kept())
         known.spec = spec
         if not known.exit_told:  # it may have ended already
-            self._keep(spec.id, known, answer["pid"])
+            known.hold(answer["pid"], run_dir=self._run_dir, container_id=spec.id)
         terminal = None
         if received:
             terminal = received[0]
             if not known.exit_told:
                 known.terminal_fd = fcntl.fcntl(terminal, fcntl.F_DUPFD_CLOEXEC, 0)
-        return Started(spec.id, answer["pid"], _instant(answer["started_at_ns"]), terminal)
+        return Started(spec.id, answer["pid"], instant(answer["started_at_ns"]), terminal)
 
     async def signal(self, container_id: str, signum: int) -> None:
         """Send to the container's first process. Raises `NotFoundError`, `ConflictError` when it has exited."""
@@ -536,7 +356,7 @@ class RuntimeClient:
     async def list(self) -> _States:
         """Every container not yet removed."""
         answer, _ = await self._request({"op": "list"})
-        return [_state(entry) for entry in answer["containers"]]
+        return [state_of(entry) for entry in answer["containers"]]
 
     async def remove(self, container_id: str) -> None:
         """Kill it if it runs, remove its cgroup and the supervisor's records; the upper directory and the log stay.
@@ -545,12 +365,12 @@ class RuntimeClient:
         await self._request({"op": "remove", "id": check_container_id(container_id)})
         known = self._known.pop(container_id, None)
         if known is not None:
-            _close_all(known)
+            known.let_go()
 
     async def stats(self, container_id: str) -> ContainerStats:
         """Use of resources now; without cgroups of the processes that live now. Raises `NotFoundError` when it is not running."""
         if self._cgroup_parent == NO_CGROUPS:
-            return _figures_of(await self.processes(container_id))
+            return figures_of(await self.processes(container_id))
         path = await self._cgroup_of(container_id)
         try:
             figures = await asyncio.to_thread(self._cgroups.figures, path)
@@ -627,19 +447,14 @@ class RuntimeClient:
         answer, received = await self._request(
             {"op": "exec", "id": container_id, "process": wanted, "descriptors": names}, fds
         )
-        self._execs.setdefault(answer["exec_id"], asyncio.get_running_loop().create_future())
+        self._execs.started(answer["exec_id"])
         return ExecStarted(answer["exec_id"], answer["pid"], received[0] if received else None)
 
     async def wait_exec(self, exec_id: str) -> int:
         """The exit code (128 + signal). May be called once. Raises `RuntimeFault` when the supervisor was replaced
         meanwhile, `NotFoundError` for an unknown id.
         """
-        future = self._execs.get(exec_id)
-        if future is None:
-            raise NotFoundError(f"no exec {exec_id}, or it was waited for already")
-        code = await asyncio.shield(future)
-        self._execs.pop(exec_id, None)
-        return code
+        return await self._execs.wait(exec_id)
 
     async def signal_exec(self, exec_id: str, signum: int) -> None:
         """Send to an exec'd process. Raises `NotFoundError` when it has ended."""
@@ -661,7 +476,7 @@ class RuntimeClient:
             raise
         finally:
             os.close(writer)
-        output = asyncio.ensure_future(_read_pipe(reader, output_bytes_max))
+        output = asyncio.ensure_future(read_pipe(reader, output_bytes_max))
         try:
             async with asyncio.timeout(timeout_s):
                 code = await self.wait_exec(started.exec_id)
@@ -673,149 +488,4 @@ class RuntimeClient:
             if started.exec_id in self._execs:
                 with contextlib.suppress(NotFoundError, UnavailableError):
                     await self.signal_exec(started.exec_id, signal.SIGKILL)
-                self._execs.pop(started.exec_id, None)
-
-
-def system_python() -> str:
-    """The interpreter to run the supervisor with: the system's if it is new enough (it starts faster than a venv's
-    and nothing is installed into it).
-    """
-    for candidate in ("/usr/bin/python3.13", "/usr/bin/python3.12", "/usr/bin/python3.11"):
-        if os.access(candidate, os.X_OK):
-            return candidate
-    return str(getattr(sys, "_base_executable", sys.executable))
-
-
-async def _read_pipe(fd: int, limit: int) -> bytes:
-    """Until end of file or cancellation; what exceeds the limit is read and dropped. Closes the descriptor."""
-    loop = asyncio.get_running_loop()
-    os.set_blocking(fd, False)
-    data, done = bytearray(), loop.create_future()
-
-    def readable() -> None:
-        try:
-            chunk = os.read(fd, 65536)
-        except BlockingIOError:
-            return
-        data.extend(chunk[: max(limit - len(data), 0)])
-        if not chunk and not done.done():
-            done.set_result(None)
-
-    loop.add_reader(fd, readable)
-    try:
-        await done
-    finally:
-        loop.remove_reader(fd)
-        os.close(fd)
-    return bytes(data)
-
-
-async def _wait_gone(pid: int) -> None:
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    loop = asyncio.get_running_loop()
-    gone = asyncio.Event()
-    loop.add_reader(pidfd, gone.set)
-    try:
-        async with asyncio.timeout(10):
-            await gone.wait()
-    finally:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-
-
-def _lifted(fd: int) -> int:
-    """The same, numbered above 1023 where the limit allows. libnftables, which shares this process, waits by select(2) and
-    aborts it when its socket's number is higher; so what is kept by the thousand leaves the low numbers free.
-    """
-    if fd < 0:
-        return fd
-    try:
-        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 1024)
-    except OSError:  # EINVAL: the limit is lower; EMFILE: no room above
-        return fd
-    os.close(fd)
-    return high
-
-
-def _open_pidfd(pid: int) -> int:
-    try:
-        fd = os.pidfd_open(pid)
-    except (ProcessLookupError, OSError):
-        return -1
-    if start_ticks(pid) is None:
-        os.close(fd)
-        return -1
-    return fd
-
-
-def _reap_if_child(pidfd: int) -> int | None:
-    """If the orphaned process became ours (this process is a subreaper) and has ended: reap it and return its wait
-    status.
-    """
-    try:
-        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-    except OSError as error:
-        if error.errno in (errno.ECHILD, errno.EBADF):
-            return None
-        raise
-    if result is None:
-        return None
-    return result.si_status << 8 if result.si_code == os.CLD_EXITED else result.si_status & 0x7F
-
-
-def _close_all(known: _Known) -> None:
-    for name in ("pidfd", "terminal_fd", "stdout_fd", "stderr_fd"):
-        fd = getattr(known, name)
-        if fd >= 0:
-            os.close(fd)
-            setattr(known, name, -1)
-
-
-def _figures_of(processes: _Processes) -> ContainerStats:
-    cpu_ns = int(sum(process.cpu_time_s for process in processes) * 1e9)
-    resident = sum(process.resident_bytes for process in processes)
-    return ContainerStats(
-        read_at=datetime.now(UTC),
-        cpu_usage_ns=cpu_ns,
-        memory_usage_bytes=resident,
-        memory_anonymous_bytes=resident,
-        pids=len(processes),
-    )
-
-
-def _instant(time_ns: int) -> datetime:
-    return datetime.fromtimestamp(time_ns / 1e9, UTC)
-
-
-def _state(entry: dict[str, Any]) -> ContainerState:
-    return ContainerState(
-        id=entry["id"],
-        status=entry["status"],
-        pid=entry["pid"],
-        started_at=_instant(entry["started_at_ns"]),
-        exit_code=entry["exit_code"],
-        oom_killed=entry["oom_killed"],
-        finished_at=None if entry["finished_at_ns"] is None else _instant(entry["finished_at_ns"]),
-        lost=entry["lost"],
-        tty=entry["tty"],
-        log_dropped_bytes=entry["log_dropped_bytes"],
-    )
-
-
-_FAULTS: dict[str, Callable[[str], Exception]] = {
-    "user": UserError,
-    "missing": NotFoundError,
-    "conflict": ConflictError,
-    "rejected": RejectedFault,
-}
-
-
-def _fault(error: dict[str, Any]) -> Exception:
-    if error["kind"] == "command":
-        return CommandFault(error["text"], container_exit_code=error["code"])
-    if error["kind"] == "fault" and error["code"] == errno.ESRCH:
-        return ConflictError(error["text"])
-    return _FAULTS.get(error["kind"], RuntimeFault)(error["text"])
+                self._execs.forget(started.exec_id)
