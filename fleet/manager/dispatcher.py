@@ -7,7 +7,6 @@ What all sessions share is put together from ``senders`` (what agents are told),
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Final
