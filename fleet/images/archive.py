@@ -14,7 +14,7 @@ import posixpath
 import tarfile
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -49,7 +49,16 @@ from fleet.images.tarstream import EntryKind, TarReader
 from fleet.images.threads import in_thread
 from fleet.images.unpack import Cancelled, UnpackLimits
 
-__all__ = ["ArchivedImage", "ImageToSave", "spool", "read_archive", "import_layer", "write_archive"]
+__all__ = [
+    "ArchivedImage",
+    "ImageToSave",
+    "import_layer",
+    "read_archive",
+    "spool",
+    "spooled",
+    "write_archive",
+    "write_archive_file",
+]
 
 _CHUNK = 1 << 20
 _MEMBERS_MAX = 20_000
@@ -92,6 +101,24 @@ async def spool(stream: AsyncIterator[bytes], write: Callable[[bytes], object], 
     await in_thread(write, bytes(pending))
     if not size:
         raise UserError("the archive is empty")
+
+
+@asynccontextmanager
+async def spooled(stream: AsyncIterator[bytes], blobs: BlobStore, *, bytes_max: int) -> AsyncIterator[Path]:
+    """A stream as a file, for as long as the block runs. Raises as ``spool`` does, and ``StorageFullError``."""
+    path = blobs.scratch_path()
+    try:
+        with path.open("xb") as file:
+
+            def write(data: bytes) -> None:
+                with storage_errors("spool an archive"):
+                    file.write(data)
+                    file.flush()
+
+            await spool(stream, write, bytes_max=bytes_max)
+        yield path
+    finally:
+        await in_thread(path.unlink, missing_ok=True)  # freeing gigabytes takes a while
 
 
 def read_archive(
@@ -197,6 +224,12 @@ def write_archive(images: Sequence[ImageToSave], blobs: BlobStore, file: BinaryI
         _add_bytes(tar, "oci-layout", encode_canonical({"imageLayoutVersion": "1.0.0"}))
         _add_bytes(tar, "index.json", encode_canonical(index))
         _add_bytes(tar, "manifest.json", encode_canonical({"list": docker})[len('{"list":') : -1])
+
+
+def write_archive_file(images: Sequence[ImageToSave], blobs: BlobStore, path: Path) -> None:
+    """The same as a new file. Raises ``StorageFullError``."""
+    with storage_errors("write an archive"), path.open("xb") as file:
+        write_archive(images, blobs, file)
 
 
 def _blob_name(digest: str) -> str:

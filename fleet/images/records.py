@@ -7,15 +7,17 @@ The file is the truth about what exists; blobs and layers that no record leads t
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fleet.errors import RuntimeFault
+from fleet.errors import ConflictError, RuntimeFault
 from fleet.images.blobs import write_atomically
 
-__all__ = ["ImageRecord", "RecordFile"]
+__all__ = ["ImageRecord", "RecordFile", "lock_root"]
 
 _VERSION = 1
 
@@ -79,3 +81,16 @@ class RecordFile:
         """Replace the file; durable when this returns."""
         body = {"version": _VERSION, "images": [asdict(record) for record in records.values()]}
         write_atomically(self._path, json.dumps(body, indent=1).encode())
+
+
+def lock_root(root: Path) -> int:
+    """Make a store's root private and hold it; the descriptor to close when done. Raises ``ConflictError``. Blocks."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root.chmod(0o700)
+    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise ConflictError(f"image store {root} is in use by another process") from error
+    return fd

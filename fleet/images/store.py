@@ -13,52 +13,36 @@ threads. ``get`` and ``list`` answer from memory.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import random
-import re
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from fleet.clock import Clock, SystemClock
-from fleet.errors import (
-    ConflictError,
-    FleetError,
-    NotFoundError,
-    RejectedFault,
-    StorageFullError,
-    UnavailableError,
-    UserError,
-)
-from fleet.images.archive import ImageToSave, import_layer, read_archive, spool, write_archive
+from fleet.errors import FleetError, NotFoundError, RejectedFault, StorageFullError, UnavailableError, UserError
+from fleet.images.archive import import_layer, read_archive, spool, spooled, write_archive_file
 from fleet.images.authoring import Authored, LayerWriter, author_manifest, unnamed_ancestors
-from fleet.images.blobs import BlobStore, storage_errors
+from fleet.images.blobs import BlobStore
+from fleet.images.catalog import Catalog
 from fleet.images.changes import apply_changes
-from fleet.images.config import CONFIG_BYTES_MAX, ConfigDocument, parse_config
+from fleet.images.contents import Contents
 from fleet.images.fetch import Fetcher
 from fleet.images.image import Image
 from fleet.images.inspect import image_history
 from fleet.images.interrupted import InterruptedPulls
-from fleet.images.layers import LayerSource, LayerStore, chain_ids
-from fleet.images.manifest import (
-    MANIFEST_BYTES_MAX,
-    ImageManifest,
-    Manifest,
-    Platform,
-    host_platform,
-    parse_manifest,
-    runs_on,
-)
+from fleet.images.layers import LayerStore
+from fleet.images.manifest import ImageManifest, Manifest, Platform, host_platform, parse_manifest, runs_on
 from fleet.images.progress import Progress, ProgressCallback
 from fleet.images.push import Pusher, RegistryTarget
-from fleet.images.records import ImageRecord, RecordFile
-from fleet.images.reference import Reference, is_digest, parse_reference
+from fleet.images.records import ImageRecord, RecordFile, lock_root
+from fleet.images.reference import Reference, parse_reference
 from fleet.images.sources import Source
+from fleet.images.sweeping import SweepGate
 from fleet.images.threads import in_thread, in_thread_until_cancelled
 from fleet.images.unpack import UnpackLimits
 from fleet.logs import get_logger
@@ -66,7 +50,6 @@ from fleet.metrics import Histogram
 
 __all__ = ["ImageStore", "Image"]
 
-_SHORT_ID = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})", re.ASCII)
 _CHUNK = 1 << 20
 
 # named here because ``ImageStore.list`` hides the type inside the class
@@ -77,14 +60,6 @@ Steps: TypeAlias = list[dict[str, Any]]
 InUse: TypeAlias = Callable[[], Collection[str]]
 
 _log = get_logger("images")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _State:
-    """What the store shows, by manifest digest; both have the same keys. Replaced whole, never changed."""
-
-    records: Mapping[str, ImageRecord]
-    images: Mapping[str, Image]
 
 
 class ImageStore:
@@ -110,13 +85,11 @@ class ImageStore:
         self._interrupted = InterruptedPulls(root)
         self._fetcher = Fetcher(self._blobs, interrupted=self._interrupted, limits=limits, clock=clock, rng=rng)
         self._pusher = Pusher(self._blobs, clock=clock, rng=rng)
-        self._state = _State(records={}, images={})
-        self._gate = asyncio.Lock()
-        """Held while content is swept and while an addition starts: they exclude each other."""
-        self._adding = 0
+        self._catalog = Catalog(records={}, images={})
+        self._contents = Contents(self._blobs, self._layers, platform=platform)
+        self._gate = SweepGate()
         self._held: Counter[str] = Counter()
         """Image ids somebody works with, see ``holding``."""
-        self._sweep_owed = False
         self.fetches_s = Histogram(
             "fleet_image_fetch_seconds",
             "Getting an image from peers or a registry, by how it ended",
@@ -125,7 +98,6 @@ class ImageStore:
         )
         for outcome in ("done", "present", "failed"):
             self.fetches_s.begin(outcome)
-        self._unpacking = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._release = weakref.finalize(self, os.close, lock_fd)
 
@@ -149,7 +121,7 @@ class ImageStore:
             platform=platform or host_platform(),
             clock=clock or SystemClock(),
             rng=rng or random.Random(),  # noqa: S311 - spreads retries, nothing secret
-            lock_fd=await in_thread(_lock, root),
+            lock_fd=await in_thread(lock_root, root),
         )
         try:
             await in_thread(store._blobs.open)
@@ -174,7 +146,10 @@ class ImageStore:
 
         Raises ``UserError`` saying what is wrong with the archive, ``TooLargeError``, ``StorageFullError``.
         """
-        async with self._addition(), self._spooled(stream) as path:
+        async with (
+            self._addition(),
+            spooled(stream, self._blobs, bytes_max=self._limits.archive_bytes_max) as path,
+        ):
             try:
                 found = await in_thread_until_cancelled(
                     lambda cancel: read_archive(
@@ -183,7 +158,7 @@ class ImageStore:
                 )
                 loaded = []
                 for item in found:
-                    config = await self._prepare(item.manifest)
+                    config = await self._contents.prepare(item.manifest)
                     loaded.append((item, config))
             except RejectedFault as fault:
                 raise UserError(f"load: {fault}") from fault
@@ -225,7 +200,7 @@ class ImageStore:
                     message=message,
                     limits=self._limits,
                 )
-                await self._prepare(manifest)
+                await self._contents.prepare(manifest)
             except RejectedFault as fault:
                 raise UserError(f"import: {fault}") from fault
             record = ImageRecord(
@@ -255,8 +230,8 @@ class ImageStore:
                         digest = await in_thread(ingest.commit)
             base: ImageManifest | None = None
             if parent is not None:
-                stored = await in_thread(self._stored_manifest, self._state.records[parent.manifest_digest])
-                base, _ = await in_thread(self._read, stored)
+                stored = await in_thread(self._contents.stored_manifest, self._catalog.records[parent.manifest_digest])
+                base, _ = await in_thread(self._contents.read, stored)
             manifest = await in_thread(
                 author_manifest,
                 base,
@@ -266,7 +241,7 @@ class ImageStore:
                 platform=self._platform,
                 created=self._clock.now(),
             )
-            await self._prepare(manifest)
+            await self._contents.prepare(manifest)
             made = parse_manifest(manifest)
             assert isinstance(made, ImageManifest)
             hold(made.config.digest)
@@ -290,7 +265,7 @@ class ImageStore:
         name = parse_reference(reference)
         report = progress or (lambda _step: None)
         began = asyncio.get_running_loop().time()
-        is_here = bool(name.digest and self._by_digest(name.digest))
+        is_here = bool(name.digest and self._catalog.by_digest(name.digest))
         outcome = "failed"
         try:
             image = await self._fetch(name, sources, platform=platform, report=report)
@@ -303,9 +278,9 @@ class ImageStore:
         self, name: Reference, sources: Sequence[Source], *, platform: Platform | None, report: ProgressCallback
     ) -> Image:
         async with self._addition(keep_on_failure=True):  # trying again continues with what is here
-            known = self._by_digest(name.digest) if name.digest else None
+            known = self._catalog.by_digest(name.digest) if name.digest else None
             if known is not None and (platform is None or runs_on(known.config.platform, platform)):
-                record = self._state.records[known.manifest_digest]
+                record = self._catalog.records[known.manifest_digest]
                 image = await self._add(replace(record, repo_digests=(f"{name.name}@{name.digest}",)))
                 report(Progress(reference=name.familiar, stage="done", digest=image.manifest_digest))
                 return image
@@ -314,11 +289,11 @@ class ImageStore:
                 made_for = fetched.config.config.platform
                 if platform is not None and not runs_on(made_for, platform):
                     raise RejectedFault(f"image {name.familiar}: is for {made_for}, and there is none for {platform}")
-                await self._prepare(fetched.manifest, report=report, reference=name)
+                await self._contents.prepare(fetched.manifest, report=report, reference=name)
             except FleetError as error:
                 if isinstance(error, StorageFullError) or not isinstance(error, UnavailableError):
                     await in_thread(self._interrupted.end, str(name))
-                    self._sweep_owed = True
+                    self._gate.owe()
                 raise
             record = ImageRecord(
                 manifest_digest=fetched.manifest.digest,
@@ -338,21 +313,11 @@ class ImageStore:
         """The image with a name (``busybox``), id (whole or the beginning) or digest. ``NotFoundError`` "no such
         image".
         """
-        if is_digest(name_or_id):
-            image = self._by_digest(name_or_id)
-        else:
-            image = self._by_name(name_or_id) or self._by_short_id(name_or_id)
-        if image is None:
-            raise NotFoundError(f"no such image: {name_or_id}")
-        return image
+        return self._catalog.get(name_or_id)
 
     def list(self) -> Images:
         """Every image, newest first."""
-        return sorted(
-            self._state.images.values(),
-            key=lambda image: (image.created.timestamp() if image.created else 0.0, image.manifest_digest),
-            reverse=True,
-        )
+        return self._catalog.newest_first()
 
     def history(self, image: Image) -> Steps:
         """How the image was made, in the Docker Engine API's shape, newest step first."""
@@ -364,18 +329,8 @@ class ImageStore:
 
         Raises ``NotFoundError``.
         """
-        digest = reference_or_digest if is_digest(reference_or_digest) else parse_reference(reference_or_digest).digest
-        image = self.get(digest or reference_or_digest)
-        record = self._state.records[image.manifest_digest]
-        if digest is None:
-            name = parse_reference(reference_or_digest).name
-            served = [item.partition("@")[2] for item in record.repo_digests if item.startswith(f"{name}@")]
-            digest = next((item for item in reversed(served) if item in record.indexes), record.manifest_digest)
-        elif digest != record.manifest_digest and digest not in record.indexes:
-            raise NotFoundError(f"no such manifest: {reference_or_digest}")
-        media_type = record.indexes.get(digest, record.media_type)
-        body = self._blobs.read(digest, bytes_max=MANIFEST_BYTES_MAX)
-        return Manifest(media_type=media_type, digest=digest, body=body)
+        media_type, digest = self._catalog.manifest_of(reference_or_digest)
+        return self._contents.manifest(media_type, digest)
 
     def blob_path(self, digest: str) -> Path:
         """The file with a blob's bytes, to be served as it is. ``NotFoundError``; ``UserError`` for what is no
@@ -391,7 +346,7 @@ class ImageStore:
         if name.digest:
             raise UserError(f"tag: {new_ref!r} names a digest; give a tag")
         async with self._addition():
-            record = self._state.records[self.get(ref_or_id).manifest_digest]
+            record = self._catalog.records[self.get(ref_or_id).manifest_digest]
             return await self._add(replace(record, references=(str(name),)))
 
     @contextmanager
@@ -419,45 +374,24 @@ class ImageStore:
         image given by id, and the names of one that is in use. Raises ``NotFoundError`` and ``ConflictError``.
         """
         async with self._writing:
-            image = self.get(ref_or_id)
-            record = self._state.records[image.manifest_digest]
-            named = self._named_by(record, ref_or_id)
-            going = (named,) if named else record.references
-            left = tuple(name for name in record.references if name not in going)
-            if named is None and len(record.references) > 1 and not force:
-                raise ConflictError(
-                    f"unable to delete {ref_or_id} (must be forced) - image is referenced in multiple repositories"
-                )
-            is_used = image.id in in_use() or image.id in self._held
-            if not left and is_used and not force:
-                raise ConflictError(
-                    f"unable to delete {ref_or_id} (must be forced) - image is being used by a container"
-                )
-            answer = [{"Untagged": parse_reference(name).familiar} for name in going]
-            before = self._state
-            records = dict(self._state.records)
-            if left or is_used:
-                kept = tuple(item for item in record.repo_digests if left)
-                records[image.manifest_digest] = replace(record, references=left, repo_digests=kept)
+            before = self._catalog
+            image, left, answer = before.plan_removal(
+                ref_or_id, force=force, is_used=lambda image: image.id in in_use() or image.id in self._held
+            )
+            records = dict(before.records)
+            if left is not None:
+                records[image.manifest_digest] = left
             else:
-                answer += [{"Untagged": parse_reference(item).familiar} for item in record.repo_digests]
-                answer.append({"Deleted": image.id})
                 del records[image.manifest_digest]
-                self._hide(image)
+                # before the record is gone from disk: a container that is begun in between would lose its image
+                self._catalog = before.without(image)
             try:
                 await self._write(records)
             except (FleetError, OSError):
-                self._state = before
+                self._catalog = before
                 raise
-        freed = await self._collect()
+        freed = await self._gate.collect(self._sweep)
         return answer + [{"Deleted": chain_id} for chain_id in freed]
-
-    def _hide(self, image: Image) -> None:
-        """Before the record is gone from disk: a container that is begun in between would lose its image."""
-        self._state = _State(
-            records={key: value for key, value in self._state.records.items() if key != image.manifest_digest},
-            images={key: value for key, value in self._state.images.items() if key != image.manifest_digest},
-        )
 
     async def prune(self, *, dangling_only: bool = True, in_use: InUse = frozenset) -> tuple[Removals, int]:
         """Remove images nobody uses - those without names, or all; Docker's ``ImagesDeleted`` and the bytes freed.
@@ -465,7 +399,7 @@ class ImageStore:
         under way.
         """
         answer: Removals = []
-        before = sum(image.size_bytes for image in self._state.images.values())
+        before = sum(image.size_bytes for image in self._catalog.images.values())
         tried: set[str] = set()
         while True:  # a removed step lays bare the one before
             held = unnamed_ancestors(self.list())
@@ -479,34 +413,16 @@ class ImageStore:
             tried.update(image.id for image in going)
             for image in going:
                 answer += await self.remove(image.manifest_digest, force=True, in_use=in_use)
-        await self._collect(forget_interrupted=True)
-        return answer, before - sum(image.size_bytes for image in self._state.images.values())
+        await self._gate.collect(self._sweep, first=self._interrupted.clear)
+        return answer, before - sum(image.size_bytes for image in self._catalog.images.values())
 
     async def save(self, names: Sequence[str], sink: Callable[[bytes], Awaitable[None]]) -> None:
         """Write images as one archive that both Docker and OCI tools load, piece by piece into ``sink``."""
         async with self._addition():  # nothing is swept while it is read
-            wanted: dict[str, ImageToSave] = {}
-            for name in names:
-                image = self.get(name)
-                record = self._state.records[image.manifest_digest]
-                manifest = Manifest(
-                    media_type=record.media_type,
-                    digest=record.manifest_digest,
-                    body=self._blobs.read(record.manifest_digest, bytes_max=MANIFEST_BYTES_MAX),
-                )
-                named = self._named_by(record, name)
-                references = {parse_reference(named)} if named else set()
-                known = wanted.get(manifest.digest)
-                document = parse_manifest(manifest)
-                assert isinstance(document, ImageManifest)
-                wanted[manifest.digest] = ImageToSave(
-                    manifest=manifest,
-                    image=document,
-                    references=tuple(sorted({*references, *(known.references if known else ())}, key=str)),
-                )
+            wanted = self._contents.to_save(self._catalog, names)
             scratch = self._blobs.scratch_path()
             try:
-                await in_thread(_write_archive_file, list(wanted.values()), self._blobs, scratch)
+                await in_thread(write_archive_file, wanted, self._blobs, scratch)
                 with scratch.open("rb") as file:
                     while data := await in_thread(file.read, _CHUNK):
                         await sink(data)
@@ -523,253 +439,58 @@ class ImageStore:
         if reference.digest or reference.tag is None:
             raise UserError(f"push: {name!r} names a digest; give a tag")
         async with self._addition():  # nothing is swept while it is sent
-            record = self._state.records[self.get(name).manifest_digest]
-            manifest = await in_thread(self._stored_manifest, record)
+            record = self._catalog.records[self.get(name).manifest_digest]
+            manifest = await in_thread(self._contents.stored_manifest, record)
             document = parse_manifest(manifest)
             assert isinstance(document, ImageManifest)
             report = progress or (lambda _step: None)
             await self._pusher.push(
                 document, manifest,
-                target=target, reference=reference, elsewhere=self._elsewhere(reference), report=report,
+                target=target, reference=reference, elsewhere=self._catalog.elsewhere(reference), report=report,
             )  # fmt: skip
             await self._add(replace(record, repo_digests=(f"{reference.name}@{manifest.digest}",)))
             return manifest
 
     # --- inside
 
-    def _elsewhere(self, reference: Reference) -> dict[str, Names]:
-        """By blob, the other repositories of a reference's registry that images with it were fetched from or sent to."""
-        found: dict[str, Names] = {}
-        for digest, record in self._state.records.items():
-            names = [parse_reference(text) for text in record.repo_digests]
-            paths = [name.path for name in names if name.domain == reference.domain and name.path != reference.path]
-            image = self._state.images[digest]
-            for blob in (*image.layer_digests, image.id):
-                known = found.setdefault(blob, [])
-                known += [path for path in paths if path not in known]
-        return found
-
-    @asynccontextmanager
-    async def _addition(self, *, keep_on_failure: bool = False) -> AsyncIterator[None]:
-        """Content may be added, or read without being swept. What a failed one leaves is swept, unless it is kept."""
-        async with self._gate:
-            self._adding += 1
-        try:
-            yield
-        except BaseException:
-            self._sweep_owed = self._sweep_owed or not keep_on_failure
-            raise
-        finally:
-            self._adding -= 1
-            if self._sweep_owed:
-                await self._collect()
-
-    @asynccontextmanager
-    async def _spooled(self, stream: AsyncIterator[bytes]) -> AsyncIterator[Path]:
-        path = self._blobs.scratch_path()
-        try:
-            with path.open("xb") as file:
-
-                def write(data: bytes) -> None:
-                    with storage_errors("spool an archive"):
-                        file.write(data)
-                        file.flush()
-
-                await spool(stream, write, bytes_max=self._limits.archive_bytes_max)
-            yield path
-        finally:
-            await in_thread(path.unlink, missing_ok=True)  # freeing gigabytes takes a while
-
-    async def _prepare(
-        self, manifest: Manifest, *, report: ProgressCallback | None = None, reference: Reference | None = None
-    ) -> ConfigDocument:
-        """Have every layer of a manifest unpacked whose blobs are all here."""
-        image, config = await in_thread(self._read, manifest)
-        layers = [
-            LayerSource(digest=layer.digest, diff_id=diff_id)
-            for layer, diff_id in zip(image.layers, config.diff_ids, strict=True)
-        ]
-        loop = asyncio.get_running_loop()
-
-        def on_layer(layer: LayerSource, finished: bool) -> None:
-            if report is not None and reference is not None:
-                stage = Progress(
-                    reference=reference.familiar, stage="unpacked" if finished else "unpacking", digest=layer.digest
-                )
-                loop.call_soon_threadsafe(report, stage)
-
-        async with self._unpacking:
-            await in_thread_until_cancelled(
-                lambda cancel: self._layers.ensure(layers, cancel=cancel, on_layer=on_layer)
-            )
-        return config
+    def _addition(self, *, keep_on_failure: bool = False) -> AbstractAsyncContextManager[None]:
+        return self._gate.addition(self._sweep, keep_on_failure=keep_on_failure)
 
     async def _add(self, record: ImageRecord) -> Image:
         """Merge a record whose content is complete, take its names from others, write, and show the image."""
         async with self._writing:
             record = replace(record, added=self._clock.now().isoformat())
-            known = self._state.records.get(record.manifest_digest)
+            known = self._catalog.records.get(record.manifest_digest)
             merged = replace(known.merged_with(record), added=record.added) if known else record
             records = {
                 digest: replace(other, references=tuple(n for n in other.references if n not in record.references))
-                for digest, other in self._state.records.items()
+                for digest, other in self._catalog.records.items()
             }
             records[merged.manifest_digest] = merged
             await self._write(records)
-            return self._state.images[merged.manifest_digest]
+            return self._catalog.images[merged.manifest_digest]
 
     async def _write(self, records: dict[str, ImageRecord]) -> None:
         def write() -> None:  # whole in the thread: a cancelled caller must not part the file from what is shown
-            images = {digest: self._view(record) for digest, record in records.items()}
+            shown = self._catalog.images
+            images = {digest: self._contents.view(record, shown.get(digest)) for digest, record in records.items()}
             self._file.write(records)
-            self._state = _State(records=records, images=images)
+            self._catalog = Catalog(records=records, images=images)
 
         await in_thread(write)
-
-    def _read(self, manifest: Manifest) -> tuple[ImageManifest, ConfigDocument]:
-        document = parse_manifest(manifest)
-        if not isinstance(document, ImageManifest):
-            raise RejectedFault(f"manifest {manifest.digest}: is an index, not an image")
-        body = self._blobs.read(document.config.digest, bytes_max=CONFIG_BYTES_MAX)
-        config = parse_config(body, what=f"configuration {document.config.digest}")
-        if len(config.diff_ids) != len(document.layers):
-            raise RejectedFault(
-                f"image {document.config.digest}: {len(config.diff_ids)} diff_ids for {len(document.layers)} layers"
-            )
-        if config.config.os != self._platform.os:
-            raise RejectedFault(f"image {document.config.digest}: made for {config.config.os}, this host runs Linux")
-        return document, config
-
-    def _view(self, record: ImageRecord) -> Image:
-        known = self._state.images.get(record.manifest_digest)
-        names = tuple(sorted(parse_reference(name).familiar for name in record.references))
-        digests = tuple(sorted(parse_reference(name).familiar for name in record.repo_digests))
-        if known is not None:
-            return replace(known, references=names, repo_digests=digests)
-        document, config = self._read(self._stored_manifest(record))
-        sizes = tuple(self._layers.record(chain_id).size_bytes for chain_id in chain_ids(config.diff_ids))
-        return Image(
-            id=document.config.digest,
-            manifest_digest=record.manifest_digest,
-            references=names,
-            repo_digests=digests,
-            config=config.config,
-            created=config.created,
-            author=config.author,
-            comment=config.comment,
-            history=config.history,
-            diff_ids=config.diff_ids,
-            layer_digests=tuple(layer.digest for layer in document.layers),
-            layer_sizes=sizes,
-            layer_dirs=self._layers.directories(config.diff_ids),
-            size_bytes=sum(sizes),
-        )
-
-    def _stored_manifest(self, record: ImageRecord) -> Manifest:
-        body = self._blobs.read(record.manifest_digest, bytes_max=MANIFEST_BYTES_MAX)
-        return Manifest(media_type=record.media_type, digest=record.manifest_digest, body=body)
 
     async def _revive(self, record: ImageRecord) -> None:
         """At opening: show an image, unpacking layers that are missing. One whose blobs are gone or damaged is
         dropped, loudly.
         """
         try:
-            await self._prepare(await in_thread(self._stored_manifest, record))
-            image = await in_thread(self._view, record)
+            await self._contents.prepare(await in_thread(self._contents.stored_manifest, record))
+            image = await in_thread(self._contents.view, record, self._catalog.images.get(record.manifest_digest))
         except (NotFoundError, RejectedFault) as error:
             _log.warning("image dropped", manifest=record.manifest_digest, names=record.references, cause=str(error))
             return
-        key = record.manifest_digest
-        self._state = _State(records={**self._state.records, key: record}, images={**self._state.images, key: image})
-
-    async def _collect(self, *, forget_interrupted: bool = False) -> Names:
-        """Sweep if nothing is being added; else the next removal, or opening, does. Chain ids of the layers that
-        went.
-        """
-        async with self._gate:
-            self._sweep_owed = self._adding > 0
-            if forget_interrupted and not self._sweep_owed:
-                await in_thread(self._interrupted.clear)
-            return [] if self._sweep_owed else await in_thread(self._sweep)
+        self._catalog = self._catalog.with_image(record, image)
 
     def _sweep(self) -> Names:
-        """Delete every blob and layer that no record leads to."""
-        state = self._state
-        blobs: set[str] = set()
-        layers: set[str] = set()
-        for digest, record in state.records.items():
-            image = state.images[digest]
-            blobs |= {digest, image.id, *image.layer_digests, *record.indexes}
-            layers |= set(chain_ids(image.diff_ids))
-        gone = [chain_id for chain_id in self._layers.chain() if chain_id not in layers]
-        for chain_id in gone:
-            self._layers.remove(chain_id)
         awaited = self._interrupted.digests(self._clock.now().timestamp())
-        self._blobs.sweep_partial(awaited)
-        for digest in list(self._blobs.digests()):
-            if digest not in blobs and digest not in awaited:
-                self._blobs.remove(digest)
-        return gone
-
-    def _by_digest(self, digest: str) -> Image | None:
-        if digest in self._state.images:
-            return self._state.images[digest]
-        found = [
-            record
-            for record in self._state.records.values()
-            if digest in record.indexes or self._state.images[record.manifest_digest].id == digest
-        ]
-        newest = max(found, key=lambda record: (bool(record.references), record.added), default=None)
-        return self._state.images[newest.manifest_digest] if newest else None
-
-    def _by_name(self, text: str) -> Image | None:
-        try:
-            name = parse_reference(text)
-        except UserError:
-            return None
-        if name.digest:
-            return self._by_digest(name.digest)
-        wanted = str(name)
-        return next(
-            (
-                self._state.images[digest]
-                for digest, record in self._state.records.items()
-                if wanted in record.references
-            ),
-            None,
-        )
-
-    def _by_short_id(self, text: str) -> Image | None:
-        match = _SHORT_ID.fullmatch(text)
-        if match is None:
-            return None
-        found = {image.id for image in self._state.images.values() if image.id.startswith(f"sha256:{match[1]}")}
-        if len(found) > 1:
-            raise UserError(f"image id {text} is ambiguous: {len(found)} images begin with it")
-        return self._by_digest(found.pop()) if found else None
-
-    def _named_by(self, record: ImageRecord, text: str) -> str | None:
-        """The complete name ``text`` means, when it is one of the record's rather than an id."""
-        try:
-            name = str(parse_reference(text))
-        except UserError:
-            return None
-        return name if name in record.references else None
-
-
-def _lock(root: Path) -> int:
-    """Make the root private and hold it; the descriptor to close when done."""
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    root.chmod(0o700)
-    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise ConflictError(f"image store {root} is in use by another process") from error
-    return fd
-
-
-def _write_archive_file(images: Sequence[ImageToSave], blobs: BlobStore, path: Path) -> None:
-    with storage_errors("write an archive"), path.open("xb") as file:
-        write_archive(images, blobs, file)
+        return self._contents.sweep(self._catalog, awaited=awaited)
