@@ -173,8 +173,11 @@ class Attachments:
         if entry.record.is_up and config.tty:
             return Attachment({ours.detach(): None}, stdin_fd=await self._core.runtime.open_terminal(entry.id))
         if entry.record.is_up and streams.stdin_fd is not None:
-            return Attachment({ours.detach(): None}, stdin_fd=os.dup(streams.stdin_fd), on_eof=self._eof(entry))
-        return _LateInput({ours.detach(): None}, find=lambda: self._input(entry), on_eof=self._eof(entry))
+            eof = self._eof(entry, streams.runs)
+            return Attachment({ours.detach(): None}, stdin_fd=os.dup(streams.stdin_fd), on_eof=eof)
+        has_begun = entry.record.is_up or streams.stdin_fd is not None
+        run = streams.runs if has_begun else streams.runs + 1
+        return _LateInput({ours.detach(): None}, find=lambda: self._input(entry), on_eof=self._eof(entry, run))
 
     async def _input(self, entry: Entry) -> int | None:
         """Where input goes, once it runs."""
@@ -187,17 +190,15 @@ class Attachments:
         return None if entry.streams.stdin_fd is None else os.dup(entry.streams.stdin_fd)
 
     @staticmethod
-    def _eof(entry: Entry) -> Callable[[], None]:
-        """``StdinOnce``: the first client's end of input is the container's."""
-        return entry.streams.close_stdin if entry.record.config.stdin_once else lambda: None
+    def _eof(entry: Entry, run: int) -> Callable[[], None]:
+        """``StdinOnce``: the first client's end of input is the container's, in that run of it."""
+        return (lambda: entry.streams.end_input(run=run)) if entry.record.config.stdin_once else (lambda: None)
 
     @staticmethod
     def prepare(entry: Entry) -> tuple[int | None, int | None]:
         """(reading end of standard input, first waiting client) for the supervisor; ``started`` follows."""
         config = entry.record.config
-        reader = None
-        if config.open_stdin and not config.tty:
-            reader, entry.streams.stdin_fd = os.pipe2(os.O_CLOEXEC)
+        reader = entry.streams.begin(stdin=config.open_stdin and not config.tty)
         waiting = entry.streams.waiting
         return reader, waiting[0].fileno() if waiting else None
 

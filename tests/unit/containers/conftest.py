@@ -43,6 +43,8 @@ class FakeRuntime:
     def __init__(self) -> None:
         self.runs: dict[str, FakeRun] = {}
         self.specs: list[ContainerSpec] = []
+        self.given_input: dict[str, bytes] = {}
+        """What standard input gave at the start of a container; b"" for its end. Absent where it was just empty."""
         self.signals: list[tuple[str, int]] = []
         self.fail_start: Exception | None = None
         self.exit_at_start: int | None = None
@@ -66,6 +68,13 @@ class FakeRuntime:
                 raise self.fail_start
         finally:
             self.starts_in_flight -= 1
+        stdin_fd: int | None = _fds.get("stdin_fd")
+        if stdin_fd is not None:
+            os.set_blocking(stdin_fd, False)
+            try:
+                self.given_input[spec.id] = os.read(stdin_fd, 100)
+            except BlockingIOError:
+                self.given_input.pop(spec.id, None)
         self.specs.append(spec)
         self.runs[spec.id] = FakeRun(spec=spec, id=spec.id)
         if self.exit_at_start is not None:

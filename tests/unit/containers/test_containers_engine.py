@@ -308,6 +308,25 @@ def test_networks_and_names_reach_the_sandbox(host: Any) -> None:
     host.run(story)
 
 
+def test_input_that_ends_before_the_start_is_at_its_end_in_that_run_alone(host: Any) -> None:
+    async def story(engine: ContainerEngine) -> None:
+        made = await engine.create(config(open_stdin=True, stdin_once=True))
+        early = await engine.attach(made.id, stdin=True)
+        early.close_stdin()
+        await engine.start(made.id)
+        assert host.runtime.given_input[made.id] == b""
+        early.close()
+        await engine.kill(made.id)
+        host.runtime.end(made.id, 137)
+        await engine.wait(made.id)
+        gone = await engine.attach(made.id, stdin=True)
+        gone.close()  # a client that leaves has not said that its input is over
+        await engine.start(made.id)
+        assert made.id not in host.runtime.given_input
+
+    host.run(story)
+
+
 @pytest.mark.parametrize("mode", [NetworkMode.NONE, NetworkMode.HOST])
 def test_modes_without_a_sandbox_make_none(host: Any, mode: NetworkMode) -> None:
     async def story(engine: ContainerEngine) -> None:
