@@ -12,10 +12,11 @@ import socket
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 from urllib.parse import urlencode, urlsplit
 
 from fleet import errors
+from fleet.api.tls_socket import TlsSocket
 
 __all__ = ["API_VERSION", "STALE_HEADER", "EngineClient", "EngineError"]
 
@@ -84,6 +85,16 @@ class EngineClient:
                 )
             return http.client.HTTPConnection(parts.hostname, parts.port or 2375, timeout=self._timeout_s)
         raise errors.UserError(f"{self.url}: unknown scheme; expected unix:///path or tcp://HOST:PORT")
+
+    def dial(self) -> socket.socket | TlsSocket:
+        """A connection of its own, for a conversation that stops being HTTP. Raises ``OSError`` when there is none to be had."""
+        connection = self._connect()
+        if not isinstance(connection, http.client.HTTPSConnection):
+            connection.connect()
+            return cast(socket.socket, connection.sock)
+        sock = socket.create_connection((connection.host, connection.port), self._timeout_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return TlsSocket(sock, self._tls or ssl.create_default_context(), server_hostname=connection.host)
 
     def _send(
         self,

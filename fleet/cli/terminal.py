@@ -14,7 +14,6 @@ import queue
 import select
 import signal
 import socket
-import ssl
 import sys
 import termios
 import threading
@@ -25,6 +24,7 @@ from urllib.parse import urlencode
 
 from fleet import errors
 from fleet.api.client import EngineError
+from fleet.api.tls_socket import TlsSocket
 from fleet.cli import clock
 from fleet.cli.app import App
 
@@ -64,7 +64,7 @@ def terminal_size() -> tuple[int, int] | None:
 class Session:
     """A connection that speaks bytes now; ``rest`` came with the answer's head."""
 
-    sock: socket.socket
+    sock: socket.socket | TlsSocket
     rest: bytes
 
     def read(self) -> bytes:
@@ -80,12 +80,8 @@ class Session:
     def end_input(self) -> None:
         """No more input; output goes on."""
         with contextlib.suppress(OSError, ValueError):
-            if isinstance(self.sock, ssl.SSLSocket):
-                self.sock.setblocking(False)
-                try:
-                    self.sock.unwrap()
-                finally:
-                    self.sock.setblocking(True)
+            if isinstance(self.sock, TlsSocket):
+                self.sock.end_output()
             else:
                 self.sock.shutdown(socket.SHUT_WR)
 
@@ -93,7 +89,6 @@ class Session:
 def connect(app: App, path: str, *, query: dict[str, Any] | None = None, body: Any = None) -> Session:
     """``POST path`` and take the connection over. Raises as ``EngineClient`` does."""
     client = app.streaming_client()
-    connection = client._connect()
     payload = json.dumps(body).encode() if body is not None else b""
     target = path + (f"?{urlencode(query)}" if query else "")
     who = "".join(f"{name}: {value}\r\n" for name, value in client.credentials.items())
@@ -101,9 +96,9 @@ def connect(app: App, path: str, *, query: dict[str, Any] | None = None, body: A
         f"POST {target} HTTP/1.1\r\nHost: fleet\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
         f"{who}Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
     )
+    sock: socket.socket | TlsSocket | None = None
     try:
-        connection.connect()
-        sock: socket.socket = connection.sock
+        sock = client.dial()
         sock.sendall(head.encode() + payload)
         data = b""
         while b"\r\n\r\n" not in data:
@@ -112,7 +107,8 @@ def connect(app: App, path: str, *, query: dict[str, Any] | None = None, body: A
                 raise ConnectionError("the answer ended early")
             data += piece
     except OSError as cause:
-        connection.close()
+        if sock is not None:
+            sock.close()
         raise errors.UnavailableError(
             f"cannot reach the fleet daemon at {app.host}: {cause}; is fleetd running?"
         ) from cause

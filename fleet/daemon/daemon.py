@@ -225,7 +225,7 @@ class Daemon:
                     f"listen on {host}: without TLS anybody who reaches this port is root here; "
                     "give --tlscert and --tlskey, or listen on 127.0.0.1"
                 )
-            result.append(Listener(app, [tcp_socket(address, port)], name=host, tls=tls))
+            result.append(Listener(app, [tcp_socket(address, port)], name=host, tls=tls, half_open=True))
         if config.metrics_addr:
             address, port = split_address(config.metrics_addr, default_port=METRICS_PORT, what="--metrics-addr")
             result.append(Listener(metrics, [tcp_socket(address, port)], name=f"metrics at {address}:{port}"))
@@ -314,6 +314,7 @@ def _server_tls(config: DaemonConfig) -> ssl.SSLContext | None:
         raise errors.UserError("TLS needs both --tlscert and --tlskey")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     try:
         context.load_cert_chain(config.tlscert, config.tlskey)
         if config.tlsverify and config.tlscacert is None:

@@ -1,5 +1,8 @@
 """Listening sockets with uvicorn behind them, run as tasks of the daemon instead of as uvicorn's own main program.
 
+The listener of the engine API over TLS has connections of ``TlsConnection``, whose directions end one after the other; others
+have the event loop's own TLS, which is for peers that never half-close.
+
 Two things ASGI does not carry are added by small protocol subclasses: the TLS connection of a request (routes of the
 cluster listener must know which node calls), as ``scope["extensions"]["fleet.tls"]``, and the transport, whose socket
 knows who a unix peer is, as ``scope["extensions"]["fleet.transport"]``.
@@ -24,6 +27,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from fleet import errors
 from fleet.agent.http import HijackMixin
 from fleet.api.dispatch import FRAME_LIMIT
+from fleet.daemon.tls_connection import READ_BYTES, TlsConnection
 from fleet.logs import get_logger
 
 __all__ = ["TLS_EXTENSION", "TRANSPORT_EXTENSION", "Listener", "is_tls", "is_unix", "tcp_socket", "unix_socket"]
@@ -83,10 +87,17 @@ class _Server(uvicorn.Server):
 
 
 class Listener:
-    """Serves ``app`` on ``listening`` (bound, listening sockets) until ``stop``."""
+    """Serves ``app`` on ``listening`` (bound, listening sockets) until ``stop``. ``half_open``: clients over TLS that say the end
+    of their input are still sent output, as over any other socket."""
 
     def __init__(
-        self, app: Any, listening: list[socket.socket], *, name: str, tls: ssl.SSLContext | None = None
+        self,
+        app: Any,
+        listening: list[socket.socket],
+        *,
+        name: str,
+        tls: ssl.SSLContext | None = None,
+        half_open: bool = False,
     ) -> None:
         self.name = name
         self._sockets = listening
@@ -108,7 +119,18 @@ class Listener:
             timeout_keep_alive=75,
         )
         config.load()
-        config.ssl = tls
+        if tls is not None and half_open:
+            for sock in listening:
+                _keep_alive(sock)
+
+            buffer = memoryview(bytearray(READ_BYTES))
+
+            def over_tls(**parts: Any) -> TlsConnection:
+                return TlsConnection(tls, _Http(**parts), buffer=buffer)
+
+            config.http_protocol_class = over_tls  # type: ignore[assignment]
+        else:
+            config.ssl = tls
         self._server = _Server(config)
 
     async def run(self) -> None:
@@ -127,6 +149,15 @@ class Listener:
     def stop(self) -> None:
         """Ask ``run`` to return; idempotent."""
         self._server.stopping.set()
+
+
+def _keep_alive(listening: socket.socket) -> None:
+    """Connections that ``listening`` accepts are ended by the kernel some two minutes after the peer's host has vanished: a
+    peer that only listens sends nothing that would show it."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
 def unix_socket(path: Path, *, group: int | None = None) -> socket.socket:
