@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,24 @@ class Site:
             flags += ["--tlskey", str(self.folder / f"{certificate}-key.pem")]
         return self._run([sys.executable, "-m", "fleet.cli.main", *flags, *args], {}, stdin)
 
-    def docker(self, token: str, *args: str, host: str = "m1") -> subprocess.CompletedProcess[str]:
-        """The real client, with the token in its configuration."""
+    def in_context(self, *args: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """``fleet`` with a context that names m1 and the administrator's certificate, made at first use."""
+        home = self.folder / "contexts"
+        environment = {"FLEET_CONFIG": str(home), "DOCKER_CONFIG": str(home), "FLEET_CONTEXT": "m1"}
+        fleet = [sys.executable, "-m", "fleet.cli.main"]
+        if not home.exists():
+            files = {"ca": "ca.pem", "cert": "root.pem", "key": "root-key.pem"}
+            endpoint = ",".join([f"host={self.url()}", *(f"{key}={self.folder / name}" for key, name in files.items())])
+            made = self._run(
+                [*fleet, "context", "create", "m1", "--docker", endpoint], {"FLEET_CONFIG": str(home)}, None
+            )
+            assert made.returncode == 0, made.stderr
+        return self._run([*fleet, *args], environment, stdin)
+
+    def docker(
+        self, token: str, *args: str, host: str = "m1", certificate: str = "", stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """The real client, with the token in its configuration, or with this certificate."""
         client = shutil.which("docker")
         if client is None:
             pytest.skip("not run: needs the docker client (package docker.io or docker-cli; scripts/setup installs it)")
@@ -82,7 +99,11 @@ class Site:
         headers = {"HttpHeaders": {"Authorization": f"Bearer {token}"}} if token else {}
         (home / "config.json").write_text(json.dumps(headers))
         flags = ["--config", str(home), "-H", self.url(host), "--tlsverify", "--tlscacert", str(self.folder / "ca.pem")]
-        return self._run([client, *flags, *args], {"HOME": str(home), "DOCKER_CONFIG": str(home)}, None)
+        if certificate:
+            flags += ["--tlscert", str(self.folder / f"{certificate}.pem")]
+            flags += ["--tlskey", str(self.folder / f"{certificate}-key.pem")]
+        environment = {"HOME": str(home), "DOCKER_CONFIG": str(home), "DOCKER_BUILDKIT": "0"}
+        return self._run([client, *flags, *args], environment, stdin)
 
     def _run(self, argv: list[str], more: dict[str, str], stdin: str | None) -> subprocess.CompletedProcess[str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("FLEET_", "DOCKER_"))}
@@ -191,6 +212,53 @@ def test_operators_do_not_get_at_hosts_without_being_allowed_to(site: Site) -> N
     ran = site.fleet(operator, "run", "--rm", "-v", "/:/host:ro", "fleet/hello:1", "echo", "now")
     assert ran.stdout.strip() == "now", ran.stderr
     site.lab.fleet("user", "update", "--no-host-access", "otto")
+
+
+@pytest.mark.parametrize("client", ["docker", "fleet"])
+def test_streams_end_one_after_the_other_over_tls(site: Site, client: str) -> None:
+    """Without ``-i`` docker says the end of its input in TLS at once; all output and the exit code come nevertheless."""
+
+    def run(*args: str, stdin: str | None = None) -> tuple[int, str, str]:
+        if client == "docker":
+            ran = site.docker("", *args, certificate="root", stdin=stdin)
+        else:
+            ran = site.in_context(*args, stdin=stdin)
+        return ran.returncode, ran.stdout, ran.stderr
+
+    image, name = "fleet/hello:1", f"talks-{client}"
+    slowly = "for i in 1 2 3; do echo $i; sleep 0.1; done; echo err >&2; exit 3"
+    assert run("run", "--name", name, image, "sh", "-c", slowly) == (3, "1\n2\n3\n", "err\n")
+    assert run("start", "-a", name) == (3, "1\n2\n3\n", "err\n")
+    assert run("logs", "-f", name) == (0, "1\n2\n3\n" * 2, "err\n" * 2)
+    assert run("rm", name)[0] == 0
+    code, out, err = run("run", "--rm", image, "sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x")
+    assert (code, out == "x" * 3_000_000, err) == (0, True, "")
+    assert run("run", "--rm", "-i", image, "cat", stdin="x\n") == (0, "x\n", "")
+    assert run("run", "--rm", "-i", image, "sh", "-c", "cat; sleep 0.2; echo end; exit 5", stdin="") == (5, "end\n", "")
+    much = "0123456789abcde\n" * 100_000
+    assert run("run", "--rm", "-i", image, "sh", "-c", "echo early; cat", stdin=much) == (0, f"early\n{much}", "")
+
+    waits = "while [ ! -e /go ]; do sleep 0.1; done; echo went; exit 4"
+    assert run("run", "-d", "--name", name, image, "sh", "-c", waits)[0] == 0
+    assert run("exec", name, "sh", "-c", "sleep 0.2; echo inside; exit 6") == (6, "inside\n", "")
+    assert run("exec", "-i", name, "sh", "-c", "cat; echo after", stdin="typed\n") == (0, "typed\nafter\n", "")
+    opener = threading.Timer(1.0, run, ("exec", name, "touch", "/go"))
+    opener.start()
+    assert run("attach", name) == (4, "went\n", "")
+    opener.join()
+
+    folder = site.folder / f"build-{client}"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text(f"FROM {image}\nCOPY file /file\nRUN echo building && wc -c /file\n")
+    (folder / "file").write_bytes(os.urandom(2_000_000))
+    code, out, err = run("build", "-t", f"built-{client}", str(folder))
+    assert code == 0 and "building" in out + err, err
+    assert run("cp", str(folder / "file"), f"{name}:/copied")[0] == 0
+    assert run("cp", f"{name}:/copied", str(folder / "back"))[0] == 0
+    assert (folder / "back").read_bytes() == (folder / "file").read_bytes()
+    assert run("rm", name)[0] == 0
+    events = run("events", "--since", "10m", "--until", "0s", "--filter", f"container={name}")
+    assert events[0] == 0 and "die" in events[1] and "destroy" in events[1]
 
 
 def test_a_removed_token_is_refused_at_once_on_every_manager(site: Site) -> None:
