@@ -269,6 +269,8 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         """What was written may be lost. Idempotent."""
         if self._phase is not _Phase.GONE:
             self._phase = _Phase.GONE
+            self._backlog.clear()
+            self._backlog_bytes = 0
             self._stop_timer()
             self._below.abort()
 
@@ -383,7 +385,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
                 self._backlog.appendleft(view[_SLICE:])
             self._backlog_bytes -= len(data)
             self._encrypt(data)
-        if self._backlog:
+        if self._backlog or self._phase not in (_Phase.OPEN, _Phase.CLOSING):
             return
         if not self._end_said and (self._end_asked or self._phase is _Phase.CLOSING):
             self._say_end()
@@ -418,12 +420,11 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
     def _break(self, cause: ssl.SSLError) -> None:
         """TLS is over in both directions; what OpenSSL wants to tell the peer is still sent."""
         self._cause = cause
-        self._backlog.clear()
-        self._backlog_bytes = 0
-        self._held.clear()
         if self._full:
             self.abort()
             return
+        self._backlog.clear()
+        self._backlog_bytes = 0
         is_said, self._end_said = self._end_said, True
         self._phase = _Phase.LINGER
         self._watch_closing()

@@ -246,19 +246,27 @@ def test_streams_end_one_after_the_other_over_tls(site: Site, client: str) -> No
     opener.start()
     assert run("attach", name) == (4, "went\n", "")
     opener.join()
-
-    folder = site.folder / f"build-{client}"
-    folder.mkdir()
-    (folder / "Dockerfile").write_text(f"FROM {image}\nCOPY file /file\nRUN echo building && wc -c /file\n")
-    (folder / "file").write_bytes(os.urandom(2_000_000))
-    code, out, err = run("build", "-t", f"built-{client}", str(folder))
-    assert code == 0 and "building" in out + err, err
-    assert run("cp", str(folder / "file"), f"{name}:/copied")[0] == 0
-    assert run("cp", f"{name}:/copied", str(folder / "back"))[0] == 0
-    assert (folder / "back").read_bytes() == (folder / "file").read_bytes()
     assert run("rm", name)[0] == 0
-    events = run("events", "--since", "10m", "--until", "0s", "--filter", f"container={name}")
-    assert events[0] == 0 and "die" in events[1] and "destroy" in events[1]
+
+
+def test_docker_s_uploads_downloads_and_events_over_tls(site: Site) -> None:
+    def run(*args: str) -> str:
+        ran = site.docker("", *args, certificate="root")
+        assert ran.returncode == 0, (args, ran.stderr)
+        return ran.stdout + ran.stderr
+
+    folder = site.folder / "build"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text("FROM fleet/hello:1\nCOPY file /file\nRUN echo building && wc -c /file\n")
+    (folder / "file").write_bytes(os.urandom(2_000_000))
+    assert "2000000 /file" in run("build", "-t", "built", str(folder))
+    run("create", "--name", "copies", "built", "true")
+    run("cp", str(folder / "file"), "copies:/copied")
+    run("cp", "copies:/copied", str(folder / "back"))
+    assert (folder / "back").read_bytes() == (folder / "file").read_bytes()
+    run("rm", "copies")
+    told = run("events", "--since", "10m", "--until", "0s", "--filter", "container=copies")
+    assert "create" in told and "destroy" in told
 
 
 def test_a_removed_token_is_refused_at_once_on_every_manager(site: Site) -> None:
