@@ -58,7 +58,7 @@ def test_a_peer_that_seals_nonsense_gets_nothing_through(packet: bytes) -> None:
     world = World()
     one, two = world.pair()
     peer = next(iter(one.tunnel._peers.values()))
-    peer.send(packet, world.now)
+    peer.send([packet], world.now)
     world.run(0.1)
     for got in two.got:  # by chance an honest packet
         assert got[12:16] == bytes([10, 0, 0, 1])

@@ -39,10 +39,14 @@ class End:
         self.tunnel = TunnelEnd(
             self.private,
             mtu=1440,
-            emit=lambda to, parts: world.carry((self.address, PORT), to, b"".join(parts)),
+            emit=self._emit,
             random=world.chance.randbytes,
             wall_ns=lambda: self.clock_ns + int(world.now * 1e9),
         )
+
+    def _emit(self, to: Endpoint, datagrams: list[bytes]) -> None:
+        for datagram in datagrams:
+            self.world.carry((self.address, PORT), to, datagram)
 
     def know(self, *others: End) -> None:
         peers = {
@@ -52,7 +56,7 @@ class End:
         self.tunnel.set_peers(peers, self.world.now)
 
     def send(self, to: End, payload: bytes) -> None:
-        self.tunnel.send(ipv4(self.address, to.address, payload), self.world.now)
+        self.tunnel.send([ipv4(self.address, to.address, payload)], self.world.now)
 
     def payloads(self) -> list[bytes]:
         """What came since the last time."""
@@ -88,9 +92,8 @@ class World:
 
     def inject(self, source: Endpoint, to: End, datagram: bytes) -> None:
         """A datagram from nowhere arrives at once."""
-        packet = to.tunnel.receive(datagram, source, self.now)
-        if packet is not None:
-            to.got.append(bytes(packet))
+        if datagram:
+            to.got += to.tunnel.receive(memoryview(datagram), len(datagram), source, self.now)
 
     def run(self, seconds: float) -> None:
         """Let time pass."""

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from fleet.errors import RuntimeFault, UnsupportedError
+from fleet.network.tunnel.offload import HEADER_BYTES
 
 __all__ = ["bind_socket", "busy_port", "can_open_devices", "open_device"]
 
 _TUN: Final = Path("/dev/net/tun")
-_TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB  # linux/if_tun.h
-_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454CA, 0x400454CB, 0x400454D0, 0x400454D8
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000  # linux/if_tun.h
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 _SOL_UDP, _UDP_GRO = 17, 104  # linux/udp.h
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = (
@@ -42,7 +43,11 @@ def open_device(name: str) -> int:
             "module tun), one of which encrypted networks need"
         ) from error
     try:
-        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
+        flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
+        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+        fcntl.ioctl(descriptor, _TUNSETVNETHDRSZ, struct.pack("=i", HEADER_BYTES))
+        # Packets come cut and with their checksums: to leave both to us would cost more here than it spares there.
+        fcntl.ioctl(descriptor, _TUNSETOFFLOAD, 0)
         fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
     except OSError as error:
         os.close(descriptor)

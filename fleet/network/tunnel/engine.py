@@ -12,7 +12,7 @@ is remembered of strangers but one number for each source that fetched a cookie,
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,8 +32,8 @@ _SOURCES_MAX: Final = 1024
 """A second, all five."""
 _COOKIE_SECRET_S: Final = 120.0
 _PAD: Final = 16
-_TYPES: Final = {bytes([kind, 0, 0, 0]): kind for kind in (wire.INITIATION, wire.RESPONSE, wire.COOKIE, wire.DATA)}
 _U32: Final = struct.Struct("<I")
+_IPV4: Final = struct.Struct("!BxH8x4s")  # version, length, source address
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,12 @@ class TunnelEnd:
         private: bytes,
         *,
         mtu: int,
-        emit: Callable[[Endpoint, tuple[bytes, ...]], None],
+        emit: Callable[[Endpoint, list[bytes]], None],
         random: Callable[[int], bytes],
         wall_ns: Callable[[], int],
     ) -> None:
-        """``mtu``: of packets, in bytes. ``emit`` sends a datagram given in parts, ``random`` gives so many bytes, ``wall_ns`` is
-        the time of day (only its order matters)."""
+        """``mtu``: of packets, in bytes. ``emit`` sends datagrams, ``random`` gives so many bytes, ``wall_ns`` is the time of
+        day (only its order matters)."""
         self._static = KeyPair(private)
         self.mtu = mtu
         self._random = random
@@ -126,22 +126,43 @@ class TunnelEnd:
         for peer in fresh:
             peer.greet(now)
 
-    def send(self, packet: bytes, now: float) -> None:
-        """Seal an IPv4 packet for the peer that has its destination address; without one it is dropped."""
-        peer = self._by_address.get(packet[16:20])
-        if peer is None or packet[0] >> 4 != 4:
-            self.unrouted += 1
-            return
-        if missing := -len(packet) % _PAD:  # hides the exact length, as WireGuard does
-            packet += bytes(min(missing, max(0, self.mtu - len(packet))))
-        peer.send(packet, now)
+    def send(self, packets: Sequence[bytes], now: float) -> None:
+        """Seal IPv4 packets, of 20 bytes and more, each for the peer that has its destination address; without one it is
+        dropped. Neighbours for one peer are emitted together."""
+        whose, run = None, list[bytes]()
+        for packet in packets:
+            peer = self._by_address.get(packet[16:20])
+            if peer is None or packet[0] >> 4 != 4:
+                self.unrouted += 1
+                continue
+            if whose is not None and peer is not whose:
+                whose.send(run, now)
+                run = []
+            whose = peer
+            # hides the exact length, as WireGuard does
+            run.append(packet.ljust(min(len(packet) + -len(packet) % _PAD, self.mtu), b"\0"))
+        if whose is not None:
+            whose.send(run, now)
 
-    def receive(self, datagram: memoryview | bytes, source: Endpoint, now: float) -> memoryview | None:
-        """The packet that came from a peer in this datagram; ``None`` for everything else."""
-        kind = _TYPES.get(bytes(datagram[:4]))
-        if kind == wire.DATA:
-            return self._data(datagram, now)
-        message = bytes(datagram)
+    def receive(self, joined: memoryview, size: int, source: Endpoint, now: float) -> list[bytes]:
+        """The packets that came from peers in these datagrams of one ``source``: each has ``size`` bytes, the last may have
+        fewer. Everything else in them is dropped, or answered."""
+        packets: list[bytes] = []
+        whose, run = -1, list[tuple[int, memoryview]]()
+        for start in range(0, len(joined) - wire.DATA_MIN_BYTES + 1, size):
+            kind, index, counter = wire.DATA_HEADER.unpack_from(joined, start)
+            if kind != wire.DATA:
+                self._handshake(bytes(joined[start : start + size]), source, now)
+                continue
+            if index != whose and run:
+                packets += self._open(whose, run, now)
+                run = []
+            whose = index
+            run.append((counter, joined[start + wire.DATA_HEADER.size : start + size]))
+        return packets + self._open(whose, run, now) if run else packets
+
+    def _handshake(self, message: bytes, source: Endpoint, now: float) -> None:
+        kind = _U32.unpack_from(message)[0]
         if kind == wire.INITIATION and len(message) == wire.INITIATION_BYTES:
             self._initiation(message, source, now)
         elif kind == wire.RESPONSE and len(message) == wire.RESPONSE_BYTES:
@@ -151,7 +172,6 @@ class TunnelEnd:
             peer = self._by_index.get(index)
             if peer is not None:
                 peer.take_cookie(index, message[8:32], message[32:], now)
-        return None
 
     def tick(self, now: float) -> None:
         """Do what is due and say by ``deadline`` when it is worth calling again."""
@@ -168,22 +188,25 @@ class TunnelEnd:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _data(self, datagram: memoryview | bytes, now: float) -> memoryview | None:
-        if len(datagram) < wire.DATA_MIN_BYTES:
-            return None
-        _, index, counter = wire.DATA_HEADER.unpack_from(datagram)
+    def _open(self, index: int, messages: Sequence[tuple[int, memoryview]], now: float) -> list[bytes]:
+        """The packets in data messages (counter, sealed) for one of our sessions."""
         peer = self._by_index.get(index)
         session = peer.session_of(index) if peer is not None else None
         if peer is None or session is None or now - session.born >= REJECT_AFTER_S:
-            return None
-        packet = session.open(counter, datagram[16:])
-        if packet is None:
-            return None
-        peer.received(session, len(datagram), is_empty=not packet, now=now)
-        if len(packet) < 20 or packet[0] >> 4 != 4 or packet[12:16] not in peer.addresses:
-            return None
-        length = packet[2] << 8 | packet[3]
-        return memoryview(packet)[:length] if 20 <= length <= len(packet) else None
+            return []
+        opened = session.open(messages)
+        if not opened:
+            return []
+        peer.received(
+            session, sum(map(len, opened)) + len(opened) * wire.DATA_MIN_BYTES, is_empty=not any(opened), now=now
+        )
+        addresses, packets = peer.addresses, list[bytes]()
+        for packet in opened:
+            if len(packet) >= 20:
+                version, length, address = _IPV4.unpack_from(packet)
+                if version >> 4 == 4 and address in addresses and 20 <= length <= len(packet):
+                    packets.append(packet[:length])
+        return packets
 
     def _initiation(self, message: bytes, source: Endpoint, now: float) -> None:
         if not wire.mac1_of(message, self._mac1_key) or not self._may_handshake(message, source, now):
@@ -222,7 +245,7 @@ class TunnelEnd:
             load.cookies += 1
             nonce = self._random(24)
             sealed = wire.seal_cookie(cookie, key=self._cookie_key, nonce=nonce, mac1=message[-32:-16])
-            self._emit(source, (_U32.pack(wire.COOKIE) + message[4:8] + nonce + sealed,))
+            self._emit(source, [_U32.pack(wire.COOKIE) + message[4:8] + nonce + sealed])
         return False
 
     def _secret(self, now: float) -> bytes:

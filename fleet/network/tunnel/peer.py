@@ -8,13 +8,13 @@ Differences from the kernel's WireGuard, none of which the other side can tell f
 - a new peer is greeted at once, not when there is data for it, and then every 25 s: whichever end learns of the other second
   finds it willing, so the first packet of a container waits for one round trip, and a peer that is gone shows in ``status``.
 
-``emit`` is called with (endpoint, parts of the datagram). Times are seconds of one clock that only goes forward.
+``emit`` is called with an endpoint and datagrams, in order. Times are seconds of one clock that only goes forward.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -48,14 +48,14 @@ class Surroundings:
     timestamp: Callable[[], bytes]
     new_index: Callable[[Peer], int]
     drop_index: Callable[[int], None]
-    emit: Callable[[Endpoint, tuple[bytes, ...]], None]
+    emit: Callable[[Endpoint, list[bytes]], None]
     arm: Callable[[float], None]
     """Call ``tick`` not later than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStatus:
-    """``last_handshake`` on the caller's clock; negative if there was none. Bytes are of sealed packets."""
+    """``last_handshake`` on the caller's clock; negative if there was none. Bytes are of messages with sealed packets."""
 
     last_handshake: float
     is_connected: bool
@@ -133,14 +133,14 @@ class Peer:
         if self._current is None:
             self._initiate(now)
 
-    def send(self, packet: bytes, now: float) -> None:
-        """Seal and emit a packet, or keep it until there is a session."""
+    def send(self, packets: Sequence[bytes], now: float) -> None:
+        """Seal and emit packets, or keep them until there is a session."""
         session = self._current
         if session is None or not session.is_usable(now):
-            self._traffic.staged.append(packet)
+            self._traffic.staged.extend(packets)
             self._initiate(now)
             return
-        self._emit_data(session, packet, now)
+        self._emit_data(session, packets, now)
         timers = self._timers
         if timers.expect_answer is None:
             self._arm("expect_answer", now + KEEPALIVE_S + REKEY_TIMEOUT_S + self._jitter())
@@ -155,7 +155,7 @@ class Peer:
         return None
 
     def received(self, session: Session, size: int, *, is_empty: bool, now: float) -> None:
-        """An authentic message of ``size`` bytes came by ``session``."""
+        """Authentic messages of ``size`` bytes came by ``session``; ``is_empty``: no packet was in them."""
         self._traffic.received_bytes += size
         if session is self._next:  # the other side has the keys for sure: now we may use them
             self._retire(self._previous)
@@ -211,7 +211,7 @@ class Peer:
         self._finished(now)
         self._arm("forget", now + 3 * REJECT_AFTER_S)
         if not self._flush(now):
-            self._emit_data(session, b"", now)  # the other side may use the keys only when it sees us use them
+            self._emit_data(session, [b""], now)  # the other side may use the keys only when it sees us use them
         return True
 
     def take_cookie(self, index: int, nonce: bytes, sealed: bytes, now: float) -> None:
@@ -322,7 +322,7 @@ class Peer:
     def _keepalive(self, now: float) -> None:
         session = self._current
         if session is not None and session.is_usable(now):
-            self._emit_data(session, b"", now)
+            self._emit_data(session, [b""], now)
             if session.wants_successor(now):
                 self._initiate(now)
         else:
@@ -332,23 +332,23 @@ class Peer:
         """Send what waited for a session; whether there was anything."""
         staged = list(self._traffic.staged)
         self._traffic.staged.clear()
-        for packet in staged:
-            self.send(packet, now)
+        if staged:
+            self.send(staged, now)
         return bool(staged)
 
-    def _emit_data(self, session: Session, packet: bytes, now: float) -> None:
-        header, sealed = session.seal(packet)
-        self._traffic.sent_bytes += len(sealed)
+    def _emit_data(self, session: Session, packets: Sequence[bytes], now: float) -> None:
+        messages = session.seal(packets)
+        self._traffic.sent_bytes += sum(map(len, messages))
         timers = self._timers
         timers.keepalive = None
         timers.persistent = now + PERSISTENT_S  # later than it was: nobody has to be told
-        self._around.emit(self.endpoint, (header, sealed))
+        self._around.emit(self.endpoint, messages)
 
     def _emit_handshake(self, body: bytes, now: float) -> bytes:
         cookie = self._cookie if now < self._cookie_until else b""
         message = wire.with_macs(body, key=self._mac1_key, cookie=cookie)
         self._timers.persistent = now + PERSISTENT_S
-        self._around.emit(self.endpoint, (message,))
+        self._around.emit(self.endpoint, [message])
         return message
 
     def _arm(self, name: str, due: float) -> None:

@@ -14,6 +14,7 @@ Run with the daemon's interpreter, which has ``cryptography``: ``PYTHON -I -c '.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import select
@@ -30,21 +31,22 @@ from typing import Any, Final
 from fleet.network.channel import Channel
 from fleet.network.tunnel.engine import PeerSpec, TunnelEnd
 from fleet.network.tunnel.noise import Initiator, KeyPair, Responder
+from fleet.network.tunnel.offload import HEADER_BYTES, join_packets, plain, runs
 from fleet.network.tunnel.peer import Endpoint
 from fleet.network.tunnel.session import Session
+from fleet.network.tunnel.wire import DATA_HEADER
 from fleet.privilege import become_nobody
 
 __all__ = ["PROTOCOL", "TunnelProcess", "main"]
 
-PROTOCOL: Final = 1
-"""Grows when the control messages or the wire change; a daemon replaces a process that speaks another."""
+PROTOCOL: Final = 2
+"""Grows when the control messages or what the device is change; a daemon replaces a process that speaks another."""
 
 _REPORTS_MAX: Final = 100
-_BURST: Final = 64
-"""Packets taken from the device before datagrams get a turn; also what one send may carry (UDP_MAX_SEGMENTS)."""
-_DATAGRAMS: Final = 32
+_BURST: Final = 44
+"""Packets taken from the device before datagrams get a turn, and the other way round (of those, the kernel's last bundle may
+bring more). One send carries as many full ones. Never waited for."""
 _RECEIVE_BYTES: Final = 1 << 16
-_SEGMENTED_BYTES_MAX: Final = 65_000
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104  # linux/udp.h
 _CMSG_SPACE: Final = socket.CMSG_SPACE(4)
 _IDLE_S: Final = 3600.0
@@ -61,7 +63,6 @@ class TunnelProcess:
         self._end: TunnelEnd | None = None
         self._device = -1
         self._socket: socket.socket | None = None
-        self._outbox: list[tuple[Endpoint, tuple[bytes, ...]]] = []
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._running = True
         self._reports = 0
@@ -92,7 +93,6 @@ class TunnelProcess:
                     self._report()
             if self._end is not None:
                 self._end.tick(time.monotonic())
-                self._flush()
 
     # --- control ------------------------------------------------------------------------------------------------------
 
@@ -108,7 +108,6 @@ class TunnelProcess:
                 if self._end is None:
                     raise ValueError("not opened yet")
                 self._end.set_peers(_specs(request["peers"]), time.monotonic())
-                self._flush()
             case "status":
                 return {"peers": self._status()}, []
             case "stop":
@@ -128,7 +127,7 @@ class TunnelProcess:
         self._end = TunnelEnd(
             private,
             mtu=mtu,
-            emit=lambda to, parts: self._outbox.append((to, parts)),
+            emit=self._emit,
             random=os.urandom,
             wall_ns=time.time_ns,
         )
@@ -161,27 +160,28 @@ class TunnelProcess:
         """Packets of the kernel, to be sealed and sent."""
         end, device = self._end, self._device
         assert end is not None
-        now, room = time.monotonic(), end.mtu
-        for _ in range(_BURST):
-            try:
-                packet = os.read(device, _RECEIVE_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as error:  # somebody deleted it: only the daemon can make another
-                print(f"the device is gone: {error}", file=sys.stderr, flush=True)
-                self._running = False
-                break
-            if 20 <= len(packet) <= room:
-                end.send(packet, now)
-        self._flush()
+        room = HEADER_BYTES + end.mtu
+        packets: list[bytes] = []
+        try:
+            for _ in range(_BURST):
+                read = os.read(device, room + 1)
+                if HEADER_BYTES + 20 <= len(read) <= room:
+                    packets.append(read[HEADER_BYTES:])
+        except BlockingIOError:
+            pass
+        except OSError as error:  # somebody deleted it: only the daemon can make another
+            print(f"the device is gone: {error}", file=sys.stderr, flush=True)
+            self._running = False
+        end.send(packets, time.monotonic())
 
     def _socket_ready(self) -> None:
-        """Datagrams, to be opened and given to the kernel. The network card's driver may have joined several of one size."""
+        """Datagrams, to be opened and given to the kernel. It, or the network card, may have joined several of one size."""
         end, sock, buffer = self._end, self._socket, self._buffer
         assert end is not None
         assert sock is not None
-        now, whole = time.monotonic(), memoryview(buffer)
-        for _ in range(_DATAGRAMS):
+        now, whole, seen = time.monotonic(), memoryview(buffer), 0
+        packets: list[bytes] = []
+        while seen < _BURST:
             try:
                 length, extra, _, source = sock.recvmsg_into([buffer], _CMSG_SPACE, socket.MSG_DONTWAIT)
             except OSError:  # nothing left
@@ -190,50 +190,38 @@ class TunnelProcess:
             for level, kind, data in extra:
                 if (level, kind) == (_SOL_UDP, _UDP_GRO):
                     size = struct.unpack("=i", data[:4])[0] or length
-            for start in range(0, length, size):
-                packet = end.receive(whole[start : min(start + size, length)], source, now)
-                if packet is not None:
-                    try:
-                        os.write(self._device, packet)
-                    except OSError:  # the device is down or gone, which reading from it tells
-                        break
-        self._flush()
+            seen += 1
+            if length:
+                packets += end.receive(whole[:length], size, source, now)
+                seen += (length - 1) // size
+        self._deliver(packets)
 
-    def _flush(self) -> None:
-        """Send what is to be sent: neighbours of one size to one peer in one call, which the kernel cuts apart (UDP_SEGMENT)."""
-        outbox = self._outbox
-        if not outbox or self._socket is None:
-            return
-        start, count = 0, len(outbox)
-        while start < count:
-            to, parts = outbox[start]
-            size = total = sum(map(len, parts))
-            buffers, stop = list(parts), start + 1
-            while stop < count and stop - start < _BURST and outbox[stop][0] == to:
-                more = sum(map(len, outbox[stop][1]))
-                if more > size or total + more > _SEGMENTED_BYTES_MAX:
-                    break
-                buffers += outbox[stop][1]
-                total += more
-                stop += 1
-                if more < size:  # a shorter one can only be the last
-                    break
-            if stop - start == 1:
-                self._send(buffers, to)
-            else:
+    def _deliver(self, packets: list[bytes]) -> None:
+        """Give the kernel what came."""
+        for buffers, run in join_packets(packets):
+            try:
+                os.writev(self._device, buffers)
+            except OSError as error:
+                if len(run) == 1 or error.errno != errno.EINVAL:
+                    continue  # the device is down or gone, which reading from it tells
+                for packet in run:  # Linux before 6.2
+                    with suppress(OSError):
+                        os.writev(self._device, plain(packet))
+
+    def _emit(self, to: Endpoint, datagrams: list[bytes]) -> None:
+        """Send; what cannot be sent is as if lost on the way: who needs it sends it again."""
+        sock = self._socket
+        assert sock is not None
+        for run in runs(datagrams):
+            if len(run) > 1:
                 try:
-                    control = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", size))]
-                    self._socket.sendmsg(buffers, control, 0, to)
+                    sock.sendmsg(run, [(_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", len(run[0])))], 0, to)
+                    continue
                 except OSError:  # larger than the way allows, or a card that cannot: one by one
-                    for _, each in outbox[start:stop]:
-                        self._send(each, to)
-            start = stop
-        outbox.clear()
-
-    def _send(self, parts: list[bytes] | tuple[bytes, ...], to: Endpoint) -> None:
-        assert self._socket is not None
-        with suppress(OSError):  # as if lost on the way; who needs it sends it again
-            self._socket.sendmsg(parts, [], 0, to)
+                    pass
+            for datagram in run:
+                with suppress(OSError):
+                    sock.sendto(datagram, to)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -272,8 +260,8 @@ def _rehearse() -> None:
     first = Initiator(static=one, remote=two.public, ephemeral=two, prologue=b"", payload=b"")
     answer, _ = Responder(static=two, message=first.first, prologue=b"").answer(ephemeral=one)
     session = Session(first.finish(answer)[0], local=1, remote=1, is_initiator=True, born=0.0)
-    _, sealed = session.seal(b"")
-    session.open(0, sealed)
+    (message,) = session.seal([b""])
+    session.open([(0, message[DATA_HEADER.size :])])
 
 
 def main(descriptor: int) -> None:

@@ -255,6 +255,50 @@ def test_a_replayed_datagram_is_not_believed_again() -> None:
     assert two.payloads() == [b"still"]
 
 
+def test_packets_sent_at_once_have_a_counter_each_and_go_to_the_peer_whose_they_are() -> None:
+    world = World()
+    one, two, three = (world.end(f"10.0.0.{number}") for number in (1, 2, 3))
+    one.know(two, three)
+    two.know(one)
+    three.know(one)
+    world.run(0.1)
+    world.sent.clear()
+    targets = [two, two, three, two, three, three]
+    packets = [ipv4(one.address, end.address, b"%d" % number) for number, end in enumerate(targets)]
+    one.tunnel.send([*packets[:3], ipv4(one.address, "10.0.0.77", b"nobody's"), *packets[3:]], world.now)
+    world.run(0.1)
+    assert two.payloads() == [b"0", b"1", b"3"]
+    assert three.payloads() == [b"2", b"4", b"5"]
+    keys = [wire.DATA_HEADER.unpack_from(datagram) for _, _, datagram in world.sent]
+    assert len(set(keys)) == len(keys) == 6
+    assert one.tunnel.unrouted == 1
+
+
+def test_of_datagrams_the_kernel_joined_each_is_judged_by_itself() -> None:
+    world = World()
+    ends = [world.end(f"10.0.0.{number}") for number in (1, 2, 3)]
+    two, *others = ends
+    for end in ends:
+        end.know(*(other for other in ends if other is not end))
+    world.run(0.1)
+    world.filter = lambda source, target, datagram: 0
+    world.sent.clear()
+    for end in others:
+        for number in range(3):
+            end.send(two, end.address.encode() + b" %d" % number)
+    sent = [datagram for _, _, datagram in world.sent]
+    size = len(sent[0])
+    assert all(len(datagram) == size for datagram in sent)
+    assert len({datagram[4:8] for datagram in sent}) == 2  # as two sessions' of one peer would be
+    forged = sent[1][:-1] + bytes([sent[1][-1] ^ 1])
+    parts = [sent[0], forged, sent[3], sent[0], sent[4], sent[1], bytes(size), sent[2], sent[5], sent[5][:31]]
+    joined = memoryview(b"".join(parts))
+    got = two.tunnel.receive(joined, size, (others[0].address, PORT), world.now)
+    a, b = (end.address.encode() for end in others)
+    assert [packet[20:] for packet in got] == [a + b" 0", b + b" 0", b + b" 1", a + b" 1", a + b" 2", b + b" 2"]
+    assert two.tunnel.receive(joined, size, (others[0].address, PORT), world.now) == []
+
+
 def test_a_replayed_handshake_changes_nothing() -> None:
     world = World()
     _, two = world.pair()
@@ -269,8 +313,8 @@ def test_a_replayed_handshake_changes_nothing() -> None:
 def test_a_peer_can_send_from_its_own_addresses_only() -> None:
     world = World()
     one, two = world.pair()
-    one.tunnel.send(ipv4("10.0.0.3", two.address, b"forged"), world.now)
-    one.tunnel.send(ipv4(two.address, two.address, b"forged"), world.now)
+    one.tunnel.send([ipv4("10.0.0.3", two.address, b"forged")], world.now)
+    one.tunnel.send([ipv4(two.address, two.address, b"forged")], world.now)
     one.send(two, b"honest")
     world.run(0.1)
     assert two.payloads() == [b"honest"]
@@ -280,7 +324,7 @@ def test_a_packet_for_nobody_is_dropped_and_counted() -> None:
     world = World()
     one, _ = world.pair()
     world.sent.clear()
-    one.tunnel.send(ipv4(one.address, "10.0.0.77", b"secret"), world.now)
+    one.tunnel.send([ipv4(one.address, "10.0.0.77", b"secret")], world.now)
     world.run(1.0)
     assert world.sent == []
     assert one.tunnel.unrouted == 1
