@@ -132,6 +132,7 @@ def transfers(source: Path, target: Path, address: str, *, streams: int) -> floa
 def round_trips(source: Path, target: Path, address: str, *, connect_to: str = "", count: int = 2000) -> list[float]:
     """Milliseconds from a request of 64 bytes to its answer, on one TCP connection."""
     with socket_in(target) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, 5003))
         listener.listen(1)
 

@@ -159,7 +159,9 @@ def test_full_packets_pass_unfragmented_and_large_ones_arrive(tmp_path: Path) ->
         assert await asyncio.to_thread(_bulk, first, second, text) == text
         with _wire(tmp_path) as frames:
             assert await asyncio.to_thread(_full, first, second)
-        assert 1514 in map(len, frames)  # an Ethernet frame that is full (longer ones are several that were not cut yet)
+        assert 1514 in map(
+            len, frames
+        )  # an Ethernet frame that is full (longer ones are several that were not cut yet)
         assert not any(frame[20] & 0x20 for frame in frames if frame[12:14] == b"\x08\0")  # no IP fragments
         for host in made:
             await host.network.destroy()

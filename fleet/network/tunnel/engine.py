@@ -129,7 +129,8 @@ class TunnelEnd:
     def send(self, packets: Sequence[bytes], now: float) -> None:
         """Seal IPv4 packets, of 20 bytes and more, each for the peer that has its destination address; without one it is
         dropped. Neighbours for one peer are emitted together."""
-        whose, run = None, list[bytes]()
+        whose: Peer | None = None
+        run: list[bytes] = []
         for packet in packets:
             peer = self._by_address.get(packet[16:20])
             if peer is None or packet[0] >> 4 != 4:
@@ -148,7 +149,8 @@ class TunnelEnd:
         """The packets that came from peers in these datagrams of one ``source``: each has ``size`` bytes, the last may have
         fewer. Everything else in them is dropped, or answered."""
         packets: list[bytes] = []
-        whose, run = -1, list[tuple[int, memoryview]]()
+        whose = -1
+        run: list[tuple[int, memoryview]] = []
         for start in range(0, len(joined) - wire.DATA_MIN_BYTES + 1, size):
             kind, index, counter = wire.DATA_HEADER.unpack_from(joined, start)
             if kind != wire.DATA:
@@ -159,7 +161,9 @@ class TunnelEnd:
                 run = []
             whose = index
             run.append((counter, joined[start + wire.DATA_HEADER.size : start + size]))
-        return packets + self._open(whose, run, now) if run else packets
+        if run:
+            packets += self._open(whose, run, now)
+        return packets
 
     def _handshake(self, message: bytes, source: Endpoint, now: float) -> None:
         kind = _U32.unpack_from(message)[0]
@@ -200,7 +204,8 @@ class TunnelEnd:
         peer.received(
             session, sum(map(len, opened)) + len(opened) * wire.DATA_MIN_BYTES, is_empty=not any(opened), now=now
         )
-        addresses, packets = peer.addresses, list[bytes]()
+        addresses = peer.addresses
+        packets: list[bytes] = []
         for packet in opened:
             if len(packet) >= 20:
                 version, length, address = _IPV4.unpack_from(packet)

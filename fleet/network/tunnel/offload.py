@@ -15,7 +15,7 @@ look at: addresses, ports, and the VXLAN header, which says of which network a p
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 __all__ = ["HEADER_BYTES", "join_packets", "plain", "runs"]
@@ -43,8 +43,12 @@ _FRAGMENT: Final = 0x3FFF
 _UDP: Final = 17
 
 
-def runs(datagrams: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+def runs(datagrams: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
     """Neighbours that one send can carry: all of one size, but for the last, which may be shorter."""
+    return _runs(datagrams) if len(datagrams) > 1 else (datagrams,)
+
+
+def _runs(datagrams: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     start = 0
     while start < len(datagrams):
         size = len(datagrams[start])
@@ -63,8 +67,12 @@ def plain(packet: bytes) -> list[bytes]:
     return [_PLAIN, packet]
 
 
-def join_packets(packets: Sequence[bytes]) -> Iterator[tuple[list[bytes], Sequence[bytes]]]:
+def join_packets(packets: Sequence[bytes]) -> Iterable[tuple[list[bytes], Sequence[bytes]]]:
     """The buffers of each write to the device, and the packets (IPv4, exactly as long as they say) it carries, in order."""
+    return _join(packets) if len(packets) > 1 else [(plain(packet), packets) for packet in packets]
+
+
+def _join(packets: Sequence[bytes]) -> Iterator[tuple[list[bytes], Sequence[bytes]]]:
     start = 0
     while start < len(packets):
         stop = _flow_end(packets, start)

@@ -190,11 +190,16 @@ class TunnelProcess:
             for level, kind, data in extra:
                 if (level, kind) == (_SOL_UDP, _UDP_GRO):
                     size = struct.unpack("=i", data[:4])[0] or length
-            seen += 1
-            if length:
+            if not length:
+                seen += 1
+            elif seen:
                 packets += end.receive(whole[:length], size, source, now)
-                seen += (length - 1) // size
-        self._deliver(packets)
+                seen += -(-length // size)
+            else:  # the first does not wait until we know whether there are others
+                self._deliver(end.receive(whole[:length], size, source, now))
+                seen = -(-length // size)
+        if packets:
+            self._deliver(packets)
 
     def _deliver(self, packets: list[bytes]) -> None:
         """Give the kernel what came."""
@@ -213,15 +218,16 @@ class TunnelProcess:
         sock = self._socket
         assert sock is not None
         for run in runs(datagrams):
-            if len(run) > 1:
-                try:
+            try:
+                if len(run) == 1:
+                    sock.sendto(run[0], to)
+                else:
                     sock.sendmsg(run, [(_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", len(run[0])))], 0, to)
-                    continue
-                except OSError:  # larger than the way allows, or a card that cannot: one by one
-                    pass
-            for datagram in run:
-                with suppress(OSError):
-                    sock.sendto(datagram, to)
+            except OSError:
+                if len(run) > 1:  # larger than the way allows, or a card that cannot: one by one
+                    for datagram in run:
+                        with suppress(OSError):
+                            sock.sendto(datagram, to)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ def test_runs_of_datagrams_have_one_size_and_a_shorter_last() -> None:
     def lengths(*sizes: int) -> list[list[int]]:
         return [list(map(len, run)) for run in runs([bytes(size) for size in sizes])]
 
-    assert lengths() == []
+    assert lengths() == [[]]
     assert lengths(32) == [[32]]
     assert lengths(1472, 1472, 100, 1472) == [[1472, 1472, 100], [1472]]
     assert lengths(100, 1472, 1472) == [[100], [1472, 1472]]
