@@ -26,13 +26,13 @@ _HEADER: Final = struct.Struct("=BBHHHH")  # flags, type, header bytes, bytes of
 _PLAIN: Final = bytes(HEADER_BYTES)
 _NEEDS_CHECKSUM, _UDP_L4 = 1, 5  # linux/virtio_net.h
 
-_SEGMENTS_MAX: Final = 64  # UDP_MAX_SEGMENTS of Linux before 6.9
+_SEGMENTS_MAX: Final = 64  # UDP_MAX_SEGMENTS of Linux before 6.9; of a write, far below IOV_MAX
 _BYTES_MAX: Final = 65_000  # of a UDP packet, with room for what is around it
 _IP_BYTES, _UDP_BYTES, _VXLAN_BYTES = 20, 8, 8
 _HEADERS_BYTES: Final = _IP_BYTES + _UDP_BYTES
 _PREFIX_BYTES: Final = _HEADERS_BYTES + _VXLAN_BYTES
-# What makes a flow: everything in these headers but identification and checksum of IP, and the checksum of UDP.
 _CHECKED: Final = struct.Struct("!BxH2xHxB14xH10x")  # version; length, fragment, protocol of IP; length of UDP
+# What makes a flow: everything in these headers but identification and checksum of IP, and the checksum of UDP.
 _FLOW: Final = int.from_bytes(
     bytes.fromhex("ffffffff 0000ffff ffff0000 ffffffff ffffffff ffffffff ffff0000 ffffffff ffffffff")
 )
@@ -93,7 +93,7 @@ def _flow_end(packets: Sequence[bytes], start: int) -> int:
     if length != size or udp_length != size - _IP_BYTES:
         return stop
     flow = int.from_bytes(first[:_PREFIX_BYTES], "big") & _FLOW
-    end = min(len(packets), start + _BYTES_MAX // size)
+    end = min(len(packets), start + min(_SEGMENTS_MAX, _BYTES_MAX // size))
     while stop < end and int.from_bytes(packets[stop][:_PREFIX_BYTES], "big") & _FLOW == flow:
         stop += 1
     if stop < end and (missing := size - len(packets[stop])) > 0:

@@ -68,6 +68,7 @@ def test_a_write_is_at_most_as_large_as_an_ip_packet_can_be() -> None:
     assert sum(counts) == 100
     assert len(counts) == 3
     assert _joined([vxlan_packet(bytes(40_000))] * 3) == [1, 1, 1]
+    assert _joined([vxlan_packet(b"small")] * 100) == [64, 36]
 
 
 @pytest.mark.parametrize(
