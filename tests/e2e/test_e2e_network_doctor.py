@@ -221,9 +221,9 @@ def test_an_encrypted_network_is_encrypted_examined_and_mended(lab: TestLab) -> 
             for text in a["Addresses"]
         }
         seen, sealed = on_the_wire(lab, "w1", tasks["w1"], cards["sealed", False])
-        assert seen == 0 and sealed > 10
+        assert seen == 0 and sealed >= 4  # one page, asked for and given; several packets at once are one frame here
         seen, sealed = on_the_wire(lab, "w1", tasks["w1"], cards["sealed", True])
-        assert seen == 0 and sealed > 10
+        assert seen == 0 and sealed >= 4
         seen, _ = on_the_wire(lab, "w1", tasks["w1"], cards["open", False])
         assert seen > 0, "the same on a network that is not encrypted"
 
