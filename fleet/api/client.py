@@ -66,7 +66,8 @@ class EngineClient:
         self.url = url
         self.stale_s: str | None = None
         """Seconds since what a manager last showed was known to be the newest; None while it is."""
-        self._tls = tls
+        self.tls = tls
+        """Of the connection; None without TLS, and for ``https`` with what this machine trusts."""
         self._timeout_s = timeout_s
         self.credentials: Mapping[str, str] = {"Authorization": f"Bearer {token}"} if token else {}
         """Headers that say who asks."""
@@ -79,9 +80,9 @@ class EngineClient:
         if parts.scheme in ("tcp", "http", "https"):
             if not parts.hostname:
                 raise errors.UserError(f"{self.url}: no host in it; expected tcp://HOST:PORT")
-            if self._tls is not None or parts.scheme == "https":
+            if self.tls is not None or parts.scheme == "https":
                 return http.client.HTTPSConnection(
-                    parts.hostname, parts.port or 2376, context=self._tls, timeout=self._timeout_s
+                    parts.hostname, parts.port or 2376, context=self.tls, timeout=self._timeout_s
                 )
             return http.client.HTTPConnection(parts.hostname, parts.port or 2375, timeout=self._timeout_s)
         raise errors.UserError(f"{self.url}: unknown scheme; expected unix:///path or tcp://HOST:PORT")

@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +143,33 @@ def test_a_worker_names_the_managers(lab: TestLab, browser: Any) -> None:
         page.get_by_text("This host is a worker").wait_for()
         page.get_by_text(lab.address("m1"), exact=True).wait_for()
         page.close()
+
+
+def test_fleet_dashboard_lets_one_browser_in_with_what_its_user_may(lab: TestLab, browser: Any) -> None:
+    argv = [sys.executable, "-m", "fleet.cli.main", "dashboard", "--no-open"]
+    with subprocess.Popen(argv, env=lab.command_environment("m1"), stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        link = running.stdout.readline().strip()
+        context, other = browser.new_context(), browser.new_context()
+        page, late = context.new_page(), other.new_page()
+        page.goto(link)
+        page.get_by_label("node w1").wait_for()
+        assert "token" not in page.url
+        page.reload()
+        page.get_by_label("node w1").wait_for()
+        page.get_by_label("node w1").get_by_role("button", name="Activate").click()
+        page.get_by_role("dialog").get_by_role("button", name="Activate").click()
+        page.get_by_label("node w1").get_by_role("button", name="Drain").wait_for()
+        _view(page, "Services")
+        page.get_by_label("service web", exact=True).get_by_role("button", name="Logs").click()
+        page.get_by_role("log").get_by_text("web.1", exact=True).first.wait_for()
+        late.goto(link)
+        late.get_by_text("this link has let a browser in already").wait_for()
+        _picture(late, "fleet-dashboard-used")
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 0
+        context.close()
+        other.close()
 
 
 def test_a_host_without_a_cluster_says_how_to_start_and_follows_when_there_is_one(browser: Any) -> None:

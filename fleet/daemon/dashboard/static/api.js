@@ -19,6 +19,17 @@ export async function signIn(token) {
   localStorage.setItem(KEY, Key);
 }
 
+/** Whether a link of `fleet dashboard` led here. */
+export const hasToken = () => location.hash.startsWith("#token=");
+
+/** Signs in with that link's token, which then is in neither the address nor the history. */
+export async function takeToken() {
+  if (!hasToken()) return;
+  const token = location.hash.slice("#token=".length);
+  history.replaceState(null, "", "/");
+  await signIn(token);
+}
+
 export async function signOut() {
   await change("/fleet/v1/session", {}, "DELETE");
   localStorage.removeItem(KEY);

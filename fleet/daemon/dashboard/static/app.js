@@ -1,7 +1,7 @@
 // The page: the cluster is kept by the manager's stream of changes (`cluster.js`), views are functions of it (`views.js`).
 import { render } from "./vendor/preact.js";
 import { useEffect, useRef, useState } from "./vendor/hooks.js";
-import { isSignedOut, read, signIn, signOut, stale } from "./api.js";
+import { hasToken, isSignedOut, read, signIn, signOut, stale, takeToken } from "./api.js";
 import { Cluster, keepCluster, keepEvents, keepUsage } from "./cluster.js";
 import { Logs } from "./logs.js";
 import { Confirm, Modal, html } from "./parts.js";
@@ -21,8 +21,8 @@ const Start = ({ info }) => html`<section class="card start"><h2>No cluster to s
     <p>Then run something:</p><pre>fleet service create --name web --replicas 3 --publish 8080:80 nginx</pre>
     <p>This page shows the cluster as soon as there is one.</p>`}</section>`;
 
-function SignIn({ done }) {
-  const [fault, setFault] = useState(""), [busy, setBusy] = useState(false);
+function SignIn({ done, refusal }) {
+  const [fault, setFault] = useState(refusal), [busy, setBusy] = useState(false);
   const submit = async (event) => {
     event.preventDefault();
     setBusy(true);
@@ -35,7 +35,7 @@ function SignIn({ done }) {
     }
   };
   return html`<section class="card start"><h2>Sign in</h2><form onSubmit=${submit}>
-    <p>With a token that an administrator made for you: <code>fleet token create USER</code></p>
+    <p>With the link that <code>fleet dashboard</code> prints, or with a token that an administrator made for you: <code>fleet token create USER</code></p>
     <label>Token <input name="token" type="password" autocomplete="off" required /></label>
     ${fault && html`<p class="reason" role="alert">${fault}</p>`}
     <p class="actions"><button class="main" disabled=${busy}>Sign in</button></p></form></section>`;
@@ -62,11 +62,12 @@ function useHost() {
       keeping = null;
       cluster.current.forget();
     };
-    const said = (of, error) => {
-      if (error && isSignedOut(error)) { setSignedOut(true); setHost(null); setFaults({}); stop(); return; }
+    const said = (of, error, refusal = "") => {
+      if (error && isSignedOut(error)) { setSignedOut((old) => ({ refusal: refusal || (old && old.refusal) || "" })); setHost(null); setFaults({}); stop(); return; }
       setFaults((old) => ({ ...old, [of]: error ? error.message : "" }));
     };
     const look = async () => {
+      const refusal = await takeToken().then(() => "", (error) => error.message); // this browser may be in already
       try {
         const [info, who] = await Promise.all([read("/info"), read("/fleet/v1/whoami")]);
         setHost((old) => (JSON.stringify(old) === JSON.stringify({ info, who }) ? old : { info, who }));
@@ -78,7 +79,7 @@ function useHost() {
           keepCluster(cluster.current, keeping.signal, (error) => said("cluster", error));
           keepUsage(cluster.current, keeping.signal);
         }
-      } catch (error) { said("host", error); }
+      } catch (error) { said("host", error, refusal); }
     };
     again.current = look;
     look();
@@ -120,7 +121,7 @@ function App() {
     location.hash = "#tasks";
   });
   useEffect(() => {
-    const moved = () => { setPlace(place()); scrollTo(0, 0); };
+    const moved = () => { if (hasToken()) look(); setPlace(place()); scrollTo(0, 0); };
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
   }, []);
@@ -132,7 +133,7 @@ function App() {
     return () => stop.abort();
   }, [wantsEvents]);
   useKeys(focusFilter, () => setDialog({ help: true }));
-  if (signedOut) return html`<header><h1>fleet</h1></header><main><${SignIn} done=${look} /></main>`;
+  if (signedOut) return html`<header><h1>fleet</h1></header><main><${SignIn} done=${look} refusal=${signedOut.refusal} /></main>`;
   const who = (host && host.who) || {};
   const act = who.Role === "viewer" ? null : ask.current, rule = who.Role === "admin" ? ask.current : null;
   const shared = { cluster, show, open: open.current };
