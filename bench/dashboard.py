@@ -2,12 +2,13 @@
 
     scripts/bench dashboard        or        python -m bench.dashboard [--json FILE] [--no-lab]
 
-The API is pretended (``dashboard_api``) and the page with its headers is the real one, so sizes need no containers; ``lab`` is a
-real manager with a worker and four tasks. Columns: ``paint`` until the browser has painted anything, ``drawn`` until all nodes
-with their tasks are there, both from the navigation's begin with an empty cache; ``drawing`` the main thread's processor time for
-that; ``event`` from the server's write of one task's new state until the frame that shows it, median and worst of a hundred;
-``work`` the main thread's processor time for one of those; ``burst`` a thousand events within a second: the longest time
-without a frame; ``tasks`` the switch to the list of all tasks.
+The API is pretended (``dashboard_api``) and the page with its headers is the real one, so sizes need no containers; ``lab`` is
+a real manager with a worker and four tasks. Columns: ``paint`` until the browser has painted anything, ``seen`` until the nodes
+that fit into the window are there with their tasks, ``drawn`` until all are, from the navigation's begin with an empty cache;
+``drawing`` the main thread's processor time for that, which like ``requests``, those of a second visit (``again``) and the size
+of the first's (``KiB``) does not depend on what else the machine does; ``event`` from the server's write of one task's new
+state until the frame that shows it, median and worst of a hundred; ``work`` the main thread's processor time for one of those;
+``burst`` a thousand events within a second: the longest time without a frame; ``tasks`` the switch to the list of all tasks.
 """
 
 from __future__ import annotations
@@ -48,18 +49,50 @@ _WATCH_FRAMES = """() => { let last = performance.now(); window.longest = 0;
   window.frames = requestAnimationFrame(frame); }"""
 
 
-def _drawn_ms(page: Any, url: str, *, nodes: int, tasks: int) -> tuple[float, float]:
+_MARK_DRAWN = """([nodes, tasks]) => {
+  const mark = (name) => performance.getEntriesByName(name).length
+    || requestAnimationFrame(() => setTimeout(() => performance.mark(name)));
+  const look = () => { const cards = [...document.querySelectorAll('section.node')];
+    if (cards.length !== nodes) return;
+    if (cards.every((card) => card.getBoundingClientRect().top > innerHeight || card.querySelector('.tile'))) mark('seen');
+    if (document.querySelectorAll('.tile').length >= tasks) { mark('drawn'); observer.disconnect(); } };
+  const observer = new MutationObserver(look);
+  observer.observe(document, { subtree: true, childList: true }); }"""
+
+
+def _drawn_ms(page: Any, url: str, *, nodes: int, tasks: int) -> dict[str, float]:
+    page.add_init_script(f"({_MARK_DRAWN})([{nodes}, {tasks}])")
     page.goto(url, wait_until="commit")
-    page.wait_for_function(
-        "([nodes, tasks]) => document.querySelectorAll('section.node').length === nodes"
-        " && document.querySelectorAll('.tile').length >= tasks",
-        arg=[nodes, tasks],
-        polling="raf",
-        timeout=120_000,
+    page.wait_for_function("() => performance.getEntriesByName('drawn').length", polling=50, timeout=120_000)
+    names = {"paint": "first-contentful-paint", "seen": "seen", "drawn": "drawn"}
+    found = page.evaluate(
+        "(names) => names.map((name) => performance.getEntriesByName(name)[0].startTime)", [*names.values()]
     )
-    drawn = page.evaluate("performance.now()")
-    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    return float(paint), float(drawn)
+    return dict(zip(names, found, strict=True))
+
+
+class _Traffic:
+    """What a page has asked the server for, rather than its cache, and how many bytes have come."""
+
+    def __init__(self, session: Any) -> None:
+        self._asked: set[str] = set()
+        self.bytes = 0
+        session.on("Network.requestWillBeSent", lambda told: self._asked.add(told["requestId"]))
+        session.on("Network.requestServedFromCache", lambda told: self._asked.discard(told["requestId"]))
+        session.on("Network.responseReceived", self._answered)
+        session.on("Network.dataReceived", self._received)
+        session.send("Network.enable")
+
+    def _answered(self, told: Any) -> None:
+        if told["response"].get("fromDiskCache"):
+            self._asked.discard(told["requestId"])
+
+    def _received(self, told: Any) -> None:
+        self.bytes += max(0, told["encodedDataLength"])
+
+    @property
+    def requests(self) -> int:
+        return len(self._asked)
 
 
 def _busy_s(session: Any) -> float:
@@ -78,9 +111,18 @@ def measure(browser: Any, *, nodes: int, tasks: int) -> dict[str, float]:
         page = context.new_page()
         session = context.new_cdp_session(page)
         session.send("Performance.enable", {"timeDomain": "threadTicks"})
-        paint, drawn = _drawn_ms(page, url, nodes=nodes, tasks=min(tasks, nodes * 60))
-        drawing = _busy_s(session) * 1000
+        traffic = _Traffic(session)
+        result = _drawn_ms(page, url, nodes=nodes, tasks=min(tasks, nodes * 60))
+        result["drawing"] = _busy_s(session) * 1000
         page.wait_for_selector("svg.spark path", state="attached")
+        result |= {"requests": traffic.requests, "KiB": traffic.bytes / 1024}
+        second = context.new_page()
+        again = _Traffic(context.new_cdp_session(second))
+        _drawn_ms(second, url, nodes=nodes, tasks=min(tasks, nodes * 60))
+        second.wait_for_selector("svg.spark path", state="attached")
+        result["again"] = again.requests
+        second.close()
+        page.bring_to_front()
         latencies = []
         busy = _busy_s(session)
         for event in range(EVENTS):
@@ -104,9 +146,7 @@ def measure(browser: Any, *, nodes: int, tasks: int) -> dict[str, float]:
             look(); });
           return performance.now() - begin; }""")
         return {
-            "paint": paint,
-            "drawn": drawn,
-            "drawing": drawing,
+            **result,
             "event": statistics.median(latencies),
             "event worst": max(latencies),
             "work": work,
@@ -128,6 +168,15 @@ def _lab_url() -> Iterator[str]:
             yield url
 
 
+_COLUMNS: Final = (
+    "paint", "seen", "drawn", "drawing", "requests", "again", "KiB", "event", "event worst", "work", "burst", "tasks"
+)  # fmt: skip
+
+
+def _width(column: str) -> int:
+    return max(9, len(column) + 2)
+
+
 def run(json_path: str | None = None, *, with_lab: bool = True) -> None:
     """Print the table; write it to ``json_path`` as well."""
     from playwright.sync_api import sync_playwright
@@ -142,13 +191,12 @@ def run(json_path: str | None = None, *, with_lab: bool = True) -> None:
             results[f"{nodes} nodes, {tasks} tasks"] = measure(browser, nodes=nodes, tasks=tasks)
         if with_lab:
             with _lab_url() as url, contextlib.closing(browser.new_context()) as context:
-                paint, drawn = _drawn_ms(context.new_page(), url, nodes=2, tasks=4)
-                results["lab: 2 nodes, 4 tasks"] = {"paint": paint, "drawn": drawn}
+                results["lab: 2 nodes, 4 tasks"] = _drawn_ms(context.new_page(), url, nodes=2, tasks=4)
         browser.close()
-    columns = ("paint", "drawn", "drawing", "event", "event worst", "work", "burst", "tasks")
-    print(f"{'milliseconds':24}" + "".join(f"{column:>13}" for column in columns))
+    print(f"{'milliseconds':24}" + "".join(f"{column:>{_width(column)}}" for column in _COLUMNS))
     for name, result in results.items():
-        print(f"{name:24}" + "".join(f"{result[c]:13.1f}" if c in result else f"{'-':>13}" for c in columns))
+        shown = (f"{result[c]:{_width(c)}.1f}" if c in result else f"{'-':>{_width(c)}}" for c in _COLUMNS)
+        print(f"{name:24}" + "".join(shown))
     if json_path:
         Path(json_path).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

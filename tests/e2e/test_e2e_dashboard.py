@@ -152,6 +152,8 @@ def test_fleet_dashboard_lets_one_browser_in_with_what_its_user_may(lab: TestLab
         link = running.stdout.readline().strip()
         context, other = browser.new_context(), browser.new_context()
         page, late = context.new_page(), other.new_page()
+        page.goto(link.partition("#")[0])
+        page.get_by_role("heading", name="Sign in").wait_for()
         page.goto(link)
         page.get_by_label("node w1").wait_for()
         assert "token" not in page.url
@@ -200,6 +202,10 @@ def thousand(browser: Any) -> Iterator[tuple[PretendCluster, Any]]:
     cluster = PretendCluster(nodes=50, tasks=1_000)
     with serving(cluster) as url:
         page = browser.new_page()
+        page.add_init_script(
+            "new MutationObserver((_, watch) => { window.first = document.querySelectorAll('.tile').length;"
+            " if (window.first) watch.disconnect(); }).observe(document, { subtree: true, childList: true })"
+        )
         page.goto(url)
         yield cluster, page
         page.close()
@@ -208,7 +214,9 @@ def thousand(browser: Any) -> Iterator[tuple[PretendCluster, Any]]:
 def test_a_thousand_tasks_are_shown_and_one_change_draws_one_node(thousand: tuple[PretendCluster, Any]) -> None:
     cluster, page = thousand
     page.get_by_text("1000 tasks run").wait_for(timeout=60_000)
+    page.locator(".tile").nth(999).wait_for(state="attached", timeout=60_000)
     assert page.locator(".tile").count() == 1_000
+    assert page.locator(".node").first.locator(".tile").count() <= page.evaluate("window.first") < 1_000, "all at once"
     page.evaluate(
         "window.changed = new Set(); new MutationObserver((all) => all.forEach((each) => { const node ="
         " each.target.closest && each.target.closest('.node'); if (node && each.target.matches('.tile'))"
@@ -249,5 +257,5 @@ def test_a_manager_that_comes_back_is_told_from_the_start(thousand: tuple[Preten
     page.keyboard.press("Escape")
     _view(page, "Cluster")
     cluster.tell({"Type": "reset"}, cluster.node_line(0), cluster.task_line(0), {"Type": "synced"})
-    page.get_by_text("1 tasks run").wait_for(timeout=60_000)
+    page.get_by_text("1 task runs").wait_for(timeout=60_000)
     assert page.locator("section.node").count() == 1

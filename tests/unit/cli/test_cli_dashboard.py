@@ -6,17 +6,23 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet.api.client import EngineClient
 from fleet.cli.dashboard import can_open, serve
@@ -98,7 +104,7 @@ def test_another_site_gets_nothing_even_with_the_key() -> None:
     assert [change.status_code, read.status_code, sign_in.status_code] == [403, 403, 403]
 
 
-@pytest.mark.parametrize("path", ["/", "/fleet/dashboard/app.js", "/fleet/dashboard/vendor/preact.js"])
+@pytest.mark.parametrize("path", ["/", "/fleet/dashboard/0a1b/app.js", "/fleet/dashboard/0a1b/vendor/preact.js"])
 def test_the_page_s_files_need_no_key(path: str) -> None:
     assert is_page("GET", path) and is_page("HEAD", path) and not is_page("POST", path)
 
@@ -115,23 +121,52 @@ def test_what_could_become_a_path_of_the_api_needs_one(path: str) -> None:
 # The whole, with a daemon on a socket ---------------------------------------------------------------------------------
 
 
+def _certified(folder: Path) -> ssl.SSLContext:
+    """A server's context for 127.0.0.1, and in ``folder`` the ``ca.pem`` that vouches for it."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "fleet")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "ca.pem").write_bytes(certificate.public_bytes(pem))
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "both.pem").write_bytes(certificate.public_bytes(pem) + secret)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "both.pem")
+    return context
+
+
 def _served(
     use: Callable[[httpx.AsyncClient], Awaitable[None]],
     *,
     daemon: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-    over_tcp: bool = False,
+    over_tls: bool = False,
 ) -> None:
     """``use`` with a client that has signed in, against a daemon that speaks HTTP itself."""
 
     async def run(folder: str) -> None:
         path = f"{folder}/s"
+        tls = _certified(Path(folder)) if over_tls else None
         server = await (
-            asyncio.start_server(daemon, "127.0.0.1", 0) if over_tcp else asyncio.start_unix_server(daemon, path)
+            asyncio.start_server(daemon, "127.0.0.1", 0, ssl=tls)
+            if over_tls
+            else asyncio.start_unix_server(daemon, path)
         )
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}" if over_tcp else f"unix://{path}"
+        url = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}" if over_tls else f"unix://{path}"
+        trust = ssl.create_default_context(cafile=f"{folder}/ca.pem") if over_tls else None
         links: asyncio.Queue[str] = asyncio.Queue()
         async with asyncio.timeout(60), server:
-            asked = EngineClient(url, token="the caller's" if over_tcp else "")
+            asked = EngineClient(url, tls=trust, token="the caller's" if over_tls else "")
             running = asyncio.ensure_future(serve(asked, port=0, started=links.put_nowait))
             address, _, token = (await links.get()).partition("/#token=")
             assert address.startswith("http://127.0.0.1:")
@@ -146,8 +181,8 @@ def _served(
         asyncio.run(run(folder))
 
 
-@pytest.mark.parametrize("over_tcp", [False, True])
-def test_requests_are_the_caller_s_and_nothing_of_the_browser_goes_on(over_tcp: bool) -> None:
+@pytest.mark.parametrize("over_tls", [False, True])
+def test_requests_are_the_caller_s_and_nothing_of_the_browser_goes_on(over_tls: bool) -> None:
     seen: list[bytes] = []
 
     async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -162,11 +197,11 @@ def test_requests_are_the_caller_s_and_nothing_of_the_browser_goes_on(over_tcp: 
         assert (answer.status_code, answer.text, answer.headers["fleet-stale"]) == (201, "{}", "3")
         assert "set-cookie" not in answer.headers
 
-    _served(use, daemon=daemon, over_tcp=over_tcp)
+    _served(use, daemon=daemon, over_tls=over_tls)
     head = seen[0].decode().lower()
     assert head.startswith("post /services/a%2fb/update?version=7&x=%2f http/1.1\r\n") and seen[1] == b'{"a":10}'
     assert "x-registry-auth: e30=\r\n" in head and "somebody" not in head
-    assert ("authorization: bearer the caller's\r\n" in head) == over_tcp
+    assert ("authorization: bearer the caller's\r\n" in head) == over_tls
     for word in ("cookie:", "x-fleet-dashboard", "x-fleet-user", "origin"):
         assert word not in head
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -45,12 +48,18 @@ def _pages(mode: DashboardMode = DashboardMode.AUTO) -> DashboardPages:
     return DashboardPages(_api, mode=mode)
 
 
+def _asset(name: str) -> str:
+    """Its path, as the page names it."""
+    page = _ask(_pages(), "/")[2].decode()
+    return re.search(r'"(/fleet/dashboard/\w{16}/)app\.js"', page)[1] + name  # type: ignore[index]
+
+
 def test_every_file_the_page_names_is_served_and_nothing_comes_from_elsewhere() -> None:
+    named = re.findall(r'"(/fleet/[^"]+)"', _ask(_pages(), "/")[2].decode())
+    assert len(named) > 10 and all(_ask(_pages(), path)[0] == 200 for path in named)
     for file in _STATIC.rglob("*.*"):
         text = file.read_text()
         if file.suffix in (".html", ".js", ".css"):
-            for path in re.findall(r'"(/fleet/dashboard/[^"]+)"', text):
-                assert _ask(_pages(), path)[0] == 200, path
             for name in re.findall(r'from ?"([^"]+)"', text):
                 assert (file.parent / name).is_file(), name
             assert not re.search(r"innerHTML|eval\(|new Function|https?://(?!www\.w3\.org/)", text) or "vendor" in str(
@@ -61,15 +70,16 @@ def test_every_file_the_page_names_is_served_and_nothing_comes_from_elsewhere() 
 def test_modules_are_asked_for_with_the_page_and_not_by_one_another() -> None:
     named = set(
         re.findall(
-            r'(?:modulepreload" href|module" src)="/fleet/dashboard/([^"]+)"', (_STATIC / "index.html").read_text()
+            r'(?:modulepreload" href|module"(?: async)? src)="/fleet/dashboard/([^"]+)"',
+            (_STATIC / "index.html").read_text(),
         )
     )
     assert named == {file.relative_to(_STATIC).as_posix() for file in _STATIC.rglob("*.js")}
 
 
-@pytest.mark.parametrize("path", ["/", "/fleet/dashboard/app.js", "/fleet/dashboard/vendor/preact.js"])
-def test_headers_leave_foreign_text_no_way_to_run(path: str) -> None:
-    code, headers, body = _ask(_pages(), path)
+@pytest.mark.parametrize("name", ["", "app.js", "vendor/preact.js"])
+def test_headers_leave_foreign_text_no_way_to_run(name: str) -> None:
+    code, headers, body = _ask(_pages(), _asset(name) if name else "/")
     policy = headers["content-security-policy"]
     assert code == 200 and body
     for part in ("default-src 'none'", "script-src 'self'", "require-trusted-types-for 'script'", "trusted-types 'none'",
@@ -78,7 +88,33 @@ def test_headers_leave_foreign_text_no_way_to_run(path: str) -> None:
     assert "unsafe" not in policy
     assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
     assert headers["cross-origin-opener-policy"] == headers["cross-origin-resource-policy"] == "same-origin"
-    assert headers["referrer-policy"] == "same-origin" and headers["cache-control"] == "no-cache"
+    assert headers["referrer-policy"] == "same-origin"
+
+
+def test_the_page_is_asked_for_each_time_and_its_files_once() -> None:
+    assert _ask(_pages(), "/")[1]["cache-control"] == "no-cache"
+    for name in ("app.js", "vendor/preact.js", "icon.svg"):
+        code, headers, _ = _ask(_pages(), _asset(name))
+        assert code == 200 and "immutable" in headers["cache-control"]
+        assert _ask(_pages(), f"/fleet/dashboard/{name}")[0] == 418, "a name without what it stands for may not be kept"
+
+
+def test_the_style_is_in_the_page_and_the_policy_knows_it_alone() -> None:
+    _, headers, body = _ask(_pages(), "/")
+    (style,) = re.findall(r"<style>(.*)</style>", body.decode(), re.DOTALL)
+    assert style == (_STATIC / "style.css").read_text()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'self' 'sha256-{digest}'" in headers["content-security-policy"].split("; ")
+    assert b"stylesheet" not in body
+
+
+def test_files_are_sent_packed_to_whoever_unpacks_them() -> None:
+    _, plain, content = _ask(_pages(), _asset("views.js"))
+    _, packed, body = _ask(_pages(), _asset("views.js"), accept_encoding="gzip, br")
+    assert gzip.decompress(body) == content and len(body) < len(content) / 2
+    assert packed["content-encoding"] == "gzip" and int(packed["content-length"]) == len(body)
+    assert "content-encoding" not in plain and plain["vary"] == packed["vary"] == "Accept-Encoding"
+    assert plain["etag"] != packed["etag"]
 
 
 def test_an_unchanged_file_is_not_sent_again_and_head_has_no_body() -> None:

@@ -4,8 +4,23 @@
 const KEY = "fleet-session-key";
 const headers = (more) => ({ "X-Fleet-Dashboard": localStorage.getItem(KEY) || "1", ...more });
 
+// Asked for before the rest of the page's files are here: what it reads first, each once.
+const begun = new Map();
+
+const ask = (path) => {
+  const early = begun.get(path);
+  begun.delete(path);
+  return early || fetch(path, { headers: headers() });
+};
+
+/** What nobody took by now is of a time that has passed. */
+export function dropBegun() {
+  for (const early of begun.values()) early.then((response) => response.body.cancel()).catch(() => {});
+  begun.clear();
+}
+
 export async function read(path) {
-  return answer(await fetch(path, { headers: headers() }));
+  return answer(await ask(path));
 }
 
 export async function change(path, body, method = "POST") {
@@ -63,9 +78,10 @@ export const isMissing = (error) => error.status === 404;
 
 /** Calls `each` for every JSON value of an answer that has one a line and goes on, until it ends or `signal` is aborted. */
 export async function followLines(path, each, signal) {
-  const response = await fetch(path, { signal, headers: headers() });
+  const response = await (begun.has(path) ? ask(path) : fetch(path, { signal, headers: headers() }));
   if (!response.ok) await answer(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  signal.addEventListener("abort", () => reader.cancel().catch(() => {}));
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
@@ -103,4 +119,10 @@ export async function followLogs(path, { hasTerminal, detailed }, each, signal) 
     }
     rest = bytes.slice(at);
   }
+}
+
+if (!hasToken()) for (const path of ["/info", "/fleet/v1/whoami", "/fleet/v1/watch"]) { // in the order in which they are waited for
+  const early = fetch(path, { headers: headers() });
+  early.catch(() => {}); // whoever waits for it is told
+  begun.set(path, early);
 }

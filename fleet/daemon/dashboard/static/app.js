@@ -1,7 +1,7 @@
 // The page: the cluster is kept by the manager's stream of changes (`cluster.js`), views are functions of it (`views.js`).
 import { render } from "./vendor/preact.js";
 import { useEffect, useRef, useState } from "./vendor/hooks.js";
-import { hasToken, isSignedOut, read, signIn, signOut, stale, takeToken } from "./api.js";
+import { dropBegun, hasToken, isSignedOut, read, signIn, signOut, stale, takeToken } from "./api.js";
 import { Cluster, keepCluster, keepEvents, keepUsage } from "./cluster.js";
 import { Logs } from "./logs.js";
 import { Confirm, Modal, html } from "./parts.js";
@@ -80,6 +80,7 @@ function useHost() {
           keepUsage(cluster.current, keeping.signal);
         }
       } catch (error) { said("host", error, refusal); }
+      dropBegun();
     };
     again.current = look;
     look();

@@ -35,6 +35,7 @@ export class Cluster {
     this.due = 0;
     this.eventKey = 0;
     this.usageVersion = 0;
+    this.shown = new Promise((resolve) => { this.isShown = resolve; }); // kept when there is something to see
     this.forget();
   }
 
@@ -61,7 +62,7 @@ export class Cluster {
   }
 
   tell() {
-    this.due = this.due || requestAnimationFrame(() => { this.due = 0; this.changed(); });
+    this.due = this.due || requestAnimationFrame(() => { this.due = 0; this.changed(); if (this.synced) setTimeout(this.isShown); });
   }
 
   versionOf(id) { return this.versions.get(id) || 0; }
@@ -187,6 +188,7 @@ export async function keepCluster(cluster, signal, said) {
 
 /** Figures of nodes and tasks, every few seconds while the page is seen. */
 export async function keepUsage(cluster, signal) {
+  await cluster.shown; // half an hour of every node is much more than what is looked at first
   while (!signal.aborted) {
     if (!document.hidden) {
       try {

@@ -32,6 +32,20 @@ export class Keep extends Component {
   }
 }
 
+const idle = window.requestIdleCallback || ((work) => setTimeout(work, 50)), notIdle = window.cancelIdleCallback || clearTimeout;
+const CARD_PX = [312, 250], FILLED_AT_ONCE = 32;
+
+/** How many of `count` cards are drawn: as many as fit into the window at once, the others while the browser has nothing else to do. */
+export function useFilling(count) {
+  const [filled, fill] = useState(() => Math.max(1, Math.floor(Math.min(innerWidth, 1400) / CARD_PX[0])) * Math.ceil(innerHeight / CARD_PX[1]));
+  useEffect(() => {
+    if (filled >= count) return undefined;
+    const due = idle(() => fill(filled + Math.min(filled, FILLED_AT_ONCE)), { timeout: 200 });
+    return () => notIdle(due);
+  }, [filled, filled >= count]);
+  return filled;
+}
+
 /** Many rows of one height, of which only those near the window are in the page. `row(item)` fills a list item. */
 export function Rows({ items, height, row, label }) {
   const list = useRef(), [range, setRange] = useState([0, 30]);

@@ -2,7 +2,7 @@
 import { useState } from "./vendor/hooks.js";
 import { hasEnded, hasFailed, inOrder, isInTrouble, nodeName, reasonOf, stackOf } from "./cluster.js";
 import * as changes from "./changes.js";
-import { Badge, Keep, Modal, Rows, Spark, ago, bytes, colour, cpus, html, image, plural } from "./parts.js";
+import { Badge, Keep, Modal, Rows, Spark, ago, bytes, colour, cpus, html, image, plural, useFilling } from "./parts.js";
 
 const TILES = 60, TASK_PX = 58, EVENT_PX = 52;
 const KINDS = { all: () => true, live: (t) => !hasEnded(t), trouble: isInTrouble, ended: hasEnded };
@@ -13,16 +13,19 @@ const Tiles = ({ cluster, tasks, open }) => html`<ul class="tiles">${tasks.slice
     class=${"tile " + colour(t.Status.State)} title=${`${cluster.taskName(t)}: ${t.Status.State}`} onClick=${() => open(t)}>${cluster.taskName(t)}</button></li>`)}
   ${tasks.length > TILES && html`<li class="dim">and ${tasks.length - TILES} more</li>`}</ul>`;
 
-function Charts({ node, usage }) {
+const NOT_TOLD_YET = { now: null, points: [] };
+
+/** As high before the figures have come as with them: nothing moves when they do. */
+function Charts({ node, usage = NOT_TOLD_YET }) {
   const all = (node.Description && node.Description.Resources) || {}, name = nodeName(node);
-  if (!usage || !usage.now) return html`<p class="dim">Use: not known yet</p>`;
+  if (!usage.now && usage !== NOT_TOLD_YET) return html`<p class="dim">Use: not known yet</p>`;
   const { now, points } = usage, cores = all.NanoCPUs ? `/${all.NanoCPUs / 1e9}` : "";
-  const cpu = `${(now.NanoCPUs / 1e9).toFixed(2)}${cores}`, memory = `${(now.MemoryBytes / 2 ** 30).toFixed(1)}/${bytes(all.MemoryBytes || 0)}`;
+  const cpu = `${now ? (now.NanoCPUs / 1e9).toFixed(2) : "–"}${cores}`, memory = `${now ? (now.MemoryBytes / 2 ** 30).toFixed(1) : "–"}/${bytes(all.MemoryBytes || 0)}`;
   const minutes = points.length > 1 ? Math.max(1, Math.round((points[points.length - 1].Time - points[0].Time) / 60)) : 0;
   return html`<div class="charts">
-    <figure><figcaption>CPU <b>${cpu}</b> <span class="own">containers ${(now.Containers.NanoCPUs / 1e9).toFixed(2)}</span></figcaption>
+    <figure><figcaption>CPU <b>${cpu}</b> <span class="own">containers ${now ? (now.Containers.NanoCPUs / 1e9).toFixed(2) : "–"}</span></figcaption>
       <${Spark} points=${points} all=${(p) => p.NanoCPUs} own=${(p) => p.Containers.NanoCPUs} most=${all.NanoCPUs} label=${`CPU of ${name}, ${minutes} minutes, now ${cpu}`} /></figure>
-    <figure><figcaption>Memory <b>${memory}</b> <span class="own">containers ${bytes(now.Containers.MemoryBytes)}</span></figcaption>
+    <figure><figcaption>Memory <b>${memory}</b> <span class="own">containers ${now ? bytes(now.Containers.MemoryBytes) : "–"}</span></figcaption>
       <${Spark} points=${points} all=${(p) => p.MemoryBytes} own=${(p) => p.Containers.MemoryBytes} most=${all.MemoryBytes} label=${`Memory of ${name}, ${minutes} minutes, now ${memory}`} /></figure></div>`;
 }
 
@@ -36,11 +39,14 @@ function NodeHead({ cluster, node }) {
 }
 
 function NodeTasks({ cluster, node, act, open }) {
-  const tasks = liveTasks(cluster, node.ID).sort((a, b) => inOrder(cluster.taskName(a), cluster.taskName(b)));
+  const named = liveTasks(cluster, node.ID).map((task) => [cluster.taskName(task), task]);
+  const tasks = named.sort(([a], [b]) => inOrder(a, b)).map(([, task]) => task);
   const button = (to, label) => html`<button onClick=${() => act(changes.setAvailability(node, to, tasks.length))}>${label}</button>`;
   return html`<${Tiles} cluster=${cluster} tasks=${tasks} open=${open} />
     ${act && html`<p class="actions">${node.Spec.Availability === "active" ? html`${button("drain", "Drain")}${button("pause", "Pause")}` : button("active", "Activate")}</p>`}`;
 }
+
+const NodePlace = ({ node }) => html`<section class="card node" key=${node.ID} aria-label=${"node " + nodeName(node)}><h2>${nodeName(node)}</h2></section>`;
 
 /** Tasks and figures change at times of their own: each part is drawn for its own changes. */
 const NodeCard = ({ cluster, node, act, open }) => html`<section class="card node" key=${node.ID} aria-label=${"node " + nodeName(node)}>
@@ -51,12 +57,13 @@ const NodeCard = ({ cluster, node, act, open }) => html`<section class="card nod
 export function ClusterView({ cluster, act, open }) {
   const waiting = [...cluster.tasksOf(cluster.byNode, "").values()].filter((t) => !hasEnded(t));
   const reasons = [...new Set(waiting.map((t) => t.Status.Err || t.Status.Message).filter(Boolean))];
-  const nodes = cluster.sortedNodes(), up = nodes.filter((n) => n.Status.State === "ready").length;
+  const nodes = cluster.sortedNodes(), filled = useFilling(nodes.length), up = nodes.filter((n) => n.Status.State === "ready").length;
   return html`<${Keep} deps=${[cluster.tasksVersion, cluster.namesVersion, nodes.length, up]} of=${() => html`<${Summary} cluster=${cluster} nodes=${nodes.length} up=${up} open=${open} />`} />
     ${waiting.length > 0 && html`<section class="card warn" aria-label="waiting"><h2>Waiting for a node</h2><${Tiles} cluster=${cluster} tasks=${waiting} open=${open} />
       ${reasons.slice(0, 3).map((reason) => html`<p key=${reason}>${reason}</p>`)}</section>`}
+    ${!cluster.services.size && !cluster.tasks.size && html`<p>Nothing runs here yet: create a service under <a href="#services">Services</a>, or with <code>fleet service create</code>.</p>`}
     ${cluster.usageFault && html`<p class="dim">Use of resources is not known: ${cluster.usageFault}</p>`}
-    <div class="grid">${nodes.map((n) => NodeCard({ cluster, node: n, act, open }))}</div>`;
+    <div class="grid">${nodes.map((n, i) => (i < filled ? NodeCard({ cluster, node: n, act, open }) : NodePlace({ node: n })))}</div>`;
 }
 
 function Summary({ cluster, nodes, up, open }) {
@@ -66,7 +73,7 @@ function Summary({ cluster, nodes, up, open }) {
     if (task.Status.State === "running") running += 1;
     if (isInTrouble(task)) trouble.push(task);
   }
-  return html`<p class="summary"><b>${up}/${nodes}</b> nodes ready · <b>${cluster.services.size}</b> services · <b>${running}</b> tasks run
+  return html`<p class="summary"><b>${up}/${nodes}</b> nodes ready · <b>${cluster.services.size}</b> ${cluster.services.size === 1 ? "service" : "services"} · <b>${running}</b> ${running === 1 ? "task runs" : "tasks run"}
     ${trouble.length > 0 && html` · <button class="link bad" onClick=${() => open("trouble")}>${trouble.length} in trouble</button>`}</p>`;
 }
 
@@ -109,7 +116,8 @@ function ServiceCard({ cluster, service, act, show, go }) {
 }
 
 export function Services({ cluster, services, act, show }) {
-  return html`<div class="grid">${services.map((s) => html`<${Keep} key=${s.ID} deps=${[cluster.versionOf(s.ID), cluster.usageVersion, act]} of=${() => html`<${ServiceCard}
+  const filled = useFilling(services.length);
+  return html`<div class="grid">${services.slice(0, filled).map((s) => html`<${Keep} key=${s.ID} deps=${[cluster.versionOf(s.ID), cluster.usageVersion, act]} of=${() => html`<${ServiceCard}
     cluster=${cluster} service=${s} act=${act} show=${show} go=${() => { location.hash = "#services/" + encodeURIComponent(s.ID); }} />`} />`)}</div>`;
 }
 
