@@ -196,7 +196,7 @@ class Relay:
             whole = ways[0].done() and ways[0].exception() is None
             ways[0].cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-        if whole or is_endless:
+        if whole or (is_endless and self._ending.is_set()):  # else the connection ends without the end of the answer
             with contextlib.suppress(OSError):
                 await send({"type": "http.response.body", "body": b""})
 

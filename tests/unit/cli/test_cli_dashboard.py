@@ -225,10 +225,13 @@ def test_a_stream_comes_through_as_it_is_written_and_ends_with_the_browser() -> 
     _served(use, daemon=daemon)
 
 
-def test_an_answer_that_breaks_off_is_not_passed_on_as_a_whole_one() -> None:
+@pytest.mark.parametrize(
+    "half", [b"Content-Length: 100\r\n\r\nhalf", b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"]
+)
+def test_an_answer_that_breaks_off_is_not_passed_on_as_a_whole_one(half: bytes) -> None:
     async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + half)
         writer.close()
 
     async def use(client: httpx.AsyncClient) -> None:
