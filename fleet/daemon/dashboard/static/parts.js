@@ -32,16 +32,17 @@ export class Keep extends Component {
   }
 }
 
-const idle = window.requestIdleCallback || ((work) => setTimeout(work, 50)), notIdle = window.cancelIdleCallback || clearTimeout;
-const CARD_PX = [312, 250], FILLED_AT_ONCE = 32;
+const CARD_PX = [312, 250], FILLED_AT_ONCE = 48;
+const idle = window.requestIdleCallback || setTimeout;
 
-/** How many of `count` cards are drawn: as many as fit into the window at once, the others while the browser has nothing else to do. */
+/** How many of `count` cards are drawn: as many as fit into the window at once, the others when those are painted and the browser has nothing else to do. */
 export function useFilling(count) {
   const [filled, fill] = useState(() => Math.max(1, Math.floor(Math.min(innerWidth, 1400) / CARD_PX[0])) * Math.ceil(innerHeight / CARD_PX[1]));
   useEffect(() => {
     if (filled >= count) return undefined;
-    const due = idle(() => fill(filled + Math.min(filled, FILLED_AT_ONCE)), { timeout: 200 });
-    return () => notIdle(due);
+    let over = false;
+    requestAnimationFrame(() => setTimeout(() => idle(() => { if (!over) fill(filled + FILLED_AT_ONCE); })));
+    return () => { over = true; };
   }, [filled, filled >= count]);
   return filled;
 }
