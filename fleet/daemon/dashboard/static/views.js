@@ -13,19 +13,17 @@ const Tiles = ({ cluster, tasks, open }) => html`<ul class="tiles">${tasks.slice
     class=${"tile " + colour(t.Status.State)} title=${`${cluster.taskName(t)}: ${t.Status.State}`} onClick=${() => open(t)}>${cluster.taskName(t)}</button></li>`)}
   ${tasks.length > TILES && html`<li class="dim">and ${tasks.length - TILES} more</li>`}</ul>`;
 
-const NOT_TOLD_YET = { now: null, points: [] };
-
-/** As high before the figures have come as with them: nothing moves when they do. */
-function Charts({ node, usage = NOT_TOLD_YET }) {
+function Charts({ node, usage }) {
   const all = (node.Description && node.Description.Resources) || {}, name = nodeName(node);
-  if (!usage.now && usage !== NOT_TOLD_YET) return html`<p class="dim">Use: not known yet</p>`;
+  if (!usage) return html`<div class="charts awaited"></div>`; // as high as with the figures: nothing moves when they come
+  if (!usage.now) return html`<p class="dim">Use: not known yet</p>`;
   const { now, points } = usage, cores = all.NanoCPUs ? `/${all.NanoCPUs / 1e9}` : "";
-  const cpu = `${now ? (now.NanoCPUs / 1e9).toFixed(2) : "–"}${cores}`, memory = `${now ? (now.MemoryBytes / 2 ** 30).toFixed(1) : "–"}/${bytes(all.MemoryBytes || 0)}`;
+  const cpu = `${(now.NanoCPUs / 1e9).toFixed(2)}${cores}`, memory = `${(now.MemoryBytes / 2 ** 30).toFixed(1)}/${bytes(all.MemoryBytes || 0)}`;
   const minutes = points.length > 1 ? Math.max(1, Math.round((points[points.length - 1].Time - points[0].Time) / 60)) : 0;
   return html`<div class="charts">
-    <figure><figcaption>CPU <b>${cpu}</b> <span class="own">containers ${now ? (now.Containers.NanoCPUs / 1e9).toFixed(2) : "–"}</span></figcaption>
+    <figure><figcaption>CPU <b>${cpu}</b> <span class="own">containers ${(now.Containers.NanoCPUs / 1e9).toFixed(2)}</span></figcaption>
       <${Spark} points=${points} all=${(p) => p.NanoCPUs} own=${(p) => p.Containers.NanoCPUs} most=${all.NanoCPUs} label=${`CPU of ${name}, ${minutes} minutes, now ${cpu}`} /></figure>
-    <figure><figcaption>Memory <b>${memory}</b> <span class="own">containers ${now ? bytes(now.Containers.MemoryBytes) : "–"}</span></figcaption>
+    <figure><figcaption>Memory <b>${memory}</b> <span class="own">containers ${bytes(now.Containers.MemoryBytes)}</span></figcaption>
       <${Spark} points=${points} all=${(p) => p.MemoryBytes} own=${(p) => p.Containers.MemoryBytes} most=${all.MemoryBytes} label=${`Memory of ${name}, ${minutes} minutes, now ${memory}`} /></figure></div>`;
 }
 
