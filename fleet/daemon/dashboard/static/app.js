@@ -134,7 +134,7 @@ function App() {
     return () => stop.abort();
   }, [wantsEvents]);
   useKeys(focusFilter, () => setDialog({ help: true }));
-  if (signedOut) return html`<header><h1>fleet</h1></header><main><${SignIn} done=${look} refusal=${signedOut.refusal} /></main>`;
+  if (signedOut) return html`<header><h1>fleet</h1></header><main><${SignIn} key=${signedOut.refusal} done=${look} refusal=${signedOut.refusal} /></main>`;
   const who = (host && host.who) || {};
   const act = who.Role === "viewer" ? null : ask.current, rule = who.Role === "admin" ? ask.current : null;
   const shared = { cluster, show, open: open.current };
