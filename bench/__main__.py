@@ -9,6 +9,12 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final
+
+GROUPS: Final = {
+    "runtime": ("container_start", "container_memory", "logs", "images", "build"),
+}
+"""Names that stand for several, one after the other."""
 
 
 def benchmarks() -> dict[str, str]:
@@ -34,14 +40,18 @@ def main(arguments: list[str]) -> int:
     if options.list:
         for name, line in known.items():
             print(f"{name:20} {line}")
+        for name, members in GROUPS.items():
+            print(f"{name:20} One after the other: {', '.join(members)}.")
         return 0
-    if unknown := [name for name in options.names if name not in known]:
-        print(f"bench: there is no {', '.join(unknown)}; there is {', '.join(known)}", file=sys.stderr)
+    if unknown := [name for name in options.names if name not in known and name not in GROUPS]:
+        there = ", ".join((*known, *GROUPS))
+        print(f"bench: there is no {', '.join(unknown)}; there is {there}", file=sys.stderr)
         return 2
+    names = [member for name in options.names for member in GROUPS.get(name, (name,))]
     numbers: dict[str, object] = {}
     failed = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.names or known:
+        for name in names or known:
             print(f"\n== {name}: {known[name]}\n", flush=True)
             own = Path(folder, f"{name}.json")
             try:
