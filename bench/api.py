@@ -39,7 +39,7 @@ WATCHERS: Final = 1_000
 EVENTS: Final = 10
 COMMANDS: Final = 10
 STACK: Final = 100
-STACK_RUNS: Final = 2
+STACK_RUNS: Final = 1
 NOWHERE: Final = "node.labels.bench==nowhere"
 _DAEMONS: Final = frozenset({"fleetd", "dockerd"})
 _TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
@@ -180,6 +180,7 @@ def deploy_stack(cluster: Cluster, *, services: int) -> tuple[dict[str, list[flo
         raise RuntimeError(f"{cluster.name}: deploying an unchanged stack replaced tasks")
     written = sum(stack_versions(cluster, name)[id_] != version for id_, version in versions.items())
     cluster.run("stack", "rm", name)
+    connect_anew([cluster])
     cluster.wait(lambda: cluster.containers() <= others, what="the stack's containers gone", poll_s=0.2)
     row = f"stack of {services}"
     return {
@@ -187,6 +188,14 @@ def deploy_stack(cluster: Cluster, *, services: int) -> tuple[dict[str, list[flo
         f"{row}: deployed to converged": [spent],
         f"{row}: deployed again": [again],
     }, written
+
+
+def connect_anew(made: Sequence[Cluster]) -> None:
+    """Daemons close connections that idled while the other cluster was measured."""
+    for cluster in made:
+        for client in cluster.clients.values():
+            client.close()
+        cluster.clients.clear()
 
 
 def stack_versions(cluster: Cluster, name: str) -> dict[str, int]:
@@ -243,13 +252,17 @@ def run(
         names = [cluster.name for cluster in made]
         for _ in range(STACK_RUNS if stack else 0):
             for cluster in made:
+                connect_anew(made)
                 found, written[cluster.name] = deploy_stack(cluster, services=stack)
                 note(cluster, found)
         for cluster in made:
+            connect_anew(made)
             note(cluster, fan_out(cluster, watchers=WATCHERS, events=EVENTS))
         for size in sizes:
             for cluster in made:
+                connect_anew(made)
                 pending_tasks(cluster, size)
+            connect_anew(made)
             background.append(busy_percent())
             answers |= measure_answers(made, size, rounds=rounds, seconds=seconds)
         for cluster in made:

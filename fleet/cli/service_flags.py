@@ -347,7 +347,7 @@ LABEL_FLAGS: Final[tuple[LabelFlag, ...]] = (
     LabelFlag(name="autoscale-query-target", label="fleet.autoscale.query-target", metavar="NUMBER",
               help="How much of the query's number one task should have."),
     LabelFlag(name="autoscale-prometheus", label="fleet.autoscale.prometheus", metavar="URL",
-              help="Prometheus that managers ask, such as http://10.0.0.5:9090."),
+              help="Prometheus that managers ask: a published port, or see swarm update --prometheus-allow."),
     LabelFlag(name="autoscale-up-window", label="fleet.autoscale.up-window", metavar="DURATION",
               help="How long more must be needed before tasks are added (default 0s)."),
     LabelFlag(name="autoscale-down-window", label="fleet.autoscale.down-window", metavar="DURATION",

@@ -127,7 +127,11 @@ def _settings(spec: Json, flags: Json) -> Json:
     raft = {"SnapshotInterval": flags["snapshot_interval"], "KeepOldSnapshots": flags["max_snapshots"]}
     if given := {key: value for key, value in raft.items() if value is not None}:
         spec["Raft"] = {**(spec.get("Raft") or {}), **given}
-    labels = {"fleet.rebalance": flags.get("rebalance"), "fleet.placement.strategy": flags.get("placement_strategy")}
+    labels = {
+        "fleet.rebalance": flags.get("rebalance"),
+        "fleet.placement.strategy": flags.get("placement_strategy"),
+        "fleet.autoscale.prometheus-allow": flags.get("prometheus_allow"),
+    }
     quotas = dict(_quota(text) for text in flags.get("quota") or ())
     for name in flags.get("quota_rm") or ():
         if f"{QUOTA_PREFIX}{name}" not in (spec.get("Labels") or {}):
@@ -136,7 +140,7 @@ def _settings(spec: Json, flags: Json) -> Json:
     if quotas:
         kept = {**(spec.get("Labels") or {}), **quotas}
         spec["Labels"] = {label: text for label, text in kept.items() if text or not label.startswith(QUOTA_PREFIX)}
-    if named := {label: word for label, word in labels.items() if word}:
+    if named := {label: word for label, word in labels.items() if word is not None}:
         spec["Labels"] = {**(spec.get("Labels") or {}), **named}
     if flags["autolock"] is not None:
         spec["EncryptionConfig"] = {"AutoLockManagers": flags["autolock"]}
@@ -224,6 +228,11 @@ def leave(app: App, *, force: bool) -> None:
     multiple=True,
     metavar="stack=NAME|label=KEY=VALUE:LIMITS",
     help="How much its tasks may take together, such as stack=shop:cpu=4,memory=8G,tasks=50.",
+)
+@click.option(
+    "--prometheus-allow",
+    metavar="HOST[,HOST...]",
+    help="Addresses, networks and names that services may be scaled by, beside published ports; empty: none.",
 )
 @click.option("--quota-rm", multiple=True, metavar="stack=NAME|label=KEY=VALUE", help="Remove a quota.")
 @click.option(

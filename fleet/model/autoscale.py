@@ -7,7 +7,7 @@ do, so that any client and any Compose file can give one and ``docker service in
     fleet.autoscale.memory        80           percent of its memory limit, else of its reservation; without page cache
     fleet.autoscale.query         sum(waiting)      of Prometheus: one number for the whole service
     fleet.autoscale.query-target  20           what of that number one task should have
-    fleet.autoscale.prometheus    http://10.0.0.5:9090     as the managers reach it
+    fleet.autoscale.prometheus    http://10.0.0.5:9090     as the managers reach it; which may be asked: ``prometheus_access``
     fleet.autoscale.up-window     0s           how long more must have been needed before tasks are added
     fleet.autoscale.down-window   5m           how long fewer must have been enough before tasks are taken away
     fleet.autoscale.up-step       4,100%       most that one decision adds: tasks, percent of them, or the greater of both
@@ -22,6 +22,7 @@ do no more: 70 is then always a target that can be reached. Names and defaults f
 from __future__ import annotations
 
 import functools
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fleet import errors
+from fleet.model.prometheus_access import explain_never
 from fleet.model.service import ReplicatedMode, ServiceMode, ServiceSpec
 
 __all__ = [
@@ -144,6 +146,8 @@ def check_autoscale(spec: ServiceSpec) -> None:
             f"service {spec.name} has labels {PREFIX}* and is {spec.mode_name}; only replicated services are scaled: "
             "use mode replicated, or take the labels away"
         )
+    if policy.query is not None and (never := _never_asked(policy.query.prometheus)):
+        raise errors.UserError(f"label {PREFIX}prometheus: {policy.query.prometheus} is {never}: it is never asked")
     limits = spec.task_template.resources.limits
     if policy.cpu_percent is not None and policy.cpu_percent > 100 and limits.nano_cpus:
         raise errors.UserError(
@@ -155,6 +159,14 @@ def check_autoscale(spec: ServiceSpec) -> None:
             f"label {PREFIX}memory is a percentage of the memory limit, and service {spec.name} has none; "
             "give it one (--limit-memory, or deploy.resources.limits.memory)"
         )
+
+
+def _never_asked(prometheus: str) -> str:
+    """Of an address in figures; what a name leads to is judged when it is asked."""
+    try:
+        return explain_never(ipaddress.ip_address(urlsplit(prometheus).hostname or ""))
+    except ValueError:
+        return ""
 
 
 def cpu_basis(spec: ServiceSpec) -> int:

@@ -103,9 +103,11 @@ def test_more_workers_do_more_and_end_with_their_piece_done(lab: TestLab) -> Non
 
 
 def test_the_number_of_workers_follows_the_queue(lab: TestLab) -> None:
+    host = lab.address("w1")
+
     def deploy_both(**variables: str) -> str:
         files = [f"-ccompose-examples/queue/{name}.yml" for name in ("stack", "autoscale")]
-        variables = {"DOWN_WINDOW": "10s", **variables}
+        variables = {"DOWN_WINDOW": "10s", "PROMETHEUS_HOST": host, **variables}
         return lab.fleet("stack", "deploy", *files, "line", env=variables, timeout_s=180).stdout
 
     def workers() -> int:
@@ -116,7 +118,7 @@ def test_the_number_of_workers_follows_the_queue(lab: TestLab) -> None:
     lab.wait_until(lambda: workers() >= 4, 120, what="more workers")
     lab.wait_until(lambda: len(lab.tasks("line_worker")) >= 4, 60, what="they run")
     explained = lab.fleet("service", "explain", "line_worker").stdout
-    assert "50 a task of 'sum(queue_waiting)' from http://127.0.0.1:9091" in explained
+    assert f"50 a task of 'sum(queue_waiting)' from http://{host}:9091" in explained
     assert "the query gives " in explained
     many = workers()
     assert "Keeping service line_worker (unchanged)" in deploy_both()
@@ -130,7 +132,7 @@ def test_the_number_of_workers_follows_the_queue(lab: TestLab) -> None:
     def held() -> str:
         return str((lab.get("/services/line_worker").get("Autoscale") or {}).get("Held") or "")
 
-    lab.wait_until(lambda: "Prometheus at http://127.0.0.1:9091 " in held(), 90, what="it is said that nobody answers")
+    lab.wait_until(lambda: f"Prometheus at http://{host}:9091 " in held(), 90, what="it is said that nobody answers")
     time.sleep(12)
     assert workers() == 3, "nothing is taken away on missing figures"
     lab.fleet("stack", "rm", "line")

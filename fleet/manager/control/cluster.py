@@ -19,6 +19,7 @@ from fleet.manager.signing import Signing
 from fleet.model.cluster import ROOT_AUTHORITY, SEALING_AUTHORITY, Authority, Cluster, SwarmSpec
 from fleet.model.common import SECOND_NS, Version
 from fleet.model.node import NodeRole
+from fleet.model.prometheus_access import parse_allowed
 from fleet.orchestrator.moves import parse_mode
 from fleet.scheduler.quotas import check_quotas
 from fleet.scheduler.wishes import default_strategy
@@ -156,6 +157,7 @@ def _check(before: SwarmSpec, after: SwarmSpec) -> None:
     parse_mode(after.labels)
     default_strategy(after.labels)
     check_quotas(after.labels)
+    parse_allowed(after.labels)
     if after.name != before.name:
         raise errors.UserError(f"the swarm is named {before.name!r}; it cannot be renamed")
     if not -1 <= after.orchestration.task_history_retention_limit <= _HISTORY_MAX:

@@ -7,6 +7,7 @@ history of nothing, and with that nothing is taken away before a whole window ha
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from fleet.manager.figures import ManagerFigures
 from fleet.manager.loops.waiting import changes_until
 from fleet.manager.matching import cluster_quotas
 from fleet.manager.prometheus import query_prometheus
+from fleet.manager.prometheus_targets import PrometheusTargets
 from fleet.manager.usage import TaskLoads
 from fleet.model.autoscale import (
     AutoscalePolicy,
@@ -56,7 +58,7 @@ _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """Windows are measured by the clock that only goes forward; decisions take instants."""
 
 Ask = Callable[[str, str], Awaitable[float]]
-"""(address of a Prometheus, query) -> its number; raises ``UnavailableError``."""
+"""(address of a Prometheus, query) -> its number; raises ``UnavailableError``. One that may be asked, where none is given."""
 
 
 @dataclass(slots=True)
@@ -82,13 +84,13 @@ class AutoscaleLoop:
         clock: Clock,
         *,
         loads: TaskLoads,
-        ask: Ask = query_prometheus,
+        ask: Ask | None = None,
         figures: ManagerFigures | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._loads = loads
-        self._ask = ask
+        self._ask = ask or functools.partial(query_prometheus, explain_refusal=PrometheusTargets(store).explain_refusal)
         self._figures = figures or ManagerFigures()
         self._tracks: dict[ServiceId, _Track] = {}
         self._asking = asyncio.Semaphore(_ASKED_AT_ONCE)

@@ -60,6 +60,15 @@ def test_flags_that_exclude_each_other(fleet: Any, engine: FakeEngine) -> None:
     assert fleet("node", "rebalance", "--cancel").out == "No further tasks will be moved.\n"
 
 
+def test_who_may_be_asked_for_a_number_is_a_label_and_can_be_taken_back(fleet: Any, engine: FakeEngine) -> None:
+    engine.on("GET", "/swarm", {"Version": {"Index": 3}, "Spec": {"Name": "default", "Labels": {"kept": "1"}}})
+    engine.on("POST", "/swarm/update", None)
+    for text in ("10.0.0.5,prometheus.example.org", ""):
+        assert fleet("swarm", "update", "--prometheus-allow", text).out == "Swarm updated.\n"
+        call = engine.sent("POST", "/swarm/update")[-1]
+        assert call.body["Labels"] == {"kept": "1", "fleet.autoscale.prometheus-allow": text}
+
+
 def test_swarm_update_writes_labels_and_keeps_others(fleet: Any, engine: FakeEngine) -> None:
     engine.on("GET", "/swarm", {"Version": {"Index": 3}, "Spec": {"Name": "default", "Labels": {"a": "b"}}})
     engine.on("POST", "/swarm/update", None)

@@ -437,8 +437,11 @@ def test_a_policy_that_is_none_is_refused_with_its_line(labels: str, sentence: s
 def test_the_examples_policy_is_one() -> None:
     texts = [(EXAMPLES / "queue" / name).read_text() for name in ("stack.yml", "autoscale.yml")]
     files = {f"./{name}": b"x" for name in ("work.py", "prometheus.yml")}
-    worker = next(each for each in deploy(*texts, files=files).services if each.name == "s_worker")
-    assert explain_policy(worker) == "1 to 6 tasks, 50 a task of 'sum(queue_waiting)' from http://127.0.0.1:9091"
+    environment = {"PROMETHEUS_HOST": "10.0.0.1"}
+    worker = next(
+        each for each in deploy(*texts, files=files, environment=environment).services if each.name == "s_worker"
+    )
+    assert explain_policy(worker) == "1 to 6 tasks, 50 a task of 'sum(queue_waiting)' from http://10.0.0.1:9091"
 
 
 def test_a_port_that_shows_its_clients_is_a_label_of_the_service() -> None:

@@ -18,6 +18,11 @@ def answer(kind: str, result: Any) -> bytes:
     return json.dumps({"status": "success", "data": {"resultType": kind, "result": result}}).encode()
 
 
+def anything(_host: str, _address: object, _port: int) -> str:
+    """Whoever asks may."""
+    return ""
+
+
 def test_a_scalar_and_a_vector_of_one_are_numbers() -> None:
     assert value_in(answer("scalar", [1.5, "42"]), status=200) == 42
     assert value_in(answer("vector", [{"metric": {"a": "b"}, "value": [1.5, "0.25"]}]), status=200) == 0.25
@@ -63,7 +68,7 @@ def asked(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitabl
         async with server:
             port = server.sockets[0].getsockname()[1]
             try:
-                return await query_prometheus(f"http://127.0.0.1:{port}/base", query)
+                return await query_prometheus(f"http://127.0.0.1:{port}/base", query, explain_refusal=anything)
             finally:
                 for handler in handlers:
                     handler.cancel()
@@ -110,7 +115,7 @@ def test_one_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPa
 
 def test_one_that_is_not_there_is_named() -> None:
     with pytest.raises(errors.UnavailableError, match=r"Prometheus at http://127\.0\.0\.1:1 cannot be asked"):
-        asyncio.run(query_prometheus("http://127.0.0.1:1", "x"))
+        asyncio.run(query_prometheus("http://127.0.0.1:1", "x", explain_refusal=anything))
 
 
 @pytest.mark.parametrize(
@@ -128,5 +133,68 @@ def test_one_that_is_not_there_is_named() -> None:
 def test_an_address_that_leads_nowhere_is_a_sentence_too(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fleet.manager.prometheus.PATIENCE_S", 1.0)
     with pytest.raises(errors.UnavailableError, match="Prometheus at ") as caught:
-        asyncio.run(query_prometheus(address, "\ud800"))
+        asyncio.run(query_prometheus(address, "\ud800", explain_refusal=anything))
     assert caught.value.retry_after_s == 10
+
+
+def test_the_connection_goes_to_the_address_that_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that leads elsewhere with the second question (DNS rebinding) is asked once, and its answer is what is used."""
+    questions: list[str] = []
+    judged: list[tuple[str, str]] = []
+    heads: list[bytes] = []
+
+    async def body() -> float:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            text = answer("scalar", [1, "7"])
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(text), text))
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        real = asyncio.get_running_loop().getaddrinfo
+
+        async def resolve(host: Any, *args: Any, **kwargs: Any) -> Any:
+            if host != "turns.example":
+                return await real(host, *args, **kwargs)
+            questions.append(host)
+            found = ["127.0.0.3", "127.0.0.1"] if len(questions) == 1 else ["127.0.0.2"]
+            return [(2, 1, 6, "", (each, args[0])) for each in found]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve, raising=False)
+
+        def explain(host: str, address: Any, _port: int) -> str:
+            judged.append((host, str(address)))
+            return "elsewhere" if str(address) == "127.0.0.3" else ""
+
+        async with server:
+            return await query_prometheus(f"http://turns.example:{port}", "x", explain_refusal=explain)
+
+    assert asyncio.run(body()) == 7
+    assert questions == ["turns.example"]
+    assert judged == [("turns.example", "127.0.0.3"), ("turns.example", "127.0.0.1")]
+    assert b"\r\nHost: turns.example:" in heads[0]
+
+
+def test_what_is_refused_is_not_connected_to() -> None:
+    async def serve(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        pytest.fail("it was connected to")
+
+    async def body() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            await query_prometheus(f"http://127.1:{port}", "x", explain_refusal=lambda *said: f"no: {said[1]}")
+
+    with pytest.raises(errors.UnavailableError, match=r"Prometheus at http://127.1:\d+ is not asked: no: 127\.0\.0\.1"):
+        asyncio.run(body())
+
+
+def test_a_redirection_is_not_followed() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    with pytest.raises(errors.UnavailableError, match="it answered 302 and no JSON object"):
+        asked(serve)
