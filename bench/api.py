@@ -85,7 +85,7 @@ def targets(cluster: Cluster) -> dict[str, str]:
 
 
 def measure_answers(made: Sequence[Cluster], size: int, *, rounds: int, seconds: float) -> Answers:
-    """Row -> cluster -> what it took."""
+    """Row -> cluster -> what it took; nothing for one that did not answer with 200, which is told."""
     rows: Answers = {}
     asked = {cluster.name: targets(cluster) for cluster in made}
     busy = {cluster.name: busy_of(cluster) for cluster in made}
@@ -97,9 +97,12 @@ def measure_answers(made: Sequence[Cluster], size: int, *, rounds: int, seconds:
                 for cluster in made:
                     name = cluster.name
                     socket = cluster.lab.socket("m1")
-                    once = functools.partial(load, socket, asked[name][path], connections=connections, busy=busy[name])
-                    found[name].add(once(seconds=seconds))
-            told = ", ".join(f"{name} {one.quantile(0.5) * 1000:.2f} ms" for name, one in found.items())
+                    ask = functools.partial(load, socket, asked[name][path], connections=connections, busy=busy[name])
+                    try:
+                        found[name].add(ask(seconds=seconds))
+                    except RuntimeError as cause:
+                        print(f"  {name}: {cause}", file=sys.stderr, flush=True)
+            told = ", ".join(f"{name} {one.quantile(0.5) * 1000:.2f} ms" for name, one in found.items() if one.seconds)
             print(f"  {row}: {told}", file=sys.stderr, flush=True)
     return rows
 
@@ -212,10 +215,12 @@ def show_answers(rows: Answers, names: Sequence[str]) -> None:
         cells = "".join(
             f"{1000 * one.quantile(0.5):13.2f}{1000 * one.quantile(0.99):9.2f}{one.per_second:8.0f}"
             f"{1000 * one.busy_each_s:8.2f}"
+            if one.seconds
+            else f"{'refused':>13}{'-':>9}{'-':>8}{'-':>8}"
             for one in (found[name] for name in names)
         )
         ratios = ""
-        if len(names) > 1:
+        if len(names) > 1 and all(found[name].seconds for name in names):
             own, peer = found[names[0]], found[names[1]]
             ratios = f"{peer.quantile(0.5) / own.quantile(0.5):11.1f}x"
             ratios += f"{peer.busy_each_s / own.busy_each_s:11.1f}x" if own.busy_each_s else ""
@@ -288,6 +293,7 @@ def run(
                         "answer_bytes": one.answer_bytes,
                     }
                     for name, one in found.items()
+                    if one.seconds
                 }
                 for row, found in answers.items()
             },

@@ -83,17 +83,19 @@ class _Connection:
             if not end:
                 self._head = head
                 return False
-            self._begin(head)
+            self._begin(head, data)
         if self._left is None:
             self._tail = (self._tail + data)[-len(_LAST_CHUNK) :]
             return self._tail == _LAST_CHUNK
         self._left -= len(data)
         return self._left <= 0
 
-    def _begin(self, head: bytes) -> None:
+    def _begin(self, head: bytes, body: bytes) -> None:
         status, *lines = head.split(b"\r\n")
         if status.split(b" ")[1] != b"200":
-            raise RuntimeError(f"GET {self._target}: {status.decode(errors='replace')}")
+            raise RuntimeError(
+                f"GET {self._target}: {status.decode(errors='replace')}: {body.decode(errors='replace')[:200]}"
+            )
         headers = dict(line.lower().split(b":", 1) for line in lines)
         length = headers.get(b"content-length")
         self._left = None if length is None else int(length)

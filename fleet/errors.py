@@ -103,7 +103,7 @@ class UnavailableError(FleetError):
 
 
 class RateLimitedError(UnavailableError):
-    """Asked too often, with the wrong credentials; again after ``retry_after_s``."""
+    """Asked too often, or with the wrong credentials; again after ``retry_after_s``."""
 
     http_status = 429
 

@@ -38,7 +38,7 @@ class EngineError(errors.FleetError):
         self.status = status
         self.http_status = status
         self.exit_code = 1
-        self.transient = status in (503, 507)
+        self.transient = status in (429, 503, 507)
 
 
 class _UnixConnection(http.client.HTTPConnection):

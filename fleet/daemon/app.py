@@ -15,6 +15,7 @@ from fleet.builder.http import build_routes
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
 from fleet.daemon.access import AccessGate, Authenticator
+from fleet.daemon.access.limits import RequestLimits
 from fleet.daemon.access.objects import Objects
 from fleet.daemon.audit import Audit
 from fleet.daemon.config import DaemonConfig
@@ -66,6 +67,7 @@ def engine_app(
         has_control=lambda: membership.has_control,
         known=membership.known_users,
         clock=clock,
+        note=requests.limited.inc,
     )
     app = api_routes(
         authenticator=authenticator,
@@ -94,7 +96,9 @@ def engine_app(
         engine=engine,
         remote=remote,
     )
-    gate = AccessGate(StaleState(remote, membership.majority), authenticator=authenticator, objects=objects)
+    limits = RequestLimits(clock, client=config.client_rate, address=config.address_rate, note=requests.limited.inc)
+    stale = StaleState(remote, membership.majority)
+    gate = AccessGate(stale, authenticator=authenticator, objects=objects, limits=limits)
     return VersionPrefix(Audit(requests.around(gate)))
 
 

@@ -29,7 +29,8 @@ __all__ = ["Audit"]
 log = get_logger("api")
 
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_REFUSALS: Final = frozenset({401, 403, 429})
+_TOO_MANY: Final = 429
+_REFUSALS: Final = frozenset({401, 403, _TOO_MANY})
 _ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _HEADER: Final = b"x-request-id"
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -37,13 +38,13 @@ _PATH_MAX: Final = 200
 
 
 class Audit:
-    """ASGI middleware. ``write`` takes a phrase and fields, as a logger does. Refusals of strangers are told so often for each
-    address and no more, so that nobody fills the log who cannot even get in; ``unsaid`` is how many were left out."""
+    """ASGI middleware. ``write`` takes a phrase and fields, as a logger does. Refusals of strangers and of who asks too often are
+    told so often for each address and no more, so that nobody fills the log; ``unsaid`` is how many were left out."""
 
     def __init__(self, app: Any, *, write: Callable[..., None] = log.info, clock: Clock | None = None) -> None:
         self._app = app
         self._write = write
-        self._strangers = FailureLimit(clock or SystemClock())
+        self._often = FailureLimit(clock or SystemClock())
         self._unsaid = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -75,7 +76,8 @@ class Audit:
         if scope["method"] in _READS and not is_refused:
             return
         principal: Principal | None = scope.get(PRINCIPAL)
-        if is_refused and principal is None and self._strangers.note(source_of(scope)):
+        is_often = principal is None or code == _TOO_MANY
+        if is_refused and is_often and self._often.note(source_of(scope)):
             self._unsaid += 1
             return
         unsaid, self._unsaid = self._unsaid, 0

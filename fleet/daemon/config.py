@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fleet import __version__, errors
 from fleet.daemon.addresses import split_address
 from fleet.daemon.dashboard.pages import DashboardMode
+from fleet.daemon.rates import Rate, parse_rate
 from fleet.images.registry import RegistryOptions, parse_mirrors
 from fleet.traces import check_endpoint
 
@@ -39,6 +40,8 @@ class DaemonConfig(BaseModel):
     data_root: Path = Path("/var/lib/fleet")
     exec_root: Path = Path("/run/fleet")
     hosts: tuple[str, ...] = (DEFAULT_SOCKET,)
+    api_rate_client: str = "200:2000"
+    api_rate_address: str = "1000:10000"
     metrics_addr: str = ""
     otlp_endpoint: str = ""
     group: str = ""
@@ -82,6 +85,16 @@ class DaemonConfig(BaseModel):
         except errors.UserError as cause:
             raise ValueError(str(cause)) from cause
 
+    @field_validator("api_rate_client", "api_rate_address", mode="before")
+    @classmethod
+    def _known_rate(cls, value: object) -> str:
+        text = str(value)  # a file may have a plain number
+        try:
+            parse_rate(text)
+        except errors.UserError as cause:
+            raise ValueError(str(cause)) from cause
+        return text
+
     @field_validator("metrics_addr")
     @classmethod
     def _known_metrics_addr(cls, text: str) -> str:
@@ -124,6 +137,16 @@ class DaemonConfig(BaseModel):
         return hosts
 
     @property
+    def client_rate(self) -> Rate | None:
+        """How often one client is answered over TCP; None without a limit."""
+        return parse_rate(self.api_rate_client)
+
+    @property
+    def address_rate(self) -> Rate | None:
+        """How often all clients of one address are."""
+        return parse_rate(self.api_rate_address)
+
+    @property
     def registry_options(self) -> RegistryOptions:
         """How this host reaches registries."""
         return RegistryOptions(
@@ -146,6 +169,20 @@ _FLAGS: Final[Sequence[tuple[tuple[str, ...], dict[str, Any]]]] = (
         {"metavar": "DIR", "help": "state of the running host: sockets, namespaces (default /run/fleet)"},
     ),
     (("-H", "--host"), {"dest": "hosts", "action": "append", "metavar": "URL", "help": "listen here (repeatable)"}),
+    (
+        ("--api-rate-client",),
+        {
+            "metavar": "RATE[:BURST]|off",
+            "help": "requests a second, and at once, of one token, user or certificate over TCP (default 200:2000)",
+        },
+    ),
+    (
+        ("--api-rate-address",),
+        {
+            "metavar": "RATE[:BURST]|off",
+            "help": "the same of all clients of one address together (default 1000:10000)",
+        },
+    ),
     (
         ("--metrics-addr",),
         {

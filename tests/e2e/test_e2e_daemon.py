@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from support.certificates import make_pair
 from support.lab import TestLab
@@ -93,6 +95,7 @@ def test_tcp_with_tls_serves_clients_with_a_certificate_and_nobody_else(
     start(
         "-H", url, "--tlsverify", "--tlscacert", str(tmp_path / "ca.pem"),
         "--tlscert", str(tmp_path / "server.pem"), "--tlskey", str(tmp_path / "server-key.pem"),
+        "--api-rate-client", "1:30",
     ).ready()  # fmt: skip
 
     def ask(name: str) -> subprocess.CompletedProcess[str]:
@@ -106,6 +109,14 @@ def test_tcp_with_tls_serves_clients_with_a_certificate_and_nobody_else(
     assert good.stdout.strip() == "fleet", good.stderr
     assert ask("stranger").returncode != 0
     assert docker("-H", url, "version", "--format", "{{.Server}}").returncode != 0
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    context.load_cert_chain(tmp_path / "client.pem", tmp_path / "client-key.pem")
+    with httpx.Client(verify=context, trust_env=False, timeout=30) as client:
+        answers = (client.get(f"https://{address}:23760/version") for _ in range(500))
+        refused = next((answer for answer in answers if answer.status_code != 200), None)
+    assert refused is not None and refused.status_code == 429, "one client is not answered without end"
+    assert refused.json()["message"].startswith("too many requests of certificate client: 1 a second and 30 at once")
+    assert refused.headers["retry-after"] == "1"
 
 
 def test_tcp_without_tls_is_refused_but_on_loopback(start: Start) -> None:

@@ -19,6 +19,7 @@ from fleet.api.http import install_error_handlers
 from fleet.clock import SystemClock
 from fleet.containers import ContainerConfig
 from fleet.daemon.access import AccessGate, Authenticator
+from fleet.daemon.access.limits import RequestLimits
 from fleet.daemon.access.objects import Objects
 from fleet.daemon.audit import Audit
 from fleet.daemon.http.access import access_routes
@@ -116,7 +117,8 @@ class Gated:
 
 
 @asynccontextmanager
-async def gated() -> AsyncIterator[Gated]:
+async def gated(limits: RequestLimits | None = None) -> AsyncIterator[Gated]:
+    """Without limits unless given."""
     engine = MemoryEngine()
     await engine.start()
     store = await Store.open(engine)
@@ -171,7 +173,9 @@ async def gated() -> AsyncIterator[Gated]:
             case _:
                 return {"path": f"/{path}"}
 
-    gate = AccessGate(noted, authenticator=authenticator, objects=objects)
+    gate = AccessGate(
+        noted, authenticator=authenticator, objects=objects, limits=limits or RequestLimits(SystemClock())
+    )
     world.app = Audit(gate, write=lambda event, **fields: world.told.append({"event": event, **fields}))
     try:
         async with asyncio.timeout(60):

@@ -94,7 +94,7 @@ def test_requests_are_counted_by_pattern_and_never_by_what_a_client_makes_up() -
 
     for app, scope in ((known, {}), (unknown, {"method": "BREW"}), (taken_over, {"method": "POST"})):
         _request(figures, app, **scope)
-    total, latency = figures.families()
+    total, latency, _ = figures.families()
     assert {tuple(value for _, value in sample.labels): sample.value for sample in total.samples} == {
         ("/services/{name}", "GET", "200"): 1,
         ("other", "other", "404"): 1,

@@ -26,14 +26,14 @@ from typing import Any, Final
 from fleet import errors
 from fleet.clock import Clock
 from fleet.daemon.access.limits import FailureLimit, source_of
-from fleet.daemon.access.principal import LOCAL, Principal, principal_of
+from fleet.daemon.access.principal import LOCAL, Principal, names_in, principal_of
 from fleet.daemon.access.sessions import Sessions, cookie_of, key_of
 from fleet.daemon.listeners import TLS_EXTENSION, is_tls, is_unix
 from fleet.manager.control import ControlApi
 from fleet.model.access import Token
 from fleet.model.ids import TokenId
 
-__all__ = ["HOW_TO", "Authenticator", "names_in"]
+__all__ = ["HOW_TO", "Authenticator"]
 
 HOW_TO: Final = (
     "authentication required: show a token (fleet: FLEET_TOKEN_FILE or --token-file; docker: HttpHeaders with "
@@ -48,7 +48,7 @@ _IN_THE_CLEAR: Final = (
 
 class Authenticator:
     """``control`` gives the control API or raises ``UnavailableError``; ``has_control`` whether it does; ``known`` are the names
-    of users as this host was last told."""
+    of users as this host was last told; ``note`` counts failed authentications that were not even answered."""
 
     def __init__(
         self,
@@ -57,7 +57,9 @@ class Authenticator:
         has_control: Callable[[], bool],
         known: Callable[[], Container[str]],
         clock: Clock,
+        note: Callable[[str], None] = lambda _limit: None,
     ) -> None:
+        self._note_limited = note
         self._sessions = Sessions(clock)
         self._limit = FailureLimit(clock)
         self._control = control
@@ -91,8 +93,11 @@ class Authenticator:
         except errors.UnauthorizedError as refusal:
             wait_s = self._limit.note(source_of(scope))
             if wait_s:
+                self._note_limited("authentication")
                 raise errors.RateLimitedError(
-                    "too many failed authentications from this address", retry_after_s=wait_s
+                    "too many failed authentications from this address: look at the token or certificate, and try again in "
+                    f"{max(1, round(wait_s))} s; right ones are not held up",
+                    retry_after_s=wait_s,
                 ) from refusal
             raise
 
@@ -162,12 +167,6 @@ class Authenticator:
                     f"the certificate is of user {name}, and what that user may do is known to managers only: ask one"
                 )
         return LOCAL
-
-
-def names_in(certificate: Any) -> tuple[str, ...]:
-    """Common names of a certificate as ``getpeercert`` gives it; there is one as a rule."""
-    subject = (certificate or {}).get("subject", ())
-    return tuple(value for part in subject for key, value in part if key == "commonName")
 
 
 def _bearer(scope: Any) -> str | None:

@@ -1,8 +1,8 @@
 """The gate in front of the engine API: who asks, what the route needs, and how far the grant reaches.
 
-Order of a request: authentication, the table's row, the role, then - for a grant with a scope, or without host access - the
-object in the path and the body. An object in the path is replaced by its full id before the route sees it, so that a name cannot
-come to mean another one between the look and the deed. An admin passes after the first step.
+Order of a request: authentication, how often this one asks (``limits``), the table's row, the role, then - for a grant with a
+scope, or without host access - the object in the path and the body. An object in the path is replaced by its full id before the
+route sees it, so that a name cannot come to mean another one between the look and the deed. An admin passes after the second.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fleet.api.http import problem, read_body
 from fleet.daemon.access.answers import ThinnedAnswer, thinner_for
 from fleet.daemon.access.authenticate import HOW_TO, Authenticator
 from fleet.daemon.access.bodies import Bodies, needs_body
+from fleet.daemon.access.limits import RequestLimits
 from fleet.daemon.access.objects import Found, Objects
 from fleet.daemon.access.principal import PRINCIPAL, Principal
 from fleet.daemon.access.table import Need, Object, Reach, Row, row_of
@@ -32,8 +33,9 @@ _OTHERS: Final = frozenset({"node", "before", "since"})
 class AccessGate:
     """ASGI middleware."""
 
-    def __init__(self, app: Any, *, authenticator: Authenticator, objects: Objects) -> None:
+    def __init__(self, app: Any, *, authenticator: Authenticator, objects: Objects, limits: RequestLimits) -> None:
         self._app = app
+        self._limits = limits
         self._authenticator = authenticator
         self._objects = objects
         self._bodies = Bodies(objects)
@@ -59,8 +61,9 @@ class AccessGate:
         principal = self._authenticator.identify(scope)
         if principal is not None:
             scope[PRINCIPAL] = principal
-            if principal.is_admin:
-                return principal, None, {}
+        self._limits.take(scope, principal)
+        if principal is not None and principal.is_admin:
+            return principal, None, {}
         found = row_of(scope["method"], scope["path"]) if scope["type"] == "http" else None
         if found is None:
             if principal is None:

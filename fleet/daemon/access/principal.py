@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from fleet.model.access import AccessRole, Scope, User, is_within
 
-__all__ = ["LOCAL", "PRINCIPAL", "USER_HEADER", "Principal", "principal_of"]
+__all__ = ["LOCAL", "PRINCIPAL", "USER_HEADER", "Principal", "names_in", "principal_of"]
 
 PRINCIPAL: Final = "fleet.principal"
 """Where the gate leaves it in a request's scope, for the audit log and the routes."""
@@ -59,3 +59,9 @@ def principal_of(user: User, *, token_id: str = "", is_session: bool = False) ->
         host_access=spec.host_access,
         is_session=is_session,
     )
+
+
+def names_in(certificate: Any) -> tuple[str, ...]:
+    """Common names of a certificate as ``getpeercert`` gives it; there is one as a rule."""
+    subject = (certificate or {}).get("subject", ())
+    return tuple(value for part in subject for key, value in part if key == "commonName")

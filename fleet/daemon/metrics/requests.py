@@ -21,6 +21,10 @@ class RequestFigures:
         self._latency = Histogram(
             "fleet_api_request_seconds", "From a request's head to the first byte of its answer", ("route", "method")
         )
+        self.limited = Counter(
+            "fleet_api_limited_requests_total", "Requests refused with 429, by the limit they were over", ("limit",)
+        )
+        """Limits: ``client``, ``address``, ``authentication``."""
 
     def around(self, app: Any) -> Any:
         """``app``, counted."""
@@ -56,4 +60,4 @@ class RequestFigures:
 
     def families(self) -> list[Family]:
         """As they are now."""
-        return [self._total.family(), self._latency.family()]
+        return [self._total.family(), self._latency.family(), self.limited.family()]

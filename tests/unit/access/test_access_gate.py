@@ -175,7 +175,7 @@ def test_the_limit_refills_and_forgets() -> None:
     assert limit.note("a") > 0
     for number in range(20_000):
         limit.note(str(number))
-    assert len(limit._sources) <= 10_000
+    assert len(limit._keys) <= 10_000
 
 
 def test_a_source_is_an_address_or_its_network() -> None:
