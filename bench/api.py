@@ -42,6 +42,8 @@ STACK: Final = 100
 STACK_RUNS: Final = 1
 NOWHERE: Final = "node.labels.bench==nowhere"
 _DAEMONS: Final = frozenset({"fleetd", "dockerd"})
+_SETTLE_S: Final = 5.0
+"""dockerd begins to listen for a watcher after it has answered it."""
 _TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
 Rows = dict[str, dict[str, list[float]]]
 Answers = dict[str, dict[str, Load]]
@@ -113,6 +115,7 @@ def fan_out(cluster: Cluster, *, watchers: int, events: int) -> dict[str, list[f
     busy, client = busy_of(cluster), cluster.client()
     query = "/events?filters=%7B%22type%22%3A%5B%22config%22%5D%7D"
     with Watchers(cluster.lab.socket("m1"), watchers, target=query) as listening:
+        time.sleep(_SETTLE_S)
         before = busy()
         for _ in range(events):
             name = f"e{secrets.token_hex(6)}"

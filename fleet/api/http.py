@@ -23,6 +23,7 @@ __all__ = [
     "Filters",
     "install_error_handlers",
     "json_response",
+    "mistake",
     "parse_bool",
     "parse_filters",
     "problem",
@@ -121,6 +122,11 @@ def problem(cause: errors.FleetError) -> Response:
     return response
 
 
+def mistake() -> Response:
+    """What is answered in place of a bug."""
+    return json_response({"message": "the daemon made a mistake; its log says which"}, status=500)
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Errors of the tree keep their status; unknown paths answer ``page not found`` as Docker does."""
 
@@ -142,7 +148,7 @@ def install_error_handlers(app: FastAPI) -> None:
         return json_response({"message": "; ".join(faults)}, status=400)
 
     async def bug(_request: Request, _cause: Exception) -> Response:
-        return json_response({"message": "the daemon made a mistake; its log says which"}, status=500)
+        return mistake()
 
     app.add_exception_handler(errors.FleetError, known)
     app.add_exception_handler(Exception, bug)  # which still goes on, to the log

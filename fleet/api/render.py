@@ -45,6 +45,7 @@ __all__ = [
     "service_spec_json",
     "swarm_json",
     "task_json",
+    "with_status",
 ]
 
 Json = dict[str, Any]
@@ -72,9 +73,18 @@ def service_json(
     if service.autoscale is not None:
         result["Autoscale"] = to_builtins(service.autoscale)
     if status is not None:
-        running, desired, completed = status
-        result["ServiceStatus"] = {"RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": completed}
+        result["ServiceStatus"] = _service_status(status)
     return result
+
+
+def with_status(service: bytes, status: tuple[int, int, int]) -> bytes:
+    """A rendered service without status, as ``service_json`` shows it with one."""
+    return b'%b,"ServiceStatus":%b}' % (service[:-1], msgspec.json.encode(_service_status(status)))
+
+
+def _service_status(status: tuple[int, int, int]) -> Json:
+    running, desired, completed = status
+    return {"RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": completed}
 
 
 def service_spec_json(spec: ServiceSpec, *, insert_defaults: bool = False) -> Json:

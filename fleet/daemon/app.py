@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fleet.agent.http import host_routes
 from fleet.agent.http.streams import json_lines
 from fleet.agent.image_sources import ImageLocator
+from fleet.api.direct import DirectReads
 from fleet.api.http import install_error_handlers
 from fleet.builder.http import build_routes
 from fleet.clock import Clock
@@ -84,7 +85,7 @@ def engine_app(
         clock=clock,
     )
     remote = RemoteTasks(
-        app,
+        DirectReads(app),
         has_control=lambda: membership.has_control,
         manager=membership.manager,
         engine=engine,

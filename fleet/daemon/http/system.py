@@ -59,6 +59,7 @@ _EVENT_FILTERS: Final = frozenset(
 )
 
 
+_FRESH_S: Final = 1.0
 _USAGE_KINDS: Final = frozenset({"container", "image", "volume", "build-cache"})
 
 
@@ -97,6 +98,7 @@ def system_routes(
 ) -> APIRouter:
     """The router."""
     routes = APIRouter()
+    facts = _HostFacts(config, clock)
 
     @routes.get("/_ping")
     @routes.head("/_ping")
@@ -135,7 +137,7 @@ def system_routes(
 
     @routes.get("/info")
     async def info(request: Request) -> Response:
-        shown = _info(config, membership, engine, images, clock) | {"NEventsListener": events.listeners}
+        shown = _info(config, membership, engine, images, clock, host=facts) | {"NEventsListener": events.listeners}
         return json_response(info_at(spoken_version(request), shown))
 
     @routes.get("/events")
@@ -218,16 +220,47 @@ def _count(engine: ContainerEngine, *wanted: Status) -> int:
     return sum(1 for container in engine.list() if container.state.status in wanted)
 
 
+class _HostFacts:
+    """What the kernel offers and the file system of the data, read again when it is more than a second old: it takes a
+    thousand times as long as to tell it."""
+
+    def __init__(self, config: DaemonConfig, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._read_at = float("-inf")
+        self._known: tuple[EngineFacts, str] | None = None
+
+    def read(self) -> tuple[EngineFacts, str]:
+        now = self._clock.monotonic()
+        if self._known is None or now - self._read_at >= _FRESH_S:
+            config = self._config
+            layout = layout_for(_cgroup_parent(config)) if config.rootless else None
+            self._known = read_engine_facts(layout=layout), backing_filesystem(config.data_root)
+            self._read_at = now
+        return self._known
+
+
+def _cgroup_parent(config: DaemonConfig) -> str:
+    """Where a user's daemon has its groups."""
+    return Inside(config.exec_root).cgroup_parent(config.cgroup_parent) if config.rootless else ""
+
+
 def _info(
-    config: DaemonConfig, membership: Membership, engine: ContainerEngine, images: ImageStore, clock: Clock
+    config: DaemonConfig,
+    membership: Membership,
+    engine: ContainerEngine,
+    images: ImageStore,
+    clock: Clock,
+    *,
+    host: _HostFacts,
 ) -> dict[str, Any]:
     uname = os.uname()
     paused = _count(engine, Status.PAUSED)
     running = _count(engine, Status.RUNNING, Status.RESTARTING)
     total = len(engine.list())
     now: datetime = clock.now()
-    cgroup_parent = Inside(config.exec_root).cgroup_parent(config.cgroup_parent) if config.rootless else ""
-    facts = read_engine_facts(layout=layout_for(cgroup_parent) if config.rootless else None)
+    cgroup_parent = _cgroup_parent(config)
+    facts, backing = host.read()
     return {
         "ID": membership.state.node_id if membership.state else config.hostname,
         "Name": config.hostname,
@@ -237,7 +270,7 @@ def _info(
         "ContainersStopped": total - running - paused,
         "Images": len(images.list()),
         "Driver": "overlay2",
-        "DriverStatus": [["Backing Filesystem", backing_filesystem(config.data_root)]],
+        "DriverStatus": [["Backing Filesystem", backing]],
         "Plugins": {
             "Volume": ["local"],
             "Network": ["bridge", "host", "ipvlan", "macvlan", "null", "overlay"],

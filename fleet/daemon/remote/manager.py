@@ -33,6 +33,7 @@ log = get_logger("remote-exec")
 
 _OF_CONTAINER: Final = re.compile(r"/containers/([^/]+)/(exec|json)")
 _OF_EXEC: Final = re.compile(r"/exec/([^/]+)/(start|resize|json)")
+_ANYWHERE: Final = ("/containers/", "/exec/")
 _METHODS: Final = {"exec": "POST", "start": "POST", "resize": "POST", "json": "GET"}
 _BODY_MAX: Final = 1 << 20
 _SESSIONS_MAX: Final = 10_000
@@ -70,7 +71,7 @@ class RemoteTasks:
         self._sessions: OrderedDict[str, _Place] = OrderedDict()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and self._has_control():
+        if scope["type"] == "http" and scope["path"].startswith(_ANYWHERE) and self._has_control():
             request = Request(scope, receive)
             try:
                 response = await self._answer(request)

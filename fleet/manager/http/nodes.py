@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request, Response
 
 from fleet import errors
 from fleet.api.http import json_response, parse_bool
-from fleet.api.render import node_json
+from fleet.api.render import Encoded, node_json
 from fleet.manager.control.nodes import FILTERS
 from fleet.manager.http.request import Control, filters_of, lookup, read_json, version_of
 from fleet.model import wire
-from fleet.model.node import NodeSpec
+from fleet.model.node import Node, NodeSpec
 
 __all__ = ["routes"]
 
@@ -18,14 +18,19 @@ __all__ = ["routes"]
 def routes(control: Control) -> APIRouter:
     """List, inspect, update, remove."""
     router = APIRouter()
+    encoded = Encoded()
+
+    def render(node: Node) -> bytes:
+        return encoded.get(node.id, (node,), lambda: node_json(node))
 
     @router.get("/nodes")
     async def list_nodes(request: Request) -> Response:
-        return json_response([node_json(node) for node in control().nodes.list(filters_of(request, FILTERS))])
+        found = control().nodes.list(filters_of(request, FILTERS))
+        return json_response(Encoded.array(render(node) for node in found))
 
     @router.get("/nodes/{id_}")
     async def inspect_node(id_: str) -> Response:
-        return json_response(node_json(control().nodes.find(id_)))
+        return json_response(render(control().nodes.find(id_)))
 
     @router.post("/nodes/{id_}/update")
     async def update_node(id_: str, request: Request) -> Response:

@@ -9,14 +9,14 @@ from fastapi import APIRouter, Request, Response
 
 from fleet import errors
 from fleet.api.http import json_response, parse_bool
-from fleet.api.render import Json, service_json
+from fleet.api.render import Encoded, Json, service_json, with_status
 from fleet.images.registry_auth import parse_registry_auth
 from fleet.manager.control.autoscale import AutoscaleReport, overrules
 from fleet.manager.control.placement import PlacementReport
-from fleet.manager.control.services import FILTERS
+from fleet.manager.control.services import FILTERS, ServiceCounts
 from fleet.manager.http.request import Control, filters_of, lookup, read_json, version_of
 from fleet.model import wire
-from fleet.model.service import ServiceSpec
+from fleet.model.service import Service, ServiceSpec
 from fleet.model.wire import to_builtins
 
 __all__ = ["routes"]
@@ -37,13 +37,25 @@ _AUTH_FROM: Final = {"": False, "spec": False, "previous-spec": True}
 def routes(control: Control) -> APIRouter:
     """List, create, inspect, update, remove."""
     router = APIRouter()
+    encoded = Encoded()
+
+    def render(service: Service, request: Request) -> bytes:
+        insert_defaults = parse_bool(request.query_params.get("insertDefaults"))
+        return encoded.get(
+            f"{service.id} {insert_defaults}",
+            (service,),
+            lambda: service_json(service, insert_defaults=insert_defaults),
+        )
 
     @router.get("/services")
     async def list_services(request: Request) -> Response:
         api = control().services
-        is_counted = parse_bool(request.query_params.get("status"))
         found = api.list(filters_of(request, FILTERS))
-        return json_response([_render(request, control, item.id, is_counted=is_counted) for item in found])
+        if parse_bool(request.query_params.get("status")):
+            return json_response(
+                Encoded.array(with_status(render(item, request), _status(api.counts(item))) for item in found)
+            )
+        return json_response(Encoded.array(render(item, request) for item in found))
 
     @router.post("/services/create")
     async def create_service(request: Request) -> Response:
@@ -53,7 +65,7 @@ def routes(control: Control) -> APIRouter:
 
     @router.get("/services/{id_}")
     async def inspect_service(id_: str, request: Request) -> Response:
-        return json_response(_render(request, control, id_))
+        return json_response(render(control().services.find(id_), request))
 
     @router.get("/fleet/v1/services/{id_}/placement")
     async def explain_placement(id_: str) -> Response:
@@ -90,15 +102,8 @@ def routes(control: Control) -> APIRouter:
     return router
 
 
-def _render(request: Request, control: Control, id_: str, *, is_counted: bool = False) -> Json:
-    api = control().services
-    service = api.find(id_)
-    status = None
-    if is_counted:
-        counts = api.counts(service)
-        status = (counts.running, counts.desired, counts.completed)
-    insert_defaults = parse_bool(request.query_params.get("insertDefaults"))
-    return service_json(service, insert_defaults=insert_defaults, status=status)
+def _status(counts: ServiceCounts) -> tuple[int, int, int]:
+    return counts.running, counts.desired, counts.completed
 
 
 async def _read_raw(request: Request) -> Any:
