@@ -165,18 +165,17 @@ class Watchers:
         for each in self._sockets:
             each.close()
 
-    def hear(self, what: bytes, tell: Callable[[], Any] = lambda: None) -> float:
-        """Seconds from before ``tell`` until the last has received ``what``. Raises ``TimeoutError``."""
+    def hear(self, what: bytes, tell: Callable[[], Any] = lambda: None, *, patience_s: float = _TIMEOUT_S) -> float:
+        """Seconds from before ``tell`` until the last has received ``what``. Raises ``TimeoutError`` when no more came for
+        ``patience_s``."""
         left = set(self._sockets)
         texts: dict[socket.socket, bytes] = dict.fromkeys(self._sockets, b"")
         start = time.perf_counter()
         tell()
         while left:
-            ready = self._selector.select(_TIMEOUT_S)
+            ready = self._selector.select(patience_s)
             if not ready:
-                raise TimeoutError(
-                    f"{len(left)} of {len(self._sockets)} watchers heard nothing within {_TIMEOUT_S:g} s"
-                )
+                raise TimeoutError(f"{len(left)} of {len(self._sockets)} watchers heard nothing for {patience_s:g} s")
             for key, _ in ready:
                 made: socket.socket = key.data
                 data = made.recv(_CHUNK)

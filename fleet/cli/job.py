@@ -19,7 +19,7 @@ from fleet import errors
 from fleet.cli import clock
 from fleet.cli.app import App, part, pass_app, read_input
 from fleet.cli.render import echo, print_rows, print_warnings
-from fleet.cli.service_spec import mode_name
+from fleet.cli.service_rows import mode_name
 from fleet.cli.service_update import inherited, post_update
 from fleet.cli.tasks import has_ended, state_of
 

@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 the daemon said no, or something failed; 2 the command lin
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import click
 
 from fleet import errors
 from fleet.cli.app import App, TlsOptions
+from fleet.cli.lazy import LazyCommands
 
 __all__ = ["cli", "main", "run"]
 
@@ -106,19 +106,11 @@ _SECTIONS: Final = (
 )
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called."""
+class LazyGroup(LazyCommands):
+    """All of them; a name that is none is answered with the one that is meant."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
-
-    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
-        found = _COMMANDS.get(cmd_name)
-        if found is None:
-            return None
-        module, _, attribute = found[0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -148,7 +140,11 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name, _COMMANDS[name][1]) for name in names])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup,
+    elsewhere={name: where for name, (where, _) in _COMMANDS.items()},
+    context_settings={"help_option_names": ["--help"], "max_content_width": 110},
+)
 @click.option("-H", "--host", metavar="URL", help="Daemon to talk to: unix:///path or tcp://HOST:PORT.")
 @click.option("-c", "--context", "context", metavar="NAME", help="Context to use; see fleet context.")
 @click.option("--tls", is_flag=True, help="Use TLS; implied by --tlsverify.")

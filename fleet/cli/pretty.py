@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from fleet.api.client import EngineClient, EngineError
 from fleet.cli import clock
-from fleet.cli.service_spec import autoscale_bounds, mode_name
+from fleet.cli.service_rows import autoscale_bounds, mode_name
 
 __all__ = ["info_text", "node_text", "scaling_lines", "service_text"]
 

@@ -17,7 +17,7 @@ from fleet.cli import clock
 from fleet.cli.app import App, part, pass_app
 from fleet.cli.render import echo
 from fleet.cli.service_flags import wait_options
-from fleet.cli.service_spec import mode_name
+from fleet.cli.service_rows import mode_name
 from fleet.cli.service_update import post_update
 from fleet.cli.tasks import has_ended
 

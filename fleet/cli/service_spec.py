@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from fleet import errors
 from fleet.cli.service_flags import LABEL_FLAGS, LIST_FLAGS, MAP_FLAGS, VALUE_FLAGS, ListFlag
+from fleet.cli.service_rows import AUTOSCALE_PREFIX, mode_name
 from fleet.compose.values import SOURCE_LABEL, source_label, take_sources
 
-__all__ = ["autoscale_bounds", "create_spec", "scale_spec", "update_spec"]
+__all__ = ["create_spec", "scale_spec", "update_spec"]
 
 Spec = dict[str, Any]
 
@@ -25,7 +26,6 @@ _UPDATE_DEFAULTS: Final = {
     "MaxFailureRatio": 0,
     "Order": "stop-first",
 }
-AUTOSCALE_PREFIX: Final = "fleet.autoscale."
 _TOLERATION: Final = "fleet.placement.toleration"
 _CONTAINER: Final = "TaskTemplate.ContainerSpec"
 
@@ -175,13 +175,6 @@ def _end_autoscale(spec: Spec, flags: Mapping[str, Any]) -> None:
     )
 
 
-def autoscale_bounds(spec: Spec) -> tuple[str, str] | None:
-    """Fewest and most tasks as the service's labels say; None for one that is scaled by hand."""
-    labels = spec.get("Labels") or {}
-    most = labels.get(f"{AUTOSCALE_PREFIX}max")
-    return (labels.get(f"{AUTOSCALE_PREFIX}min", "1"), most) if most else None
-
-
 def scale_spec(current: Spec, replicas: int) -> Spec:
     """``current`` with another number of tasks. Raises ``UserError`` for a service in a mode that has no such number."""
     spec = copy.deepcopy(current)
@@ -195,18 +188,6 @@ def scale_spec(current: Spec, replicas: int) -> Spec:
     else:
         raise errors.UserError(f"service {spec.get('Name')} is in {mode_name(spec)} mode and cannot be scaled")
     return spec
-
-
-def mode_name(spec: Spec) -> str:
-    """``replicated``, ``global``, ``replicated job`` or ``global job``, as Docker's tables say."""
-    names = {
-        "Replicated": "replicated",
-        "Global": "global",
-        "ReplicatedJob": "replicated job",
-        "GlobalJob": "global job",
-    }
-    found = [name for key, name in names.items() if (spec.get("Mode") or {}).get(key) is not None]
-    return found[0] if found else "replicated"
 
 
 def _update_map(spec: Spec, path: str, *, add: Sequence[tuple[str, str]], remove: Sequence[str]) -> None:

@@ -391,7 +391,7 @@ def _services_of(app: App, name: str, **query: Any) -> list[Json]:
 @pass_app
 def services(app: App, *, name: str, filters: tuple[str, ...], fmt: str | None, quiet: bool) -> None:
     """List the services of a stack."""
-    from fleet.cli.service import COLUMNS, service_rows
+    from fleet.cli.service_rows import COLUMNS, service_rows
 
     found = _services_of(app, name, status=True, filters=filters_of(filters))
     if not found:

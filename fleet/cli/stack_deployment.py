@@ -9,7 +9,7 @@ from fleet import errors
 from fleet.api.client import EngineClient, EngineError
 from fleet.cli.app import App, retry_conflicts
 from fleet.cli.render import echo, print_warnings
-from fleet.cli.service_spec import autoscale_bounds
+from fleet.cli.service_rows import autoscale_bounds
 
 if TYPE_CHECKING:
     from fleet.cli.stack_plan import Change

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from fleet.api.client import EngineClient, EngineError
 from fleet.cli import clock
-from fleet.cli.service_spec import mode_name
+from fleet.cli.service_rows import mode_name
 from fleet.cli.tasks import has_ended, state_of
 
 __all__ = ["NodeRow", "ServiceRow", "Snapshot", "TaskRow", "Use", "gather"]

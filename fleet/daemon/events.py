@@ -71,14 +71,17 @@ class EventLog:
                     if first <= event["timeNano"] <= last:
                         yield event
             while queue in self._listeners:
-                wait_s = None if until is None else (until - self._clock.now()).total_seconds()
-                if wait_s is not None and wait_s <= 0:
-                    return
-                try:
-                    async with asyncio.timeout(wait_s):
-                        event_ = await queue.get()
-                except TimeoutError:
-                    return
+                if until is None:
+                    event_ = await queue.get()
+                else:
+                    wait_s = (until - self._clock.now()).total_seconds()
+                    if wait_s <= 0:
+                        return
+                    try:
+                        async with asyncio.timeout(wait_s):
+                            event_ = await queue.get()
+                    except TimeoutError:
+                        return
                 if event_ is not None:
                     yield event_
         finally:

@@ -99,6 +99,14 @@ def system_routes(
     """The router."""
     routes = APIRouter()
     facts = _HostFacts(config, clock)
+    told: tuple[object, bytes] = (None, b"")
+
+    def line(event: dict[str, Any]) -> bytes:
+        """Encoded once for all who listen: they are told one event after the other."""
+        nonlocal told
+        if told[0] is not event:
+            told = event, msgspec.json.encode(event) + b"\n"
+        return told[1]
 
     @routes.get("/_ping")
     @routes.head("/_ping")
@@ -150,7 +158,7 @@ def system_routes(
         async def lines() -> AsyncIterator[bytes]:
             async for event in events.stream(since=since, until=until):
                 if matches(event, filters):
-                    yield msgspec.json.encode(event) + b"\n"
+                    yield line(event)
 
         return StreamingResponse(lines(), media_type="application/json")
 
