@@ -89,10 +89,8 @@ def _api_routes(routes: Iterable[Any]) -> Iterator[APIRoute]:
     for route in routes:
         if isinstance(route, APIRoute):
             yield route
-        elif (
-            inner := getattr(route, "original_router", None)
-        ) is not None:  # included, as FastAPI 0.116 and later keep it
-            yield from _api_routes(inner.routes)
+        elif hasattr(route, "original_router"):  # FastAPI keeps an included router as it is
+            yield from _api_routes(route.original_router.routes)
 
 
 def _read_of(route: APIRoute, *, name: str) -> _Read | None:

@@ -39,7 +39,7 @@ class Started:
                 self.process.poll() is not None
                 or docker("-H", f"unix:///proc/{self._lab.pid('m1')}/root{self.socket}", "version").returncode == 0
             ),
-            30,
+            120,
             what="it answers",
         )
         assert self.process.poll() is None, self.ended()

@@ -229,8 +229,8 @@ def _count(engine: ContainerEngine, *wanted: Status) -> int:
 
 
 class _HostFacts:
-    """What the kernel offers and the file system of the data, read again when it is more than a second old: it takes a
-    thousand times as long as to tell it."""
+    """What the kernel offers and the file system of the data, read again when it is a second old: it is a dozen files, and most
+    of the work of an answer."""
 
     def __init__(self, config: DaemonConfig, clock: Clock) -> None:
         self._config = config
