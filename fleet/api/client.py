@@ -95,7 +95,7 @@ class EngineClient:
             return cast(socket.socket, connection.sock)
         sock = socket.create_connection((connection.host, connection.port), self._timeout_s)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return TlsSocket(sock, self._tls or ssl.create_default_context(), server_hostname=connection.host)
+        return TlsSocket(sock, self.tls or ssl.create_default_context(), server_hostname=connection.host)
 
     def _send(
         self,
