@@ -29,6 +29,7 @@ from fleet.containers import (
     NetworkMode,
     Status,
 )
+from fleet.containers.apparmor import UNCONFINED
 from fleet.containers.logs import log_config
 from fleet.containers.subids import IdRange
 from fleet.images import Credentials, ImageStore, parse_registry_auth
@@ -309,6 +310,7 @@ def container_config(task: Task, supplies: Payloads, description: NodeDescriptio
         capabilities_add=spec.capability_add,
         capabilities_drop=spec.capability_drop,
         userns_mode=userns_mode(spec.labels),
+        apparmor=UNCONFINED if spec.privileges and spec.privileges.declines_apparmor else "",
         read_only=spec.read_only,
         init=bool(spec.init),
         tty=spec.tty,

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from fleet.node_runtime.apparmor import is_enabled
 from fleet.node_runtime.cgroup_layout import Layout, detect_layout
 
 __all__ = ["EngineFacts", "backing_filesystem", "read_engine_facts"]
@@ -71,7 +72,7 @@ def read_engine_facts(*, layout: Layout | None = None, root: Path = Path("/")) -
         bridge_nf_iptables=_text(root / "proc/sys/net/bridge/bridge-nf-call-iptables") == "1",
         bridge_nf_ip6tables=_text(root / "proc/sys/net/bridge/bridge-nf-call-ip6tables") == "1",
         seccomp=(root / "proc/sys/kernel/seccomp/actions_avail").exists(),
-        apparmor=_text(root / "sys/module/apparmor/parameters/enabled") == "Y",
+        apparmor=is_enabled(str(root)),
     )
 
 

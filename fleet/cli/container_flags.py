@@ -48,7 +48,7 @@ _MANY: Final = (
     ("--network/--net", "NETWORK", "Network, or name=NET,alias=A,ip=ADDRESS."),
     ("--network-alias/--net-alias", "NAME", "Name on the network."),
     ("--publish/-p", "[[IP:]HOST:]CONTAINER", "Publish a port or a range."),
-    ("--security-opt", "OPTION", "Security option, such as seccomp=FILE."),
+    ("--security-opt", "OPTION", "Security option, such as seccomp=FILE or apparmor=PROFILE."),
     ("--storage-opt", "NAME=VALUE", "Option of the storage driver."),
     ("--sysctl", "NAME=VALUE", "Kernel setting."),
     ("--tmpfs", "PATH[:OPTIONS]", "Mount a tmpfs."),

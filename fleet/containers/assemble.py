@@ -272,6 +272,7 @@ def plan_process(container: Container) -> rt.ProcessSpec:
             add=config.capabilities_add, drop=config.capabilities_drop, privileged=config.privileged
         ),
         no_new_privileges=config.no_new_privileges and not config.privileged,
+        apparmor=container.apparmor,
         rlimits=tuple(rlimits.values()),
         oom_score_adj=config.oom_score_adj,
     )

@@ -149,6 +149,8 @@ class ContainerConfig(Value, frozen=True, kw_only=True):
     no_new_privileges: bool = True
     privileged: bool = False
     seccomp: str = "default"
+    apparmor: str = ""
+    """The AppArmor profile; ``unconfined`` for none, '' is this host's choice. See ``fleet.containers.apparmor``."""
     devices: tuple[DeviceSpec, ...] = ()
     cdi_devices: tuple[str, ...] = ()
     """``vendor.com/class=name``, see ``fleet.containers.cdi``."""

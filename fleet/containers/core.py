@@ -10,6 +10,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from fleet.clock import Clock
 from fleet.containers import cdi
+from fleet.containers.apparmor import AppArmor
 from fleet.containers.entry import Entry
 from fleet.containers.events import Action, ContainerEvent, EventHub
 from fleet.containers.ports import Images, Networks, Overlays, Runtime
@@ -46,6 +47,7 @@ class Core:
         default_network: str,
         host_files: Path,
         rootless: bool,
+        apparmor: AppArmor,
         controllers: frozenset[str],
     ) -> None:
         self.runtime = runtime
@@ -61,6 +63,7 @@ class Core:
         self.hub = EventHub()
         self.cdi_directories = cdi.DIRECTORIES
         self.user_namespaces = UserNamespaces(runtime)
+        self.apparmor = apparmor
         self.rootless = rootless
         """Root here is that of a user namespace; see ``without_root``."""
         self.controllers = controllers

@@ -22,6 +22,7 @@ import msgspec
 
 from fleet.clock import Clock, SystemClock
 from fleet.containers import assemble, moving, without_root
+from fleet.containers.apparmor import AppArmor
 from fleet.containers.attach import Attachment, Attachments
 from fleet.containers.config import ContainerConfig, FileMount, RestartRule, is_name
 from fleet.containers.connecting import Connecting
@@ -96,12 +97,15 @@ class ContainerEngine:
         host_files: Path = Path("/etc"),
         user_namespaces: bool = False,
         rootless: bool = False,
+        apparmor: AppArmor | None = None,
         controllers: frozenset[str] = frozenset(),
     ) -> Self:
         """Read what is on disk and begin to listen to the supervisor. ``user_namespaces``: for every container that can have one,
-        where that is possible; ``rootless``: this process is root of one only, and
-        ``controllers`` of cgroups are what it may limit with. ``data_root`` must be on a disk that overlayfs can write to,
-        ``exec_root`` is for this boot (``/run``). Call ``recover`` next, once the networks are there. Raises ``RuntimeFault``."""
+        where that is possible; ``apparmor``: the profiles of this host's containers, of a host that is to have any; ``rootless``:
+        this process is root of a user namespace only, and ``controllers`` of cgroups are what it may limit with. ``data_root``
+        must be on a disk that overlayfs can write to, ``exec_root`` is for this boot (``/run``). Call ``recover`` next, once the
+        networks are there. Raises ``RuntimeFault``.
+        """
         core = Core(
             data_root=data_root,
             exec_root=exec_root,
@@ -112,6 +116,7 @@ class ContainerEngine:
             default_network=default_network,
             host_files=host_files,
             rootless=rootless,
+            apparmor=apparmor or AppArmor(data_root / "apparmor"),
             controllers=controllers,
         )
         engine = cls(core, volumes_root=data_root / "volumes", networks_root=data_root / "networks")
@@ -131,6 +136,8 @@ class ContainerEngine:
             core.entries[record.id] = Entry(record, saved=True)
             core.names[record.name] = record.id
         core.spawn(engine._listen(), what="listen to the supervisor")
+        if apparmor is not None:
+            await apparmor.enable()
         if user_namespaces:
             await core.user_namespaces.enable(data_root)
         return engine
@@ -439,6 +446,11 @@ class ContainerEngine:
     def controllers(self) -> frozenset[str]:
         """The cgroup controllers that limit containers where ``rootless`` holds."""
         return self._core.controllers
+
+    @property
+    def apparmor(self) -> AppArmor:
+        """Under which profiles containers run."""
+        return self._core.apparmor
 
     @property
     def user_namespaces(self) -> UserNamespaces:

@@ -252,6 +252,7 @@ def process_of(entry: Entry, config: ExecConfig) -> ProcessSpec:
         tty=config.tty,
         capabilities=assemble.plan_capabilities(add=(), drop=(), privileged=True) if privileged else own.capabilities,
         no_new_privileges=own.no_new_privileges,
+        apparmor=own.apparmor,
         rlimits=own.rlimits,
         oom_score_adj=own.oom_score_adj,
     )

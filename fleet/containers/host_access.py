@@ -15,6 +15,7 @@ def host_access_of(config: ContainerConfig) -> list[str]:
         "capabilities (--cap-add)": bool(config.capabilities_add),
         "devices": bool(config.devices or config.cdi_devices or config.device_cgroup_rules),
         "another system call filter": config.seccomp != "default",
+        "another AppArmor profile": config.apparmor != "",
         "directories of the host (bind mounts)": any(mount.type == "bind" for mount in config.mounts),
         "the host's network": config.network_mode is NetworkMode.HOST,
         "namespaces of the host": "host" in namespaces,

@@ -32,7 +32,9 @@ class Launcher:
         """Make it run; its record then says so. ``saved`` is done when the record is durable, and awaited before
         anything runs.
         """
-        core, record = self._core, entry.record
+        core = self._core
+        entry.change(apparmor=await core.apparmor.choose(entry.record.config))
+        record = entry.record
         try:
             image = core.images.get(record.image_id)
         except NotFoundError as cause:

@@ -52,6 +52,7 @@ class Making:
         """
         check_config(config)
         core = self._core
+        core.apparmor.check(config)
         config = self._resolved(without_root.adapt(config, core.controllers) if core.rootless else config)
         try:
             image = core.images.get(config.image)

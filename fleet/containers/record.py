@@ -165,6 +165,8 @@ class Container(Value, frozen=True, kw_only=True):
     ids: IdRange | None = None
     """Of a container with a user namespace of its own; kept, for its writable layer holds them on disk."""
     networks: tuple[NetworkAddress, ...] = ()
+    apparmor: str = ""
+    """The AppArmor profile of its processes, chosen at each start; '' when nothing was asked of the kernel."""
     state: RunState = RunState()
 
     @property

@@ -31,6 +31,7 @@ from fleet import __version__, errors
 from fleet.agent.image_sources import ImageLocator
 from fleet.builder.build import remove_leftovers
 from fleet.clock import SystemClock
+from fleet.containers.apparmor import AppArmor
 from fleet.containers.engine import ContainerEngine
 from fleet.daemon.addresses import split_address
 from fleet.daemon.app import engine_app
@@ -125,6 +126,7 @@ class Daemon:
                 clock=clock,
                 default_network=BRIDGE.id,
                 user_namespaces=config.userns_remap == "auto" and inside is None,
+                apparmor=AppArmor(config.data_root / "apparmor") if inside is None else None,
                 rootless=inside is not None,
                 controllers=layout_for(cgroup_parent).unified_controllers,
             )
@@ -136,7 +138,7 @@ class Daemon:
             moves = Moves(config.data_root / "moves", engine=engine, images=images, clock=clock)
             stack.push_async_callback(moves.close)
             await moves.recover()
-            doctor = Doctor(HostDoctor(network), moves.peers)
+            doctor = Doctor(HostDoctor(network, apparmor=engine.apparmor), moves.peers)
             stack.callback(doctor.host.close)
             events = EventLog(clock)
             membership = Membership(

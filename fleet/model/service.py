@@ -173,6 +173,11 @@ class Privileges(Value, frozen=True, kw_only=True):
     seccomp: dict[str, str] | None = None
     app_armor: dict[str, str] | None = None
 
+    @property
+    def declines_apparmor(self) -> bool:
+        """Whether the containers are to run under no AppArmor profile (Docker's mode ``disabled``)."""
+        return (self.app_armor or {}).get("Mode") == "disabled"
+
 
 USERNS_LABEL: Final = "fleet.userns"
 """Of a service's containers, for Docker's service spec has no word for it: ``host`` keeps the host's user ids, ``remap`` insists

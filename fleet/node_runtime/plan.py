@@ -275,7 +275,7 @@ def plan_process(
     """A process as the supervisor takes it, for a start or an exec. Raises `UserError`, `RejectedFault`."""
     if not process.args or not process.args[0]:
         raise UserError("no command: the spec has no args and an empty string cannot be executed")
-    texts = (*process.args, *process.env, process.cwd, process.user, *process.additional_groups)
+    texts = (*process.args, *process.env, process.cwd, process.user, process.apparmor, *process.additional_groups)
     if any("\0" in text for text in texts):
         raise UserError("arguments, environment and paths cannot contain a NUL character")
     if sum(len(text) for text in texts) > _ARGUMENTS_BYTES_MAX:
@@ -304,6 +304,7 @@ def plan_process(
         "tty": process.tty,
         "capabilities": capability_mask(names),
         "no_new_privileges": process.no_new_privileges and not privileged,
+        "apparmor": process.apparmor,
         "rlimits": rlimits,
         "oom_score_adj": process.oom_score_adj,
         "seccomp": base64.b64encode(program).decode(),

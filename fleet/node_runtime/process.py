@@ -29,7 +29,7 @@ import struct
 from _socket import AF_INET, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812 - the C class itself: the module around it costs memory in every child
 
-from fleet.node_runtime import rootfs
+from fleet.node_runtime import apparmor, rootfs
 from fleet.node_runtime import syscalls as sys_
 from fleet.node_runtime.users import UnknownUserError, resolve_identity
 
@@ -157,6 +157,8 @@ def _contain(
     for fd in entrances:
         os.write(fd, b"0")
     _leave_keyring()
+    files.at = "choose the AppArmor profile"
+    own_profile = _confine(process, stays=plan["init"])
     files.at = "set up the network namespace"
     if netns >= 0:
         sys_.setns(netns, sys_.CLONE_NEWNET)
@@ -207,7 +209,7 @@ def _contain(
         set_oom_score(score, process["oom_score_adj"])
     files.restrict_paths()
     files.at = "prepare the process"
-    _finish(process, files.root, working_directory, report, streams, own_init=plan["init"])
+    _finish(process, files.root, working_directory, report, streams, own_init=plan["init"], own_profile=own_profile)
 
 
 def new_namespaces(plan: dict[str, Any]) -> int:
@@ -316,6 +318,8 @@ def become_exec(
             os.write(fd, b"0")
         _leave_keyring()
         set_oom_score(os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), process["oom_score_adj"])
+        step = "choose the AppArmor profile"
+        _confine(process, stays=False)
         step = "join the container's namespaces"
         if first_id:
             for fd in (streams.stdin, streams.stdout, streams.stderr):
@@ -384,6 +388,18 @@ def _leave_keyring() -> None:
             raise
 
 
+def _confine(process: dict[str, Any], *, stays: bool) -> int:
+    """Have the next exec, of this process or of a child, happen under the AppArmor profile that was asked for. Called while /proc
+    is the host's. ``stays``: this process will never execute anything; then a descriptor to come under the profile by, else -1.
+    """
+    if not process["apparmor"]:
+        return -1
+    fd = apparmor.open_attribute(apparmor.AT_EXEC)
+    apparmor.write_profile(fd, apparmor.AT_EXEC, process["apparmor"])
+    os.close(fd)
+    return apparmor.open_attribute(apparmor.NOW) if stays else -1
+
+
 def set_oom_score(fd: int, value: int) -> None:
     """Write and close. Zero is written too: inherited would be the daemon's own, which service managers lower so that
     memory is taken from containers first. Lowering needs CAP_SYS_RESOURCE, which the host may not have given us: then
@@ -399,7 +415,14 @@ def set_oom_score(fd: int, value: int) -> None:
 
 
 def _finish(
-    process: dict[str, Any], root: int, working_directory: int, report: Socket, streams: Streams, *, own_init: bool
+    process: dict[str, Any],
+    root: int,
+    working_directory: int,
+    report: Socket,
+    streams: Streams,
+    *,
+    own_init: bool,
+    own_profile: int = -1,
 ) -> None:
     """Everything between a ready file system and exec, in the order that lets each step still do what it needs."""
     identity = resolve_identity(
@@ -440,7 +463,7 @@ def _finish(
         sys_.seccomp_set_filter(program)
     environment = _environment(process["env"], identity.home)
     if own_init:
-        _split_off_init(report)
+        _split_off_init(report, own_profile, process["apparmor"])
         if process["tty"]:
             os.setsid()
     if process["tty"]:
@@ -553,14 +576,19 @@ def _execute(arguments: list[str], environment: dict[bytes, bytes]) -> None:
     raise CommandError(127, f'exec: "{name}": executable file not found in $PATH')
 
 
-def _split_off_init(report: Socket) -> None:
+def _split_off_init(report: Socket, own_profile: int, profile: str) -> None:
     """Return in a child; the parent stays as the container's pid 1, reaps orphans, forwards signals, and exits as the
-    child does.
+    child does. It executes nothing, and comes under the AppArmor profile through ``own_profile``.
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, _ALL_SIGNALS)
     child = os.fork()
     if not child:
         return
+    if own_profile >= 0:
+        try:
+            apparmor.write_profile(own_profile, apparmor.NOW, profile)
+        except (OSError, rootfs.RefusedError):
+            os._exit(70)  # and the child with it: this is its pid 1
     report.close()
     sys_.close_range(0)
     sys_.set_name(b"fleet-init")

@@ -158,6 +158,8 @@ class ProcessSpec:
     tty: bool = False
     capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES
     no_new_privileges: bool = True
+    apparmor: str = ""
+    """The AppArmor profile it is executed under, ``unconfined`` for none; '' stays under what the supervisor runs under."""
     rlimits: tuple[Rlimit, ...] = (Rlimit(name="nofile", soft=1024, hard=524288),)
     oom_score_adj: int = 0
     """Lower than the supervisor's own is raised to it: lowering needs a capability the host may lack."""

@@ -8,6 +8,7 @@ the Docker daemon does.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -34,6 +35,8 @@ _GPUS_MAX: Final = 64
 _PREDEFINED: Final = {"": NetworkMode.BRIDGE, "default": NetworkMode.BRIDGE, "bridge": NetworkMode.BRIDGE}
 _PREDEFINED_OTHERS: Final = {"host": NetworkMode.HOST, "none": NetworkMode.NONE}
 _BIND_WORDS: Final = frozenset({"ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated", "exec"})
+_PROFILE: Final = re.compile(r"[^\x00-\x1f\x7f]{1,512}")
+"""What the kernel is told in one line; names may hold spaces, slashes and ``//&`` of stacks."""
 _PROPAGATIONS: Final = frozenset({"private", "rprivate", "slave", "rslave", "shared", "rshared"})
 
 Words = tuple[str, ...] | str
@@ -215,7 +218,7 @@ async def config_of(
     _refuse(settings)
     mounts = _mounts(settings)
     mode, attachments, guest_of = await _networks(body, networks)
-    no_new_privileges, seccomp = _security(settings.security_opt)
+    no_new_privileges, seccomp, apparmor = _security(settings.security_opt)
     return ContainerConfig(
         name=name.removeprefix("/"),
         image=body.image,
@@ -245,6 +248,7 @@ async def config_of(
         no_new_privileges=no_new_privileges,
         privileged=settings.privileged,
         seccomp=seccomp,
+        apparmor=apparmor,
         network_container=settings.network_mode.partition(":")[2] if mode is NetworkMode.CONTAINER else "",
         cdi_devices=tuple(name for request in settings.device_requests for name in _cdi_names(request)),
         device_cgroup_rules=settings.device_cgroup_rules,
@@ -426,9 +430,9 @@ async def _networks(
     return NetworkMode.NETWORKS, tuple(attachments), tuple(guest_of)
 
 
-def _security(options: tuple[str, ...]) -> tuple[bool, str]:
-    """(no new privileges, seccomp profile) of ``--security-opt``."""
-    no_new_privileges, seccomp = True, "default"
+def _security(options: tuple[str, ...]) -> tuple[bool, str, str]:
+    """(no new privileges, seccomp profile, AppArmor profile) of ``--security-opt``."""
+    no_new_privileges, seccomp, apparmor = True, "default", ""
     for option in options:
         key, _, value = option.partition("=") if "=" in option else option.partition(":")
         if key == "no-new-privileges":
@@ -440,13 +444,15 @@ def _security(options: tuple[str, ...]) -> tuple[bool, str]:
                 raise UserError("Decoding seccomp profile failed: expected a JSON object")
             parse_profile(value, DEFAULT_CAPABILITIES, machine=read_host().machine)
             seccomp = value
-        elif key == "apparmor" and value != "unconfined":
-            raise UnsupportedError(
-                f"AppArmor profile {value!r}: fleet does not apply AppArmor profiles; use unconfined"
-            )
-        elif (key, value) not in (("apparmor", "unconfined"), ("label", "disable")):
+        elif key == "apparmor":
+            if not _PROFILE.fullmatch(value):
+                raise UserError(
+                    f"invalid --security-opt: {option!r}: expected the name of an AppArmor profile, or unconfined"
+                )
+            apparmor = value
+        elif (key, value) != ("label", "disable"):
             raise UnsupportedError(f"security option {option!r} is not supported by fleet")
-    return no_new_privileges, seccomp
+    return no_new_privileges, seccomp, apparmor
 
 
 def _mounts(settings: HostSettings) -> tuple[Mount, ...]:

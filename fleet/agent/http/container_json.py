@@ -79,7 +79,7 @@ def container_inspect(
         "Platform": "linux",
         "MountLabel": "",
         "ProcessLabel": "",
-        "AppArmorProfile": "",
+        "AppArmorProfile": container.apparmor,
         "ExecIDs": None,
         "HostConfig": _host_config(container, network_name),
         "GraphDriver": {
@@ -318,7 +318,8 @@ def _bind_text(point: MountPoint) -> str:
 
 def _security_options(config: ContainerConfig) -> list[str]:
     options = [] if config.no_new_privileges else ["no-new-privileges=false"]
-    return options if config.seccomp == "default" else [*options, f"seccomp={config.seccomp}"]
+    options += [] if config.seccomp == "default" else [f"seccomp={config.seccomp}"]
+    return [*options, f"apparmor={config.apparmor}"] if config.apparmor else options
 
 
 def _rates(entries: tuple[DeviceRate, ...]) -> list[dict[str, Any]]:

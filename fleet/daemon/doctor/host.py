@@ -11,6 +11,7 @@ from typing import Final
 
 from fleet import errors
 from fleet.cancellation import TaskGroup
+from fleet.containers.apparmor import AppArmor
 from fleet.daemon.doctor.words import (
     EarWord,
     HeardAnswer,
@@ -23,7 +24,7 @@ from fleet.daemon.doctor.words import (
     check_run,
 )
 from fleet.network.doctor import examine, inside, probe
-from fleet.network.doctor.finding import Check, Finding, Level, right
+from fleet.network.doctor.finding import Check, Finding, Level, note, right
 from fleet.network.host import HostNetwork
 
 __all__ = ["HostDoctor"]
@@ -42,8 +43,9 @@ class _Run:
 class HostDoctor:
     """``listen``, ``look``, ``heard`` in that order, for each run; ``alone`` for a host on its own."""
 
-    def __init__(self, network: HostNetwork) -> None:
+    def __init__(self, network: HostNetwork, *, apparmor: AppArmor) -> None:
         self._network = network
+        self._apparmor = apparmor
         self._runs: dict[bytes, _Run] = {}
 
     def close(self) -> None:
@@ -154,7 +156,7 @@ class HostDoctor:
 
     async def _examine(self, networks: Sequence[str], *, elsewhere: Sequence[tuple[str, str]]) -> list[Finding]:
         look = self._network.look
-        found = await look(examine.look_at_host)
+        found = [*await look(examine.look_at_host), *self._confinement()]
         ids = await look(partial(examine.network_ids, wanted=networks))
         for network_id in ids:
             found += await look(partial(examine.look_at_network, network_id=network_id))
@@ -171,6 +173,13 @@ class HostDoctor:
         if await look(lambda view: any(view.states[i].network.ingress for i in ids if i in view.states)):
             found += await self._ports(elsewhere)
         return found
+
+    def _confinement(self) -> list[Finding]:
+        """Not the network's, but nobody else examines hosts: whether containers here lack a wall that they could have."""
+        warning = self._apparmor.warning()
+        if not warning:
+            return []
+        return [note(Check.HOST, warning, "mend that and restart the containers: each start tries again")]
 
     async def _names(self, network_id: str) -> list[Finding]:
         asked = await self._network.look(partial(inside.questions, network_id=network_id))

@@ -328,16 +328,14 @@ def _info(
         "InitBinary": "fleet-runtime",
         **{f"{part}Commit": {"ID": "", "Expected": ""} for part in ("Containerd", "Runc", "Init")},
         "CDISpecDirs": [str(path) for path in cdi.DIRECTORIES],
-        "SecurityOptions": _security(
-            facts, user_namespaces=engine.user_namespaces.by_default, rootless=config.rootless
-        ),
-        "Warnings": [*facts.warnings(), *_userns_warning(config, engine)] or None,
+        "SecurityOptions": _security(facts, engine, rootless=config.rootless),
+        "Warnings": [*facts.warnings(), *_userns_warning(config, engine), *_apparmor_warning(engine)] or None,
     }
 
 
-def _security(facts: EngineFacts, *, user_namespaces: bool, rootless: bool) -> list[str]:
-    kernel = (("name=apparmor", facts.apparmor), ("name=seccomp,profile=builtin", facts.seccomp))
-    users = [*(["name=userns"] if user_namespaces else []), *(["name=rootless"] if rootless else [])]
+def _security(facts: EngineFacts, engine: ContainerEngine, *, rootless: bool) -> list[str]:
+    kernel = (("name=apparmor", engine.apparmor.by_default), ("name=seccomp,profile=builtin", facts.seccomp))
+    users = [*(["name=userns"] if engine.user_namespaces.by_default else []), *(["name=rootless"] if rootless else [])]
     return [*(name for name, there in kernel if there), *users, "name=cgroupns", "name=no-new-privileges"]
 
 
@@ -348,6 +346,11 @@ def _userns_warning(config: DaemonConfig, engine: ContainerEngine) -> list[str]:
     if config.userns_remap == "off" or users.by_default:
         return []
     return [f"WARNING: root in a container is root of this host: no user namespaces, for {users.why_not}"]
+
+
+def _apparmor_warning(engine: ContainerEngine) -> list[str]:
+    warning = engine.apparmor.warning()
+    return [f"WARNING: {warning}"] if warning else []
 
 
 def _os_name() -> str:

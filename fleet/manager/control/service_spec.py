@@ -260,8 +260,9 @@ def _refuse_unsupported(spec: ContainerSpec) -> None:
     if spec.isolation:
         raise errors.UnsupportedError(f"ContainerSpec: Isolation {spec.isolation!r} is for Windows")
     if spec.privileges is not None:
-        for word, block in (("Seccomp", spec.privileges.seccomp), ("AppArmor", spec.privileges.app_armor)):
-            if block and block.get("Mode", "default") != "default":
+        seccomp, apparmor = spec.privileges.seccomp, spec.privileges.app_armor
+        for word, block, known in (("Seccomp", seccomp, ("default",)), ("AppArmor", apparmor, ("default", "disabled"))):
+            if block and block.get("Mode", "default") not in known:
                 raise errors.UnsupportedError(
                     f"ContainerSpec: Privileges.{word} is not supported: the default profile applies"
                 )

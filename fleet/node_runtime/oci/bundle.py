@@ -13,6 +13,7 @@ import re
 import resource
 
 from fleet.errors import UserError
+from fleet.node_runtime import apparmor
 from fleet.node_runtime import process as process_
 from fleet.node_runtime import syscalls as sys_
 from fleet.node_runtime.capabilities import CAPABILITIES
@@ -155,8 +156,8 @@ class OciProcess:
         self.no_new_privileges = entry.flag("noNewPrivileges")
         self.oom_score_adj = entry.number("oomScoreAdj", least=-1000, most=1000) if entry.has("oomScoreAdj") else None
         self.apparmor = entry.text("apparmorProfile")
-        if self.apparmor and not os.path.exists("/sys/module/apparmor"):
-            raise UserError(f"{entry.place('apparmorProfile')}: this kernel has no AppArmor")
+        if self.apparmor and not apparmor.is_enabled():
+            raise UserError(f"{entry.place('apparmorProfile')}: this kernel has no AppArmor, or it is switched off")
         _label(entry, "selinuxLabel", self.warnings)
         entry.refuse("scheduler", "scheduling policies are not supported")
         entry.refuse("execCPUAffinity", "CPU affinity of an exec is not supported")

@@ -21,8 +21,8 @@ from _socket import AF_UNIX, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKE
 from _socket import socket as Socket  # noqa: N812 - the C class itself, as in `fleet.node_runtime.process`
 from _socket import socketpair as _socketpair
 
+from fleet.node_runtime import apparmor, rootfs
 from fleet.node_runtime import process as process_
-from fleet.node_runtime import rootfs
 from fleet.node_runtime import syscalls as sys_
 from fleet.node_runtime.oci.hooks import run_hooks
 from fleet.node_runtime.process import CommandError, Streams
@@ -68,6 +68,13 @@ class Entry:
         self.kept = 0
         """Descriptors from 3 on that the program gets."""
         self.keyring = True
+        self.profile = -1
+        """Where the AppArmor profile of the program is written; see `fleet.node_runtime.apparmor`."""
+
+    def open_profile(self, process: OciProcess) -> None:
+        """Called in the new process while /proc is the host's. The profile is written after the hooks: it is not for them."""
+        if process.apparmor:
+            self.profile = apparmor.open_attribute(apparmor.AT_EXEC)
 
 
 def become_first(bundle: Bundle, files: BundleFileSystem, entry: Entry, *, started: int) -> NoReturn:
@@ -77,6 +84,7 @@ def become_first(bundle: Bundle, files: BundleFileSystem, entry: Entry, *, start
         files.at = "enter cgroups"
         for fd in entry.entrances:
             os.write(fd, b"0")
+        entry.open_profile(bundle.process)
         if bundle.id_maps is None:
             files.at = "join namespaces"
             for fd, kind in entry.joins:
@@ -149,6 +157,7 @@ def become_joined(process: OciProcess, entry: Entry) -> NoReturn:
         sys_.prctl(sys_.PR_SET_PDEATHSIG, signal.SIGKILL)
         for fd in entry.entrances:
             os.write(fd, b"0")
+        entry.open_profile(process)
         if process.oom_score_adj is not None:
             process_.set_oom_score(
                 os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC), process.oom_score_adj
@@ -241,10 +250,9 @@ def _finish(
         sys_.personality(personality)
     if process.io_priority is not None:
         sys_.ioprio_set(process.io_priority)
-    if process.apparmor:
-        fd = os.open("/proc/self/attr/exec", os.O_WRONLY)
-        os.write(fd, f"exec {process.apparmor}".encode())
-        os.close(fd)
+    if entry.profile >= 0:
+        apparmor.write_profile(entry.profile, apparmor.AT_EXEC, process.apparmor)
+        os.close(entry.profile)
     if process.terminal:
         fcntl.ioctl(0, _TIOCSCTTY, 0)
     sys_.close_range_cloexec(3 + entry.kept)  # at exec; a filter may not know this call, so before it
