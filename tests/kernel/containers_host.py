@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet.containers import Container, ContainerConfig, ContainerEngine, ExitStatus
+from fleet.containers.apparmor import AppArmor
 from fleet.images import ImageStore
 from fleet.network.host import HostNetwork
 from fleet.network.topology import NetworkSpec
@@ -75,6 +76,7 @@ class RealHost:
                 images=self.images,
                 network=self.network,
                 user_namespaces=True,
+                apparmor=AppArmor(self.root / "d/apparmor"),
             )
             stack.push_async_callback(self.engine.close)
             yield self.engine

@@ -175,6 +175,7 @@ def _add_exec(made: argparse.ArgumentParser) -> None:
     made.add_argument("--additional-gids", "-g", action="append", type=int, default=[], metavar="GID")
     made.add_argument("--cap", "-c", action="append", default=[], metavar="CAPABILITY")
     made.add_argument("--no-new-privs", action="store_true")
+    made.add_argument("--apparmor", default="", metavar="PROFILE", help="Instead of the container's profile.")
     made.add_argument("--preserve-fds", type=int, default=0, metavar="N")
 
 
@@ -331,6 +332,8 @@ def _described(options: argparse.Namespace, own: Reader) -> Reader:
     for name in ("rlimits", "apparmorProfile", "oomScoreAdj"):
         if own.has(name):
             made[name] = own.raw(name)
+    if options.apparmor:
+        made["apparmorProfile"] = options.apparmor
     return Reader(made, "exec: ")
 
 

@@ -117,7 +117,7 @@ def test_shared_namespaces_and_fine_limits_reach_the_runtime_and_are_shown_again
             "BlkioWeight": 300,
             "DeviceCgroupRules": ["c 10:* rwm"],
             "GroupAdd": ["9"],
-            "SecurityOpt": ['seccomp={"defaultAction":"SCMP_ACT_ERRNO"}'],
+            "SecurityOpt": ['seccomp={"defaultAction":"SCMP_ACT_ERRNO"}', "apparmor=unconfined"],
         }
         key = (await host.post("/containers/create", {"Image": "busybox", "Cmd": ["x"], "HostConfig": settings}, 201))[
             "Id"
@@ -159,6 +159,8 @@ def test_shared_namespaces_and_fine_limits_reach_the_runtime_and_are_shown_again
         ({"BlkioWeight": 5}, 400, "range of blkio weight is from 10 to 1000"),
         ({"SecurityOpt": ["seccomp=/a/path"]}, 400, "Decoding seccomp profile failed"),
         ({"SecurityOpt": ["apparmor=docker-default"]}, 501, "AppArmor profile 'docker-default'"),
+        ({"SecurityOpt": ["apparmor="]}, 400, "expected the name of an AppArmor profile"),
+        ({"SecurityOpt": ["apparmor:a\nb"]}, 400, "expected the name of an AppArmor profile"),
         ({"NetworkMode": "container:x", "Dns": ["1.1.1.1"]}, 400, "conflicting options: dns and the network mode"),
         (
             {"DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}]},
