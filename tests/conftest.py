@@ -28,6 +28,7 @@ import pytest
 
 from fleet.lab import cgroups
 from fleet.lab.hostinit import CLONE_NEWNET, CLONE_NEWNS, MS_REC, mount, unshare
+from tests.support.pace import stretched
 
 MS_PRIVATE = 1 << 18
 TOKEN_VARIABLE = "FLEET_TEST_RUN"
@@ -100,7 +101,7 @@ def wait_until() -> Callable[..., None]:
 
 
 def poll_until(condition: Callable[[], object], deadline_s: float, *, what: str = "", every_s: float = 0.05) -> None:
-    end = time.monotonic() + deadline_s
+    end = time.monotonic() + stretched(deadline_s)
     while not condition():
         if time.monotonic() > end:
             pytest.fail(f"after {deadline_s:g} s still not: {what or condition}", pytrace=True)

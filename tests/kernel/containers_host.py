@@ -23,6 +23,7 @@ from fleet.node_runtime.spec import ProcessSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.images import busybox_rootfs_tar
+from support.pace import stretched
 
 BRIDGE = NetworkSpec(id="bridge", name="bridge", driver="bridge", subnet="172.29.0.0/24", gateway="172.29.0.1")
 
@@ -91,13 +92,13 @@ class RealHost:
         """Create, start and wait; (container, how it ended, what it wrote)."""
         made = await self.engine.create(ContainerConfig(image="busybox", command=command, **fields))
         await self.engine.start(made.id)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(stretched(30)):
             status = await self.engine.wait(made.id)
         return self.engine.get(made.id), status, await self.output(made.id)
 
     async def inside(self, name: str, script: str) -> tuple[int, bytes]:
         """Exit code and output of a shell script in a running container."""
-        return await self.runtime.exec_capture(name, ProcessSpec(args=("sh", "-c", script)), timeout_s=30)
+        return await self.runtime.exec_capture(name, ProcessSpec(args=("sh", "-c", script)), timeout_s=stretched(30))
 
     async def output(self, name: str) -> str:
         return b"".join([line.data async for line in self.engine.logs(name)]).decode()
@@ -121,7 +122,7 @@ def on_real_host(story: Callable[[RealHost], Awaitable[None]], *, unique: str, o
 
     async def main() -> None:
         try:
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(stretched(120)):
                 async with host.opened() as engine:
                     await host.add_image("busybox", 'CMD ["sh"]')
                     await engine.recover()

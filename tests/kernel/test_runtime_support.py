@@ -21,8 +21,9 @@ from fleet.node_runtime.client import RuntimeClient
 from fleet.node_runtime.events import Exited, RuntimeEvent
 from fleet.node_runtime.logs import read_log
 from fleet.node_runtime.spec import ContainerSpec, LogSpec, ProcessSpec, ResourceLimits, RootFs
+from tests.support.pace import stretched
 
-TEST_TIMEOUT_S = 300
+TEST_TIMEOUT_S = stretched(300)
 
 APPLETS = [
     "cat",
@@ -133,7 +134,7 @@ class Node:
         for index, seen in enumerate(self._seen):
             if wanted(seen):
                 return self._seen.pop(index)
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(stretched(timeout_s)):
             async for event in self._events:
                 if wanted(event):
                     return event
@@ -213,7 +214,7 @@ def on_node(test: Callable[[Node], Awaitable[None]]) -> Callable[[], None]:
 
 async def eventually(check: Callable[[], Awaitable[bool]] | Callable[[], bool], *, timeout_s: float = 60) -> None:
     """Wait for a condition, asked every 20 ms."""
-    async with asyncio.timeout(timeout_s):
+    async with asyncio.timeout(stretched(timeout_s)):
         while True:
             result = check()
             if await result if not isinstance(result, bool) else result:
