@@ -32,6 +32,11 @@ _SAID_MAX: Final = 300
 log = get_logger("fleet.containers.apparmor")
 
 
+def _find_parser() -> str | None:
+    """Also where a user's own path may not lead."""
+    return shutil.which("apparmor_parser") or shutil.which("apparmor_parser", path="/usr/sbin:/sbin")
+
+
 class AppArmor:
     """The host's choice. Lives on one event loop. Off until ``enable``."""
 
@@ -40,7 +45,7 @@ class AppArmor:
         directory: Path,
         *,
         root: Path = Path("/"),
-        find_parser: Callable[[], str | None] = lambda: shutil.which("apparmor_parser"),
+        find_parser: Callable[[], str | None] = _find_parser,
     ) -> None:
         """``root`` stands for ``/`` in everything that is looked up of the host."""
         self._directory = directory
