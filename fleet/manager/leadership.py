@@ -8,7 +8,9 @@ what it likes: nothing it writes counts. That makes taking over safe at any time
 * a leader whose process is dead is replaced as soon as its host refuses connections, which a follower looks at once its
   own session with it has ended;
 * a leader that is silent (power loss, partition, pause) is replaced when its lease has ended;
-* a manager that finds its own key from a former life takes it over at once: its engine has fenced that life off already.
+* a manager that finds its own key from a former life takes it over at once: its engine has fenced that life off already;
+* a leader that stands still is as good as silent, and one whose work does not end with its term says so and fails, so that its
+  daemon starts again: its writes would be refused for ever.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ LEASE_S: Final = 2.0
 a file keeps the state not even that: nobody else could lead)."""
 _KEEP_ALIVE_S: Final = LEASE_S / 5
 _LOOK_S: Final = 0.2
+_END_S: Final = 30.0
+"""For the work of a term to end after it was cancelled; it waits for nothing but what it has in hand."""
 _AGAIN_S: Final = 5.0
 """A follower asks the engine this often whatever the watch says."""
 _PROBE_S: Final = 1.0
@@ -102,7 +106,7 @@ class Leadership:
     async def run(self, term: Callable[[], Awaitable[None]]) -> None:
         """Follow and, whenever it is this manager's turn, run ``term``, which is cancelled when the lease is lost.
 
-        Raises what ``term`` raises, and ``EngineFailedError``.
+        Raises what ``term`` raises, ``EngineFailedError``, and ``InvariantError`` if a term's work does not end with it.
         """
         watcher = asyncio.create_task(self._watch(), name="leader watch")
         try:
@@ -147,7 +151,7 @@ class Leadership:
 
     async def _lead(self, lease: int, revision: int, term: Callable[[], Awaitable[None]]) -> None:
         self._store.fence = Compare(LEADER_KEY, revision)
-        work: asyncio.Task[None] | None = None
+        work: asyncio.Future[None] | None = None
         self._stepping_down.clear()
         self._deposed.clear()
         try:
@@ -174,13 +178,20 @@ class Leadership:
         finally:
             self.is_leading = False
             if work is not None:
-                work.cancel()
-                await asyncio.gather(work, return_exceptions=True)
+                await self._end(work)
             self._store.fence = None  # only now: nothing of this term is left that could write
             self.leader = None
             with contextlib.suppress(errors.FleetError, TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self._engine.revoke(lease)
+
+    async def _end(self, work: asyncio.Future[None]) -> None:
+        work.cancel()
+        _, stuck = await asyncio.wait({work}, timeout=_END_S)
+        if stuck:
+            raise errors.InvariantError(f"the leader's work goes on {_END_S:g} s after its term has ended")
+        if not work.cancelled():
+            work.exception()  # seen: what ended the term has been told
 
     async def _keep(self, lease: int) -> None:
         """Returns when the lease is lost, or has not been confirmed for as long as it lasts. How long this process itself stood

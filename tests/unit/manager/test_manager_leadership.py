@@ -196,6 +196,34 @@ def test_a_failed_term_is_told() -> None:
     scene(body)
 
 
+def test_work_that_goes_on_after_its_term_is_told_and_stays_fenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leadership, "_END_S", 0.1)
+
+    async def body(engine: MemoryEngine, make: Callable[..., Awaitable[Manager]]) -> None:
+        store = await Store.open(engine)
+        over = asyncio.Event()
+
+        async def never_told() -> None:
+            while not over.is_set():
+                try:
+                    await over.wait()
+                except asyncio.CancelledError:
+                    continue
+
+        one = Leadership(engine, store, SystemClock(), node_id=NodeId("one"), address="one:1")
+        running = asyncio.create_task(one.run(never_told))
+        await until(lambda: one.is_leading, "one leads")
+        one.step_down()
+        with pytest.raises(errors.InvariantError, match="goes on"):
+            async with asyncio.timeout(DEADLINE_S):
+                await running
+        assert store.fence is not None
+        over.set()
+        await store.close()
+
+    scene(body)
+
+
 def test_only_a_refusal_counts_as_dead() -> None:
     async def main() -> None:
         server = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
