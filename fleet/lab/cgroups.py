@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from fleet import errors
 
-__all__ = ["hierarchies", "leftovers", "remove_empty", "sweep"]
+__all__ = ["hierarchies", "leftovers", "remove_empty", "sweep", "thaw"]
 
 
 def hierarchies(mountinfo: str | None = None) -> list[Path]:
@@ -31,6 +32,15 @@ def leftovers(cgroup: str) -> list[Path]:
         for folder, _, _ in os.walk(top, topdown=False):
             found.append(Path(folder))
     return found
+
+
+def thaw(cgroup: str) -> None:
+    """Let what is frozen there run on, so that it can be killed: cgroup v1 delivers no signal to a frozen process."""
+    for folder in leftovers(cgroup):
+        with contextlib.suppress(OSError):  # gone meanwhile, or of a hierarchy that freezes nothing
+            state = folder / "freezer.state"
+            if state.exists():
+                state.write_text("THAWED", encoding="utf-8")
 
 
 def sweep(cgroup: str, *, timeout_s: float = 5.0) -> None:

@@ -108,6 +108,7 @@ class HostPower:
 
     def _discard(self, name: str) -> None:
         """End whatever a crash left of this host and clear what a boot finds empty."""
+        cgroups.thaw(self.layout.host_cgroup(name))
         processes.end_found(self.token, label=f"{self.layout.name}/{name}", timeout_s=_OFF_TIMEOUT_S)
         self.switch.pull(name)
         cgroups.sweep(self.layout.host_cgroup(name))
@@ -159,6 +160,8 @@ class HostPower:
         """Cut all the cables, then end every process of all the hosts, at once."""
         self.switch.unplug([host.name for host in hosts])
         identities = [identity for host in hosts if (identity := self.identity(host))]
+        for host in hosts:
+            cgroups.thaw(self.layout.host_cgroup(host.name))
         processes.end_all(identities, timeout_s=_OFF_TIMEOUT_S)
         for host in hosts:
             self._discard(host.name)
@@ -167,6 +170,7 @@ class HostPower:
         """An orderly shutdown: the daemon gets SIGTERM, then everything else, and after ``grace_s`` seconds it is simply over."""
         identity = self.identity(host)
         if identity is not None:
+            cgroups.thaw(self.layout.host_cgroup(host.name))
             request(self.layout.control(host.name), op="shutdown", grace_s=grace_s)
             processes.end_all([identity], timeout_s=grace_s + _OFF_TIMEOUT_S, signum=0)
         self._discard(host.name)

@@ -163,6 +163,7 @@ class Lab:
     def _remove(self, record: LabRecord) -> None:
         switch = self._switch(record)
         switch.unplug([host.name for host in record.hosts])
+        cgroups.thaw(self.layout.cgroup)
         processes.end_found(record.token, timeout_s=30.0)
         switch.remove()
         cgroups.sweep(self.layout.cgroup)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import tarfile
@@ -324,6 +325,7 @@ def test_docker_py_runs_a_container_through_its_life(lab: TestLab, docker_py: Do
     assert order == ["create", "start", *pauses, "rename", *pauses, "start", "start", "destroy"]
     with pytest.raises(NotFound):
         docker_py.containers.get("py2")
+    gc.collect()  # here, as the sockets that it left are no affair of the tests after this one
 
 
 def test_docker_py_keeps_images_networks_and_volumes(docker_py: DockerClient) -> None:

@@ -40,9 +40,7 @@ def lab(hosts: TestLab) -> Iterator[TestLab]:
     hosts.wait_until(lambda: hosts.fleet("service", "ls", check=False).returncode == 0, 60, what="the manager answers")
     hosts.fleet("service", "rm", "web", check=False)
     hosts.wait_until(lambda: not any(containers(hosts, host) for host in HOSTS), 60, what="its containers are gone")
-    for host in HOSTS:
-        for name in volumes(hosts, host):
-            hosts.fleet("volume", "rm", name, host=host, check=False)
+    hosts.wait_until(lambda: not any(left(hosts, host) for host in HOSTS), 90, what="its volumes are gone")
 
 
 def containers(lab: TestLab, host: str) -> list[dict[str, Any]]:
@@ -52,6 +50,13 @@ def containers(lab: TestLab, host: str) -> list[dict[str, Any]]:
 
 def volumes(lab: TestLab, host: str) -> list[str]:
     return [volume["Name"] for volume in lab.get("/volumes", host=host)["Volumes"] or ()]
+
+
+def left(lab: TestLab, host: str) -> list[str]:
+    """The host's volumes, each of which was asked to go: what was on its way there may still come in."""
+    for name in volumes(lab, host):
+        lab.fleet("volume", "rm", name, host=host, check=False)
+    return volumes(lab, host)
 
 
 def notes(lab: TestLab, host: str) -> list[str]:

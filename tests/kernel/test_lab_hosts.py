@@ -184,6 +184,28 @@ def test_power_loss_clears_the_hosts_cgroups_and_no_others(lab: Lab) -> None:
     assert cgroups.leftovers(lab.layout.host_cgroup("m1"))
 
 
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_what_is_frozen_on_a_host_ends_with_its_power_too(lab: Lab, wait_until: Callable[..., None], end: str) -> None:
+    freezer = next((top for top in cgroups.hierarchies() if "freezer" in top.name.split(",")), None)
+    if freezer is None:
+        pytest.skip("not run: this kernel has no freezer of cgroup v1; what v2 freezes can be killed")
+    lab.up(managers=1, workers=1, swarm=False)
+    group = freezer / lab.layout.host_cgroup("w1").lstrip("/") / "paused"
+    group.mkdir(parents=True)
+    freeze = f"echo 0 >{group}/cgroup.procs; echo FROZEN >{group}/freezer.state; sleep 1000"
+    process = subprocess.Popen(lab.command("w1", ["sh", "-c", freeze]))
+    try:
+        wait_until(lambda: (group / "freezer.state").read_text().strip() == "FROZEN", 20, what="it is frozen")
+        getattr(lab, end)("w1")
+        assert process.wait(30) != 0
+        assert not cgroups.leftovers(lab.layout.host_cgroup("w1"))
+    finally:
+        if group.exists():
+            (group / "freezer.state").write_text("THAWED")
+        process.kill()
+        process.wait()
+
+
 def test_stop_lets_the_daemon_end_in_order_and_ends_the_stubborn_after_the_grace(lab: Lab) -> None:
     lab.up(managers=1, workers=1, swarm=False)
     inside(lab, "w1", "setsid sh -c 'trap : TERM; while :; do sleep 60; done' >/dev/null 2>&1 & sleep 0.1")
