@@ -1,11 +1,11 @@
 """Clients that open 200 connections a second see no error while a service is updated, scaled and moved about.
 
 A manager and two workers run ``web`` (virtual address, published port) and ``rr`` (names only), ten replicas each with a health
-check; their program ends at once when it is told to. Three clients ask all the time, each request a connection of its own: a
-container by web's virtual address, a container by rr's names, and a host by the published port of every node in turn. Meanwhile:
-updates (stop-first and start-first), scaling up and down, a node drained and active again, daemons killed. Every request that
-fails is told with its time and what was done then. At rest before, ten thousand connections are counted by task. Prints a table;
-exit code 1 when a request failed.
+check; their program ends ``--drain`` seconds after it is told to, at once without. Three clients ask all the time, each request a
+connection of its own: a container by web's virtual address, a container by rr's names, and a host by the published port of every
+node in turn. Meanwhile: updates (stop-first and start-first), scaling up and down, a node drained and active again, daemons
+killed. Every request that fails is told with its time and what was done then. At rest before, ten thousand connections are
+counted by task. Prints a table; exit code 1 when a request failed.
 """
 
 from __future__ import annotations
@@ -36,10 +36,8 @@ BALANCED: Final = 10_000
 ANSWER_S: Final = 10.0
 """After which a request has failed. Generous: a connection that hangs does so for minutes."""
 PROBE: Final = Path(__file__).with_name("traffic_probe.py").read_text()
-_SERVE: Final = (
-    f"mkdir -p /www; hostname > /www/index.html; httpd -f -h /www -p {PORT} & "
-    "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done"
-)
+_SERVE: Final = f"mkdir -p /www; hostname > /www/index.html; httpd -f -h /www -p {PORT} & "
+_UNTIL_TOLD: Final = "while :; do sleep 1 & wait $!; done"
 
 
 @dataclass
@@ -93,9 +91,11 @@ class Traffic:
 class World:
     """A lab with both services and a guest container on their network."""
 
-    def __init__(self, lab: TestLab, *, replicas: int = REPLICAS) -> None:
+    def __init__(self, lab: TestLab, *, replicas: int = REPLICAS, drain_s: float = 0) -> None:
+        """``drain_s``: how long the program goes on answering after it was told to stop."""
         self.lab = lab
         self.replicas = replicas
+        self.drain_s = drain_s
         self.guest = ""
 
     def prepare(self) -> None:
@@ -106,7 +106,8 @@ class World:
             "web": ("--publish", f"{PUBLISHED}:{PORT}"),
             "rr": ("--endpoint-mode", "dnsrr"),
         }.items():
-            create = ("service", "create", "--detach", "--name", name, *common, *flags, IMAGE, "sh", "-c", _SERVE)
+            script = f"{_SERVE}trap 'sleep {self.drain_s:g}; exit 0' TERM; {_UNTIL_TOLD}"
+            create = ("service", "create", "--detach", "--name", name, *common, *flags, IMAGE, "sh", "-c", script)
             self.lab.fleet(*create)
         self.settle()
         name = f"guest-{secrets.token_hex(2)}"
@@ -210,6 +211,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--rate", type=int, default=RATE, help="connections a second of each client")
     parser.add_argument("--balance", type=int, default=BALANCED, metavar="N", help="connections to count by task")
+    parser.add_argument(
+        "--drain", type=float, default=0, metavar="S", help="how long the program answers after SIGTERM"
+    )
     told = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         lab = TestLab(f"traffic{secrets.token_hex(2)}", root=Path(folder))
@@ -217,7 +221,7 @@ def main(arguments: list[str]) -> int:
             lab.up(managers=1, workers=2)
             for host in lab.hosts():
                 lab.load_hello(host)
-            world = World(lab)
+            world = World(lab, drain_s=told.drain)
             world.prepare()
             counts = world.balance(told.balance)
             even = sum(counts.values()) / REPLICAS
