@@ -126,11 +126,12 @@ class World:
         return update == "completed" and [t["Status"]["State"] for t in moving] == ["running"] * wanted
 
     def client(self, name: str, host: str, targets: list[tuple[str, int]], *, netns: str = "", rate: int) -> Client:
-        command = self.lab.command(host, [sys.executable, "-I", "-S", "-c", PROBE])
+        inside = ["nsenter", f"--net={netns}", "--"] if netns else []
+        command = self.lab.command(host, [*inside, sys.executable, "-I", "-S", "-c", PROBE])
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         assert process.stdin is not None
-        order = {"netns": netns, "targets": targets, "rate": rate, "timeout_s": ANSWER_S}
+        order = {"targets": targets, "rate": rate, "timeout_s": ANSWER_S}
         process.stdin.write(json.dumps(order) + "\n")
         process.stdin.flush()
         return Client(name, process)
