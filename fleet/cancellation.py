@@ -63,9 +63,9 @@ def _times_cancelled() -> int:
 
 
 async def cancel_and_wait(*tasks: asyncio.Future[Any] | None) -> None:
-    """End tasks of one's own, whatever they raise; what is None or done already is left out. Raises ``CancelledError`` only if
-    the caller is cancelled meanwhile."""
-    running = [task for task in tasks if task is not None and not task.done()]
-    for task in running:
+    """End tasks of one's own, in that order, whatever they raise or have raised; what is None is left out. Raises
+    ``CancelledError`` only if the caller is cancelled meanwhile."""
+    present = [task for task in tasks if task is not None]
+    for task in present:
         task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
+    await asyncio.gather(*present, return_exceptions=True)

@@ -14,6 +14,7 @@ from starlette.responses import StreamingResponse
 
 from fleet.api.http import json_response, parse_bool, read_body
 from fleet.builder.build import Builder, BuildOptions, CommandFailedFault, config_of
+from fleet.cancellation import cancel_and_wait
 from fleet.containers import ContainerEngine, Status
 from fleet.containers.layertar import write_layer
 from fleet.errors import UnsupportedError, UserError
@@ -168,6 +169,4 @@ async def _build(builder: Builder, request: Request, options: BuildOptions, *, q
     except CommandFailedFault as cause:
         tell({"errorDetail": {"code": cause.code, "message": str(cause)}, "error": str(cause)})
     finally:
-        for task in (work, watch):
-            task.cancel()
-        await asyncio.gather(work, watch, return_exceptions=True)
+        await cancel_and_wait(work, watch)

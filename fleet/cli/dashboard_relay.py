@@ -31,6 +31,7 @@ from starlette.responses import Response
 from fleet import errors
 from fleet.api.client import EngineClient
 from fleet.api.http import json_response, problem, read_body
+from fleet.cancellation import cancel_and_wait
 from fleet.daemon.dashboard.guard import CHANGE_HEADER, explain_refusal
 from fleet.model.wire import Value, parse_json
 
@@ -185,17 +186,14 @@ class Relay:
                 pass
 
         is_endless = "content-length" not in answer.headers
-        ways = [asyncio.ensure_future(pump()), asyncio.ensure_future(gone())]
+        ways: list[asyncio.Future[Any]] = [asyncio.ensure_future(pump()), asyncio.ensure_future(gone())]
         if is_endless:
-            ways.append(asyncio.ensure_future(_wait(self._ending)))
+            ways.append(asyncio.ensure_future(self._ending.wait()))
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for way in ways[1:]:
-                way.cancel()
             whole = ways[0].done() and ways[0].exception() is None
-            ways[0].cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            await cancel_and_wait(*ways)
         if whole or (is_endless and self._ending.is_set()):  # else the connection ends without the end of the answer
             with contextlib.suppress(OSError):
                 await send({"type": "http.response.body", "body": b""})
@@ -207,10 +205,6 @@ class Relay:
     async def close(self) -> None:
         """Close the connections to the daemon."""
         await self._http.aclose()
-
-
-async def _wait(event: asyncio.Event) -> None:
-    await event.wait()
 
 
 def _hostname(host: str) -> str:

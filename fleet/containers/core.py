@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
+from fleet.cancellation import cancel_and_wait
 from fleet.clock import Clock
 from fleet.containers import cdi
 from fleet.containers.apparmor import AppArmor
@@ -103,9 +104,7 @@ class Core:
             return
         self._closed = True
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*tasks)
         self.hub.close()
         self.user_namespaces.close()
         await asyncio.to_thread(self._threads.shutdown)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fleet import errors
+from fleet.cancellation import cancel_and_wait
 from fleet.clock import Clock
 from fleet.containers.engine import ContainerEngine
 from fleet.daemon.config import DaemonConfig
@@ -234,9 +235,7 @@ class Control:
         """Everything that uses the store, and the store; the engine stays open."""
         current = asyncio.current_task()
         tasks, self._tasks = [task for task in self._tasks if task is not current], []
-        for task in reversed(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*reversed(tasks))
         self.role = self.logs = None
         store, self.store = self.store, None
         if store is not None:

@@ -20,7 +20,7 @@ import msgspec
 
 from fleet import errors
 from fleet.api.dispatch import Trust
-from fleet.cancellation import TaskGroup
+from fleet.cancellation import TaskGroup, cancel_and_wait
 from fleet.clock import Clock
 from fleet.daemon.joining import ask_managers, checked
 from fleet.identity.authority import root_info
@@ -170,9 +170,7 @@ class IdentityKeeper:
         try:
             await asyncio.wait({due, time}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (due, time):
-                task.cancel()
-            await asyncio.gather(due, time, return_exceptions=True)
+            await cancel_and_wait(due, time)
 
     async def _renew(self) -> bool:
         key = generate_request()

@@ -16,6 +16,7 @@ import httpx
 import msgspec
 
 from fleet import errors
+from fleet.cancellation import cancel_and_wait
 from fleet.clock import SystemClock
 from fleet.containers.engine import ContainerEngine
 from fleet.daemon.log_stream import LogFrame, LogQuery, container_log_lines, multiplexed, read_frames
@@ -120,10 +121,7 @@ class ServiceLogs:
                     while True:
                         yield await queue.get()
                 finally:
-                    watcher.cancel()
-                    for reader in readers.values():
-                        reader.cancel()
-                    await asyncio.gather(watcher, *readers.values(), return_exceptions=True)
+                    await cancel_and_wait(watcher, *readers.values())
 
 
 def _has_log(task: Task) -> bool:

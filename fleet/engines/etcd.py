@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from fleet import errors
+from fleet.cancellation import cancel_and_wait
 from fleet.engines.etcd_wire import (
     EtcdTls,
     Gateway,
@@ -437,9 +438,7 @@ class EtcdEngine:
             await asyncio.wait({step, stop}, return_when=asyncio.FIRST_COMPLETED)
             return None if self._stopped.is_set() else step.result()
         finally:
-            for task in (step, stop):
-                task.cancel()
-            await asyncio.gather(step, stop, return_exceptions=True)
+            await cancel_and_wait(step, stop)
 
 
 def _slot_is(slot: str, mark: str) -> dict[str, Any]:

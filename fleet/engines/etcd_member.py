@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 from fleet import errors
-from fleet.cancellation import TaskGroup
+from fleet.cancellation import TaskGroup, cancel_and_wait
 from fleet.clock import Clock
 from fleet.durable import sync_directory
 from fleet.engines.etcd_wire import EtcdTls, Gateway, RevisionGoneError, encode
@@ -312,8 +312,7 @@ class EtcdMember:
                         ) from cause
                 await self._clock.sleep(_POLL_S)
         finally:
-            end.cancel()
-            await asyncio.gather(end, return_exceptions=True)
+            await cancel_and_wait(end)
             await gateway.close()
 
     async def keep(self) -> None:

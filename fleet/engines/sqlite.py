@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from fleet import errors
+from fleet.cancellation import cancel_and_wait
 from fleet.clock import Clock, SystemClock
 from fleet.engines.sqlite_file import SqliteFile, open_file
 from fleet.engines.sqlite_writer import HistoryLimits, Job, Outcome, Writer
@@ -173,9 +174,7 @@ class SqliteEngine:
         if self._closed:
             return
         self._closed = True
-        if self._lease_loop is not None:
-            self._lease_loop.cancel()
-            await asyncio.gather(self._lease_loop, return_exceptions=True)
+        await cancel_and_wait(self._lease_loop)
         if self._writer is not None:
             self._writer.stop()
             await asyncio.to_thread(self._writer.join)

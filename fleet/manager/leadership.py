@@ -23,6 +23,7 @@ from typing import Final
 import msgspec
 
 from fleet import errors
+from fleet.cancellation import cancel_and_wait
 from fleet.clock import Clock
 from fleet.logs import get_logger
 from fleet.model.ids import NodeId
@@ -121,8 +122,7 @@ class Leadership:
                     log.warning("no leader can be found now", cause=str(cause))
                     await self._clock.sleep(_LOOK_S)
         finally:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
+            await cancel_and_wait(watcher)
 
     async def _win(self) -> tuple[int, int] | None:
         """The lease and the revision of the key, or None while another leads."""
@@ -168,9 +168,7 @@ class Leadership:
                 await asyncio.wait({work, *endings.values()}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 causes = [cause for cause, task in endings.items() if task.done()]
-                for task in endings.values():
-                    task.cancel()
-                await asyncio.gather(*endings.values(), return_exceptions=True)
+                await cancel_and_wait(*endings.values())
             if work.done():
                 work.result()
                 return

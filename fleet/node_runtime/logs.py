@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from fleet.cancellation import cancel_and_wait
 from fleet.errors import NotFoundError, RuntimeFault
 
 __all__ = ["LogLine", "read_log"]
@@ -241,9 +242,7 @@ class _Watch:
         try:
             await asyncio.wait(waiters, timeout=_WAKE_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for waiter in waiters:
-                waiter.cancel()
-            await asyncio.gather(*waiters, return_exceptions=True)
+            await cancel_and_wait(*waiters)
         self._event.clear()
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from fleet import errors
-from fleet.cancellation import TaskGroup
+from fleet.cancellation import TaskGroup, cancel_and_wait
 from fleet.metrics import Counter, Histogram
 from fleet.model import wire
 from fleet.model.access import Token, User
@@ -150,10 +150,8 @@ class Store:
     async def close(self) -> None:
         """Stop following; subscriptions end, waiters get ``UnavailableError``. Idempotent."""
         self._closed = True
-        if self._follower is not None:
-            self._follower.cancel()
-            await asyncio.gather(self._follower, return_exceptions=True)
-            self._follower = None
+        await cancel_and_wait(self._follower)
+        self._follower = None
         self._release(errors.UnavailableError("the store is closed"), failure=None)
 
     async def failed(self) -> BaseException:

@@ -41,9 +41,7 @@ async def both_ways(outwards: Coroutine[Any, Any, None], inwards: Coroutine[Any,
         for task in done:
             task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*tasks)
 
 
 _SECONDS: Final = re.compile(r"([0-9]{1,11})(?:\.([0-9]{1,9}))?")

@@ -15,6 +15,7 @@ import msgspec
 
 from fleet import errors
 from fleet.agent.manager_calls import ManagerCalls
+from fleet.cancellation import cancel_and_wait
 from fleet.clock import Clock
 from fleet.containers import ContainerEngine
 from fleet.daemon.moves.arriving import Arriving
@@ -84,9 +85,7 @@ class Moves:
 
     async def close(self) -> None:
         """Moves under way are cut short: a container that was stopped for one is started again."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks)
 
     def leave(self, move_id: str, wish: RunRequest) -> AsyncIterator[bytes]:
         """Move a container away; lines of JSON about it. It goes on when nobody reads them any more."""
